@@ -1,7 +1,7 @@
 """The image configuration blob: what a container made from the image starts with (OCI image-spec, config.md).
 
-Docker's configuration has the same members, so one reader does both. Whatever stands in it was written by a stranger: every
-member is checked for its kind and bounded, and unknown members are ignored.
+Docker's configuration has the same members, so one reader does both. Whatever stands in it was written by a stranger:
+every member is checked for its kind and bounded, and unknown members are ignored.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Content digests, checked where they enter.
 
-A digest names files and URLs, so one that is not exactly an algorithm and that algorithm's number of lower-case hex digits
+A digest names files and URLs, so one that is not exactly an algorithm and its number of lower-case hex digits
 never gets past this module (OCI image-spec, descriptor.md, section Digests).
 """
 
