@@ -1,0 +1,250 @@
+"""Pins a sandbox's namespaces without any process: a thread unshares, sets them up, bind-mounts them, and ends.
+
+The pins are made last. So a directory that holds all of them holds finished namespaces, and a creation that is repeated
+after a crash can tell whether to keep or to begin anew.
+"""
+
+import ctypes
+import fcntl
+import os
+import re
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from crio_core.errors import Code, LocalError, OperationError, invalid
+from crio_io import mounts
+
+CLONE_FLAGS: Mapping[str, int] = MappingProxyType({"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000})
+"""The kinds of namespaces that a thread can take without a new process, with their unshare(2) flags."""
+HOSTNAME_MAX_BYTES = 64
+SYSCTLS_MAX = 256
+SYSCTL_VALUE_MAX_BYTES = 4096
+
+_SYSCTL_NAME = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_.@:-]+)+")
+_SYSCTL_OWNERS: tuple[tuple[str, str], ...] = (
+    ("net/", "net"),
+    ("kernel/shm", "ipc"),
+    ("kernel/msg", "ipc"),
+    ("kernel/sem", "ipc"),
+    ("fs/mqueue/", "ipc"),
+    ("kernel/domainname", "uts"),
+)
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
+_IFREQ = struct.Struct("16sH22x")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NamespacePin:
+    """A namespace held by a bind mount; the inode tells it from any other for as long as the machine runs."""
+
+    path: str
+    inode: int
+
+
+async def create(
+    directory: Path, kinds: tuple[str, ...], *, hostname: str, sysctls: Mapping[str, str]
+) -> Mapping[str, NamespacePin]:
+    """Make and pin namespaces; when every kind is pinned there already, they are kept as they are.
+
+    Args:
+        directory: Where the pins go, one file a kind; made with mode 0700 if absent.
+        kinds: Any of `net`, `uts` and `ipc`.
+        hostname: The name in a new `uts`.
+        sysctls: Settings, each of which must belong to a namespace of `kinds` (CVE-2022-0532).
+
+    Returns:
+        A pin for each kind.
+
+    Raises:
+        OperationError: INVALID_FIELD, SYSCTL_FAILED or NAMESPACE_FAILED; nothing is left behind.
+    """
+    unknown = [kind for kind in kinds if kind not in CLONE_FLAGS]
+    if unknown:
+        raise LocalError(f"no thread can make a namespace of kind {unknown[0]!r}")
+    if len(os.fsencode(hostname)) > HOSTNAME_MAX_BYTES or "\0" in hostname:
+        raise invalid("hostname", hostname, f"up to {HOSTNAME_MAX_BYTES} bytes")
+    settings = _checked_sysctls(sysctls, kinds)
+    return await mounts.in_thread(f"pin namespaces in {directory}", _create, directory, kinds, hostname, settings)
+
+
+async def release(directory: Path) -> None:
+    """Let go of every namespace pinned in a directory, and remove it; absent is success.
+
+    Raises:
+        OperationError: UNMOUNT_FAILED or NAMESPACE_FAILED.
+    """
+    await mounts.in_thread(f"unpin namespaces in {directory}", _release, directory)
+
+
+async def observe(directory: Path) -> Mapping[str, int]:
+    """The inode of each namespace that is truly pinned in a directory, by kind; a plain file is not a pin (R6)."""
+    return await mounts.in_thread(f"look at namespaces in {directory}", _observe, directory)
+
+
+def _checked_sysctls(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapping[str, str]:
+    """Settings by their path below /proc/sys, every one of them proven to be a namespace's own (CVE-2022-0811)."""
+    if len(sysctls) > SYSCTLS_MAX:
+        raise invalid("sysctls", len(sysctls), f"up to {SYSCTLS_MAX} of them")
+    checked: dict[str, str] = {}
+    for name, value in sysctls.items():
+        path = _sysctl_path(name)
+        owner = next((kind for prefix, kind in _SYSCTL_OWNERS if path.startswith(prefix)), None)
+        if owner is None:
+            raise invalid("sysctls", name, "a setting that belongs to a network, IPC or UTS namespace")
+        if owner not in kinds:
+            raise invalid(
+                "sysctls", name, f"no {owner} settings, since the pod does not have its own {owner} namespace"
+            )
+        if len(value) > SYSCTL_VALUE_MAX_BYTES or not value.replace("\t", " ").isprintable():
+            raise invalid(f"sysctls[{name}]", value[:80], "one line of text")
+        checked[path] = value
+    return checked
+
+
+def _sysctl_path(name: str) -> str:
+    """A path from `net.ipv4.ip_forward` or `net/ipv4/conf/eth0.1/x`; the first separator tells the form (sysctl.d(5))."""
+    if not _SYSCTL_NAME.fullmatch(name):
+        raise invalid("sysctls", name, "a name such as net.ipv4.ip_forward")
+    dotted = name.find(".")
+    slashed = name.find("/")
+    if slashed == -1 or -1 < dotted < slashed:
+        name = name.translate(str.maketrans("./", "/."))
+    if any(part in ("", ".", "..") for part in name.split("/")):
+        raise invalid("sysctls", name, "a name such as net.ipv4.ip_forward")
+    return name
+
+
+def _create(
+    directory: Path, kinds: tuple[str, ...], hostname: str, settings: Mapping[str, str]
+) -> Mapping[str, NamespacePin]:
+    present = _observe(directory)
+    if kinds and all(kind in present for kind in kinds):
+        return {kind: NamespacePin(path=str(directory / kind), inode=present[kind]) for kind in kinds}
+    made_directory = not directory.exists()
+    if not made_directory:
+        _release_pins(directory)
+    pinned: list[str] = []
+    try:
+        directory.mkdir(mode=0o700, exist_ok=True)
+        return _in_fresh_thread(lambda: _unshare_and_pin(directory, kinds, hostname, settings, pinned))
+    except BaseException as error:
+        for path in pinned:
+            mounts.unmount(path)
+            Path(path).unlink(missing_ok=True)
+        if made_directory:
+            with suppress(OSError):
+                directory.rmdir()
+        if isinstance(error, OSError):
+            message = f"namespaces {', '.join(kinds)} in {directory}: {error}"
+            raise OperationError(Code.INTERNAL, "NAMESPACE_FAILED", message) from error
+        raise
+
+
+def _in_fresh_thread(function: Callable[[], Mapping[str, NamespacePin]]) -> Mapping[str, NamespacePin]:
+    """Run in a thread that ends afterwards, because what it has unshared it can never share again."""
+    results: list[Mapping[str, NamespacePin]] = []
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(function())
+        except BaseException as error:  # Carried over to the caller's thread, which raises it.
+            failures.append(error)
+
+    thread = threading.Thread(target=body, name="crio-unshare", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def _unshare_and_pin(
+    directory: Path, kinds: tuple[str, ...], hostname: str, settings: Mapping[str, str], pinned: list[str]
+) -> Mapping[str, NamespacePin]:
+    flags = 0
+    for kind in kinds:
+        flags |= CLONE_FLAGS[kind]
+    if flags and _libc.unshare(flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"unshare: {os.strerror(number)}")
+    if "uts" in kinds and hostname:
+        socket.sethostname(hostname)
+    if "net" in kinds:
+        _bring_loopback_up()
+        _refuse_router_advertisements()
+    for path, value in settings.items():
+        _write_sysctl(path, value)
+    pins: dict[str, NamespacePin] = {}
+    for kind in kinds:
+        pin = str(directory / kind)
+        os.close(os.open(pin, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+        pinned.append(pin)
+        mounts.mount(f"/proc/thread-self/ns/{kind}", pin, None, mounts.MS_BIND)
+        pins[kind] = NamespacePin(path=pin, inode=Path(pin).stat().st_ino)
+    return pins
+
+
+def _bring_loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        name, flags = _IFREQ.unpack(fcntl.ioctl(control, _SIOCGIFFLAGS, _IFREQ.pack(b"lo", 0)))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, _IFREQ.pack(name, flags | _IFF_UP))
+
+
+def _refuse_router_advertisements() -> None:
+    """A pod's neighbour must not become its router (CVE-2020-10749); a kernel without IPv6 has nothing to refuse."""
+    for interface in ("all", "default"):
+        with suppress(FileNotFoundError):
+            _write_proc_sys(f"net/ipv6/conf/{interface}/accept_ra", "0")
+
+
+def _write_sysctl(path: str, value: str) -> None:
+    try:
+        _write_proc_sys(path, value)
+    except OSError as error:
+        message = f"sysctl {path.replace('/', '.')} = {value!r}: {error.strerror}"
+        raise OperationError(Code.INVALID_ARGUMENT, "SYSCTL_FAILED", message) from error
+
+
+def _write_proc_sys(path: str, value: str) -> None:
+    fd = os.open(f"/proc/sys/{path}", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, value.encode())
+    finally:
+        os.close(fd)
+
+
+def _release(directory: Path) -> None:
+    try:
+        _release_pins(directory)
+        with suppress(FileNotFoundError):
+            directory.rmdir()
+    except OSError as error:
+        message = f"unpinning namespaces in {directory}: {error}"
+        raise OperationError(Code.INTERNAL, "NAMESPACE_FAILED", message) from error
+
+
+def _release_pins(directory: Path) -> None:
+    for kind in CLONE_FLAGS:
+        pin = directory / kind
+        mounts.unmount(str(pin))
+        pin.unlink(missing_ok=True)
+
+
+def _observe(directory: Path) -> Mapping[str, int]:
+    found: dict[str, int] = {}
+    nsfs = Path("/proc/self/ns/net").stat().st_dev
+    for kind in CLONE_FLAGS:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = (directory / kind).lstat()
+            if status.st_dev == nsfs:
+                found[kind] = status.st_ino
+    return found
