@@ -43,7 +43,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespacePin:
-    """A namespace held by a bind mount; the inode tells it from any other for as long as the machine runs."""
+    """A namespace held by a bind mount; the inode tells it from any other for as long as it is held."""
 
     path: str
     inode: int
@@ -110,7 +110,7 @@ def _checked_sysctls(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapp
 
 
 def _sysctl_path(name: str) -> str:
-    """A path from `net.ipv4.ip_forward` or `net/ipv4/conf/eth0.1/x`; the first separator tells the form (sysctl.d(5))."""
+    """A path from `net.ipv4.ip_forward` or `net/ipv4/conf/eth0.1/x`; the first separator tells which (sysctl.d(5))."""
     if not _SYSCTL_NAME.fullmatch(name):
         raise invalid("sysctls", name, "a name such as net.ipv4.ip_forward")
     dotted = name.find(".")

@@ -68,7 +68,7 @@ async def run(
     Raises:
         OperationError: EXECUTABLE_NOT_FOUND, SPAWN_FAILED or TIMEOUT.
     """
-    child = _Child(argv, stdin, env, pass_fds, cwd, output_max_bytes)
+    child = Child(argv, stdin=stdin, env=env, pass_fds=pass_fds, cwd=cwd, output_max_bytes=output_max_bytes)
     try:
         with anyio.move_on_after(timeout_s):
             await child.wait_exit()
@@ -79,43 +79,53 @@ async def run(
             await child.wait_output()
         return child.completed(child.returncode)
     finally:
-        if child.returncode is None:
-            child.kill()
-            with anyio.move_on_after(REAP_S, shield=True):
-                await child.wait_exit()
-        child.close()
+        await child.end()
+
+
+class _Room:
+    """How many bytes may still be kept, by one stream or by two together."""
+
+    __slots__ = ("left_bytes", "truncated")
+
+    def __init__(self, max_bytes: int) -> None:
+        self.left_bytes = max_bytes
+        self.truncated = False
 
 
 class _Output:
-    """The first `max_bytes` of one stream, and whether there was more."""
+    """What one stream said, as far as there was room."""
 
-    __slots__ = ("chunks", "room_bytes", "truncated")
+    __slots__ = ("chunks", "room")
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, room: _Room) -> None:
         self.chunks: list[bytes] = []
-        self.room_bytes = max_bytes
-        self.truncated = False
+        self.room = room
 
     def add(self, data: bytes) -> None:
-        if len(data) > self.room_bytes:
-            self.truncated = True
-            data = data[: self.room_bytes]
-        self.room_bytes -= len(data)
+        if len(data) > self.room.left_bytes:
+            self.room.truncated = True
+            data = data[: self.room.left_bytes]
+        self.room.left_bytes -= len(data)
         if data:
             self.chunks.append(data)
 
 
-class _Child:
-    """A started program: its pidfd and pipes in one epoll set."""
+class Child:
+    """A started program: its pidfd and pipes in one epoll set. Whoever makes one must await its `end`.
+
+    The arguments are those of `run`; with `output_shared`, stdout and stderr are bounded together.
+    """
 
     def __init__(
         self,
         argv: Sequence[str],
-        stdin: bytes,
-        env: Mapping[str, str] | None,
-        pass_fds: Sequence[int],
-        cwd: str | None,
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        pass_fds: Sequence[int] = (),
+        cwd: str | None = None,
         output_max_bytes: int,
+        output_shared: bool = False,
     ) -> None:
         self.popen = start(argv, env=env, pass_fds=pass_fds, cwd=cwd, stdin_pipe=bool(stdin), output_pipes=True)
         self.returncode: int | None = None
@@ -127,8 +137,10 @@ class _Child:
             self._epoll = self._stack.enter_context(select.epoll())
             self._epoll.register(self._pidfd, select.EPOLLIN)
             assert self.popen.stdout is not None and self.popen.stderr is not None
-            self.stdout, self.stderr = _Output(output_max_bytes), _Output(output_max_bytes)
-            self._outputs = {self.popen.stdout.fileno(): self.stdout, self.popen.stderr.fileno(): self.stderr}
+            room = _Room(output_max_bytes)
+            self._stdout = _Output(room)
+            self._stderr = _Output(room if output_shared else _Room(output_max_bytes))
+            self._outputs = {self.popen.stdout.fileno(): self._stdout, self.popen.stderr.fileno(): self._stderr}
             for fd in self._outputs:
                 os.set_blocking(fd, False)
                 self._epoll.register(fd, select.EPOLLIN)
@@ -137,9 +149,9 @@ class _Child:
                 self._epoll.register(self.popen.stdin.fileno(), select.EPOLLOUT)
                 self._send()
         except BaseException:
-            self.kill()
+            kill_group(self.popen)
             self.popen.wait()
-            self.close()
+            self._close()
             raise
 
     async def wait_exit(self) -> None:
@@ -195,17 +207,23 @@ class _Child:
     def completed(self, returncode: int) -> Completed:
         return Completed(
             returncode=returncode,
-            stdout=b"".join(self.stdout.chunks),
-            stderr=b"".join(self.stderr.chunks),
-            truncated=self.stdout.truncated or self.stderr.truncated,
+            stdout=b"".join(self._stdout.chunks),
+            stderr=b"".join(self._stderr.chunks),
+            truncated=self._stdout.room.truncated or self._stderr.room.truncated,
         )
 
-    def kill(self) -> None:
-        """Kill the process group; the program is not reaped yet, so the number is still its own."""
-        kill_group(self.popen)
+    async def end(self) -> None:
+        """Kill the process group if the program has not ended, reap it, and close every descriptor.
 
-    def close(self) -> None:
-        """Close every descriptor. A program that would not die is reaped by `subprocess` at a later start."""
+        A program that does not die (it hangs in the kernel) is reaped by `subprocess` at a later start.
+        """
+        if self.returncode is None:
+            kill_group(self.popen)  # Not reaped yet, so the number is still its own.
+            with anyio.move_on_after(REAP_S, shield=True):
+                await self.wait_exit()
+        self._close()
+
+    def _close(self) -> None:
         self._stack.close()
         for pipe in (self.popen.stdin, self.popen.stdout, self.popen.stderr):
             if pipe is not None:
