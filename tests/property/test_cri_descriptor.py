@@ -54,7 +54,8 @@ def field_type(field: FieldDescriptor, package: str) -> str:
         return scoped_name(entry.full_name, package)
     if field.enum_type is not None:
         # The table writes a type as its message's scope sees it: an enum of the message's own by its bare name.
-        own_scope = f"{field.containing_type.full_name}."
+        owner = field.containing_type
+        own_scope = f"{owner.full_name}." if owner is not None else ""
         return scoped_name(field.enum_type.full_name.removeprefix(own_scope), package)
     return KIND_NAMES[field.type]
 

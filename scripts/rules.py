@@ -1,0 +1,172 @@
+"""The house rules that neither ruff, mypy nor import-linter can see.
+
+- The core and the monitor import from an allow-list. The import contracts in pyproject.toml forbid what is known to be
+  wrong, also through other modules; this list catches what nobody thought of forbidding.
+- The core calls no builtin that reaches outside or differs between processes, and never takes the order of a set, which
+  differs between processes too: the same events must give the same effects, in the same order, everywhere.
+- A function is one thing: up to 70 lines.
+
+`python -m scripts.rules` checks the tree and prints `path:line: what, and what to do instead`.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("crio_core", "crio_io", "crio_server", "conmon", "scripts", "examples", "bench")
+GENERATED = Path("crio_server/cri/v1")
+FUNCTION_LINES_MAX = 70
+
+# A module here computes; none of them has a part that reads the clock, the system or the network when it is called. Of
+# pathlib, datetime, uuid and logging only some names qualify: crio_core/ruff.toml bans the others one by one.
+CORE_STDLIB = frozenset(
+    {
+        *("__future__", "abc", "base64", "binascii", "bisect", "collections", "contextlib", "copy", "dataclasses"),
+        *("datetime", "difflib", "enum", "fnmatch", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools"),
+        *("json", "logging", "math", "operator", "pathlib", "re", "shlex", "string", "struct", "textwrap", "tomllib"),
+        *("types", "typing", "unicodedata", "urllib.parse", "uuid", "warnings", "zlib"),
+    }
+)
+CORE_LIBRARIES = frozenset({"crio_core", "dataclasses_json", "orjson", "transitions"})
+MONITOR_LIBRARIES = frozenset({"conmon", "crio_core"})
+
+BANNED_BUILTINS = {
+    "__import__": "import at the top of the module",
+    "breakpoint": "leave no debugger behind",
+    "compile": "the core runs no code from data",
+    "eval": "the core runs no code from data",
+    "exec": "the core runs no code from data",
+    "hash": "it differs between processes for text; compare values, or use hashlib",
+    "id": "it differs between processes; give the thing an id of its own",
+    "input": "what is read from outside arrives in events",
+    "open": "files belong to crio_io; return an effect",
+    "print": "output belongs to crio_server; return an effect",
+}
+ORDER_TAKERS = frozenset({"tuple", "list", "iter", "next", "enumerate", "zip", "map", "filter", "reversed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Finding:
+    """One broken rule at one place."""
+
+    path: str
+    line: int
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.what}"
+
+
+def imported_modules(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and full name of each absolute import, wherever in the module it stands."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module is not None:
+            if node.module == "urllib":
+                yield from ((node.lineno, f"urllib.{alias.name}") for alias in node.names)
+            else:
+                yield node.lineno, node.module
+
+
+def _is_allowed(module: str, allowed: frozenset[str]) -> bool:
+    parts = module.split(".")
+    return any(".".join(parts[:count]) in allowed for count in range(1, len(parts) + 1))
+
+
+def check_imports(tree: ast.AST, path: str, allowed: frozenset[str], reason: str) -> Iterator[Finding]:
+    """Each import that the allow-list does not name."""
+    for line, module in imported_modules(tree):
+        if not _is_allowed(module, allowed):
+            yield Finding(path=path, line=line, what=f"imports {module}: {reason}")
+
+
+def _is_set(node: ast.expr) -> bool:
+    match node:
+        case ast.Set() | ast.SetComp():
+            return True
+        case ast.Call(func=ast.Name(id="set" | "frozenset")):
+            return True
+        case ast.BinOp(op=ast.BitOr() | ast.BitAnd() | ast.Sub() | ast.BitXor()):
+            return _is_set(node.left) or _is_set(node.right)
+        case _:
+            return False
+
+
+def _ordered_uses(node: ast.AST) -> Iterator[ast.expr]:
+    """The expressions whose order this node takes."""
+    match node:
+        case ast.For() | ast.AsyncFor() | ast.comprehension():
+            yield node.iter
+        case ast.Starred():
+            yield node.value
+        case ast.Call(func=ast.Name(id=name)) if name in ORDER_TAKERS:
+            yield from node.args
+        case ast.Call(func=ast.Attribute(attr="join")):
+            yield from node.args
+        case _:
+            pass
+
+
+def check_determinism(tree: ast.AST, path: str) -> Iterator[Finding]:
+    """Each use of a banned builtin, and each place that takes the order of a set."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in BANNED_BUILTINS:
+            what = f"calls {node.func.id}(): {BANNED_BUILTINS[node.func.id]}"
+            yield Finding(path=path, line=node.lineno, what=what)
+        for expression in _ordered_uses(node):
+            if _is_set(expression):
+                what = "takes the order of a set, which differs between processes: use sorted() or dict.fromkeys()"
+                yield Finding(path=path, line=expression.lineno, what=what)
+
+
+def check_sizes(tree: ast.AST, path: str) -> Iterator[Finding]:
+    """Each function that is longer than the bound."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if lines > FUNCTION_LINES_MAX:
+                what = f"{node.name} has {lines} lines, more than {FUNCTION_LINES_MAX}: which second thing hides in it?"
+                yield Finding(path=path, line=node.lineno, what=what)
+
+
+def check_source(source: str, path: str) -> tuple[Finding, ...]:
+    """Every finding in one module; `path` is relative to the root and decides which rules apply."""
+    tree = ast.parse(source, filename=path)
+    findings = [*check_sizes(tree, path)]
+    package = path.split("/")[0]
+    if package == "crio_core":
+        reason = "the core may import only what computes; say in an effect what should happen outside"
+        findings.extend(check_imports(tree, path, CORE_STDLIB | CORE_LIBRARIES, reason))
+        findings.extend(check_determinism(tree, path))
+    elif package == "conmon":
+        reason = "the monitor stands on the standard library and crio_core alone, to stay small in memory"
+        findings.extend(check_imports(tree, path, frozenset(sys.stdlib_module_names) | MONITOR_LIBRARIES, reason))
+    return tuple(sorted(findings))
+
+
+def check_tree(root: Path) -> tuple[Finding, ...]:
+    """Every finding in the packages below `root`."""
+    return tuple(
+        finding
+        for package in PACKAGES
+        for file in sorted((root / package).rglob("*.py"))
+        if GENERATED not in file.relative_to(root).parents
+        for finding in check_source(file.read_text(), file.relative_to(root).as_posix())
+    )
+
+
+def main() -> int:
+    """Print the findings of this tree; 1 when there are any."""
+    findings = check_tree(ROOT)
+    for finding in findings:
+        print(finding, file=sys.stderr)
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
