@@ -1,7 +1,7 @@
 """Image manifests and indexes: Docker schema 2 and OCI (image-spec manifest.md, image-index.md, descriptor.md).
 
-A document is exactly one kind, and every sign of its kind must agree: the Content-Type it came with, the `mediaType` inside,
-and the members it has. A document that can be read both ways is refused (CVE-2021-41190).
+A document is exactly one kind, and every sign of its kind must agree: the Content-Type it came with, the `mediaType`
+inside, and the members it has. A document that can be read both ways is refused (CVE-2021-41190).
 """
 
 import json

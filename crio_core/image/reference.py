@@ -1,8 +1,8 @@
 """Image references, as Docker and OCI write them: `[domain/]path[:tag][@digest]`.
 
-A name without a domain is *short*: what it stands for is the business of `registries.py`. `parse_reference` keeps it short,
-and `normalise` gives it the meaning that Docker gives it (docker.io, and `library/` before a single word). The grammar is
-that of the distribution project's reference package; every part is bounded.
+A name without a domain is *short*: what it stands for is the business of `registries.py`. `parse_reference` keeps it
+short, and `normalise` gives it the meaning that Docker gives it (docker.io, and `library/` before a single word). The
+grammar is that of the distribution project's reference package; every part is bounded.
 """
 
 import re
@@ -71,8 +71,8 @@ def parse_reference(text: str, field: str = "image") -> Reference:
     Raises:
         OperationError: INVALID_ARGUMENT, naming the part that is wrong.
     """
-    if not isinstance(text, str) or not text or len(text) > REFERENCE_CHARS_MAX:
-        raise invalid(field, str(text)[:200], f"a reference of 1 to {REFERENCE_CHARS_MAX} characters")
+    if not text or len(text) > REFERENCE_CHARS_MAX:
+        raise invalid(field, text[:200], f"a reference of 1 to {REFERENCE_CHARS_MAX} characters")
     rest, at, digest_text = text.partition("@")
     digest = parse_digest(digest_text, f"{field}: digest") if at else None
     tag = ""

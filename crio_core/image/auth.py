@@ -1,0 +1,297 @@
+"""Registry credentials: where they come from, and which host may see them.
+
+Sources are the CRI request's AuthConfig and `containers-auth.json(5)` or Docker's `config.json`. A credential belongs to
+one host; the answer to a challenge is planned here, so that no code with a socket decides who gets a password
+(distribution's token authentication specification; RFC 9110 section 11 for challenges).
+"""
+
+import base64
+import binascii
+import ipaddress
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from urllib.parse import urlencode, urlsplit
+
+from crio_core.cri import AuthConfig
+from crio_core.errors import Code, OperationError, invalid
+from crio_core.image.reference import Reference, host_name
+
+AUTH_FILE_BYTES_MAX = 1024 * 1024
+CHALLENGE_CHARS_MAX = 8192
+CHALLENGES_MAX = 8
+TOKEN_CHARS_MAX = 64 * 1024
+TOKEN_LIFE_DEFAULT_S = 60
+TOKEN_LIFE_MAX_S = 3600
+_DOCKER_KEYS = frozenset({"index.docker.io", "docker.io", "registry-1.docker.io"})
+_DOCKER_HOST = "registry-1.docker.io"
+_NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What proves who we are to one host. Never logged: `repr` shows nothing of it."""
+
+    username: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    identity_token: str = field(default="", repr=False)
+    registry_token: str = field(default="", repr=False)
+
+    @property
+    def is_anonymous(self) -> bool:
+        """Whether there is nothing to show."""
+        return not (self.username or self.password or self.identity_token or self.registry_token)
+
+    def basic(self) -> str:
+        """The value of an `Authorization: Basic` header."""
+        return "Basic " + base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """One `WWW-Authenticate` challenge; the scheme and parameter names are lower-case."""
+
+    scheme: str
+    parameters: Mapping[str, str] = field(default_factory=lambda: _NO_PARAMETERS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenRequest:
+    """A token to ask for: GET `url`, or POST `form` to it when there is one."""
+
+    url: str
+    authorization: str = field(default="", repr=False)
+    form: str = field(default="", repr=False)
+
+
+ANONYMOUS = Credentials()
+
+
+def credentials_from_cri(auth: AuthConfig, domain: str) -> Credentials:
+    """The credentials of a PullImage request, if they are meant for `domain`.
+
+    Args:
+        auth: The request's AuthConfig; without `server_address` it is for the registry of the image itself.
+        domain: The domain of the reference.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT when `auth` is not base64 of `user:password`.
+    """
+    if auth.server_address and _key_host(auth.server_address) != _canonical(domain):
+        return ANONYMOUS
+    username, password = auth.username, auth.password
+    if auth.auth and not (username and password):
+        username, password = _decode_basic(auth.auth, "auth.auth")
+    return Credentials(
+        username=username,
+        password=password,
+        identity_token=auth.identity_token,
+        registry_token=auth.registry_token,
+    )
+
+
+def parse_auth_file(content: bytes) -> Mapping[str, Credentials]:
+    """Read the `auths` of an auth file: keys are hosts or namespaces, without scheme.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT, without any of the content.
+    """
+    if len(content) > AUTH_FILE_BYTES_MAX:
+        raise invalid("auth file", len(content), f"at most {AUTH_FILE_BYTES_MAX} bytes")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise invalid("auth file", "its content", "JSON") from error
+    auths = document.get("auths", {}) if isinstance(document, dict) else None
+    if not isinstance(auths, dict):
+        raise invalid("auth file: auths", "its content", "an object")
+    found = {}
+    for key, entry in auths.items():
+        if not isinstance(entry, dict):
+            raise invalid("auth file: auths", key, "an object for every key")
+        encoded, token = entry.get("auth") or "", entry.get("identitytoken") or ""
+        if not isinstance(encoded, str) or not isinstance(token, str):
+            raise invalid("auth file: auths", key, "string values")
+        username, password = _decode_basic(encoded, f"auth file: auths.{key}") if encoded else ("", "")
+        found[_normalise_key(key)] = Credentials(username=username, password=password, identity_token=token)
+    return MappingProxyType(found)
+
+
+def find_credentials(auths: Mapping[str, Credentials], host: str, repository: str) -> Credentials:
+    """The entry of the longest namespace that contains the repository, down to its host; else none."""
+    canonical = _canonical(host)
+    names = [canonical]
+    if repository:
+        for part in repository.split("/"):
+            names.append(f"{names[-1]}/{part}")
+    for name in reversed(names):
+        if name in auths:
+            return auths[name]
+    return ANONYMOUS
+
+
+def credentials_for(
+    reference: Reference, host: str, repository: str, cri: AuthConfig | None, auths: Mapping[str, Credentials]
+) -> Credentials:
+    """What to show to `host` when pulling `reference`: the request's, if it is for that host, else the files'."""
+    if cri is not None and _canonical(host) == _canonical(reference.domain):
+        found = credentials_from_cri(cri, reference.domain)
+        if not found.is_anonymous:
+            return found
+    return find_credentials(auths, host, repository)
+
+
+def parse_challenges(header: str) -> tuple[Challenge, ...]:
+    """Read a `WWW-Authenticate` header; what does not parse ends the list, it is never guessed at."""
+    text = header[:CHALLENGE_CHARS_MAX]
+    found: list[Challenge] = []
+    position = 0
+    scheme, parameters = "", dict[str, str]()
+    while position < len(text) and len(found) < CHALLENGES_MAX:
+        position = _skip(text, position, " \t,")
+        word, position = _word(text, position)
+        if not word:
+            break
+        after = _skip(text, position, " \t")
+        if after < len(text) and text[after] == "=":
+            value, position = _value(text, _skip(text, after + 1, " \t"))
+            parameters.setdefault(word.lower(), value)
+            continue
+        if scheme:
+            found.append(Challenge(scheme=scheme, parameters=MappingProxyType(parameters)))
+        scheme, parameters = word.lower(), {}
+    if scheme:
+        found.append(Challenge(scheme=scheme, parameters=MappingProxyType(parameters)))
+    return tuple(found)
+
+
+def plan_token(
+    challenge: Challenge, host: str, repository: str, credentials: Credentials, *, insecure: bool
+) -> TokenRequest:
+    """Plan the request for a Bearer token.
+
+    The realm is named by the registry, so it is trusted no further than that: it must be HTTPS unless the registry itself
+    is marked insecure (CVE-2019-10214), and it sees credentials only on the registry's host or a sibling under the same
+    parent domain, as auth.docker.io is of registry-1.docker.io (CVE-2020-15157). Anybody else is asked anonymously.
+
+    Raises:
+        OperationError: UNAUTHENTICATED, reason TOKEN_REALM_REFUSED.
+    """
+    realm = challenge.parameters.get("realm", "")
+    parts = urlsplit(realm)
+    if parts.scheme not in ("https", "http") or not parts.hostname or parts.username is not None:
+        raise _realm_refused(host, realm, "is not an HTTP address")
+    if parts.scheme == "http" and not insecure:
+        raise _realm_refused(host, realm, "is not HTTPS")
+    scope = f"repository:{repository}:pull"
+    query = {"service": challenge.parameters["service"]} if "service" in challenge.parameters else {}
+    query["scope"] = scope
+    trusted = _same_site(parts.hostname, host_name(host))
+    if credentials.identity_token and trusted:
+        form = {
+            "grant_type": "refresh_token",
+            "client_id": "crio",
+            "refresh_token": credentials.identity_token,
+            **query,
+        }
+        return TokenRequest(url=realm, form=urlencode(form))
+    separator = "&" if parts.query else "?"
+    authorization = credentials.basic() if trusted and credentials.username else ""
+    return TokenRequest(url=f"{realm}{separator}{urlencode(query)}", authorization=authorization)
+
+
+def parse_token(body: bytes) -> tuple[str, int]:
+    """The token and its life in seconds.
+
+    Raises:
+        OperationError: UNAUTHENTICATED, reason TOKEN_INVALID.
+    """
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise OperationError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "token server did not answer with JSON") from error
+    token = (document.get("token") or document.get("access_token")) if isinstance(document, dict) else None
+    if not isinstance(token, str) or not 0 < len(token) <= TOKEN_CHARS_MAX or not token.isprintable() or " " in token:
+        raise OperationError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "token server answered without a usable token")
+    life_s = document.get("expires_in")
+    if not isinstance(life_s, int) or isinstance(life_s, bool) or life_s < TOKEN_LIFE_DEFAULT_S:
+        life_s = TOKEN_LIFE_DEFAULT_S
+    return token, min(life_s, TOKEN_LIFE_MAX_S)
+
+
+def _realm_refused(host: str, realm: str, why: str) -> OperationError:
+    return OperationError(
+        Code.UNAUTHENTICATED,
+        "TOKEN_REALM_REFUSED",
+        f"registry {host} names the token server {realm[:200]!r}, which {why}",
+    )
+
+
+def _same_site(realm_host: str, registry_host: str) -> bool:
+    """Same host, or both under one parent domain of at least two labels; addresses must be equal."""
+    realm_host = realm_host.lower()
+    if realm_host == registry_host:
+        return True
+    for name in (realm_host, registry_host):
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            continue
+        return False
+    realm_labels, registry_labels = realm_host.split("."), registry_host.split(".")
+    return len(realm_labels) >= 3 and len(registry_labels) >= 3 and realm_labels[-2:] == registry_labels[-2:]
+
+
+def _decode_basic(encoded: str, what: str) -> tuple[str, str]:
+    try:
+        username, colon, password = base64.b64decode(encoded, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError) as error:
+        raise invalid(what, "its value", "base64 of user:password") from error
+    if not colon:
+        raise invalid(what, "its value", "base64 of user:password")
+    return username, password.rstrip("\0")
+
+
+def _canonical(host: str) -> str:
+    return _DOCKER_HOST if host.lower() in _DOCKER_KEYS else host.lower()
+
+
+def _key_host(key: str) -> str:
+    return _normalise_key(key).partition("/")[0]
+
+
+def _normalise_key(key: str) -> str:
+    """Old files have `https://index.docker.io/v1/`, new ones `host[:port][/namespace]`."""
+    had_scheme = "://" in key
+    rest = key.partition("://")[2] if had_scheme else key
+    host, _, path = rest.partition("/")
+    if had_scheme or path.rstrip("/") in ("v1", "v2"):
+        path = ""
+    return f"{_canonical(host)}/{path.strip('/')}".rstrip("/")
+
+
+def _skip(text: str, position: int, characters: str) -> int:
+    while position < len(text) and text[position] in characters:
+        position += 1
+    return position
+
+
+def _word(text: str, position: int) -> tuple[str, int]:
+    start = position
+    while position < len(text) and (text[position].isalnum() or text[position] in "!#$%&'*+-.^_`|~"):
+        position += 1
+    return text[start:position], position
+
+
+def _value(text: str, position: int) -> tuple[str, int]:
+    if position >= len(text) or text[position] != '"':
+        return _word(text, position)
+    position += 1
+    out = []
+    while position < len(text) and text[position] != '"':
+        if text[position] == "\\" and position + 1 < len(text):
+            position += 1
+        out.append(text[position])
+        position += 1
+    return "".join(out), position + 1
