@@ -45,7 +45,8 @@ _VALUES = {
         "hooks_dir hooks_dir_path default_mounts default_mounts_file allowed_devices cdi_spec_dirs "
         "decryption_keys_path privileged_seccomp_profile seccomp_baseline_profile blockio_config_file "
         "irqbalance_config_file irqbalance_config_restore_file rdt_config_file bind_mount_prefix uid_mappings "
-        "gid_mappings minimum_mappable_uid minimum_mappable_gid log_filter pinns_path workloads separate_pull_cgroup infra_ctr_cpuset shared_cpuset "
+        "gid_mappings minimum_mappable_uid minimum_mappable_gid log_filter pinns_path workloads "
+        "separate_pull_cgroup infra_ctr_cpuset shared_cpuset "
         "absent_mount_sources_to_reject timezone inject_gomaxprocs"
     ),
     "crio.image": "default_transport namespaced_auth_dir big_files_temporary_dir pull_progress_timeout",

@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from crio_server.config.elsewhere import MISSING_HANDLER_KEYS, MISSING_KEYS
+from crio_server.config.handler import HANDLER_NAME, HANDLER_OPTIONS, RUNTIMES_TABLE
 from crio_server.config.kinds import Choice, FilePath, Kind, ListOf, Refused, Switch, Text
-from crio_server.config.options import HANDLER_NAME, HANDLER_OPTIONS, OPTIONS, RUNTIMES_TABLE, Option
+from crio_server.config.option import Option
+from crio_server.config.options import OPTIONS
 
 VALUE_SHOWN_CHARS_MAX = 120
 HANDLERS_MAX = 64
@@ -207,7 +209,7 @@ def layer_from_flags(flags: Mapping[str, tuple[str, ...]]) -> Layer:
         flags: Texts given, by field of `Config`; also `runtimes` and the legacy `runtime` and `debug`.
     """
     layer = Layer(source="command line")
-    if flags.get("debug"):
+    if flags.get("debug") == ("true",):
         layer.values["log_level"] = "debug"
         layer.origins["log_level"] = "--debug"
     for name, texts in flags.items():
@@ -233,16 +235,14 @@ HANDLER_FLAG_FORM = "NAME:PATH[:ROOT[:TYPE[:PRIVILEGED_WITHOUT_HOST_DEVICES]]]"
 
 
 def _read_handler_flags(layer: Layer, where: str, texts: tuple[str, ...]) -> None:
-    """Handlers written in one line each; the two last parts that CRI-O takes (config path, least memory) have no effect."""
+    """Handlers in one line each; the two last parts that CRI-O takes (config path, least memory) have no effect."""
     for text in (part.strip() for part in ",".join(texts).split(",") if part.strip()):
         name, *parts = text.split(":")
         if not 1 <= len(parts) <= 6:
             layer.refuse(where, text, HANDLER_FLAG_FORM)
             continue
         if any(parts[4:]):
-            layer.warn(
-                "--runtimes", f"config path and least memory of {name!r} are known to CRI-O, have no effect here"
-            )
+            layer.warn(where, f"config path and least memory, of {name}: known to CRI-O, have no effect here")
         if not check_handler_name(layer, where, name):
             continue
         values: dict[str, object] = {}

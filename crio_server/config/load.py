@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crio_core.errors import Code, OperationError
+from crio_server.config.handler import RUNTIMES_TABLE, RuntimeHandler
 from crio_server.config.layers import (
     INHERIT,
     ConfigWarning,
@@ -22,7 +23,7 @@ from crio_server.config.layers import (
     layer_from_toml,
     problem,
 )
-from crio_server.config.options import RUNTIMES_TABLE, Config, RuntimeHandler
+from crio_server.config.options import Config
 
 CONFIG_FILE = "/etc/crio/crio.conf"
 CONFIG_DIR = "/etc/crio/crio.conf.d"

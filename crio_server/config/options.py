@@ -5,17 +5,13 @@ reference page are all made from it. Table and key names, flags and environment 
 crio(8)); options that CRI-O has and this runtime does not act on are in `elsewhere`.
 """
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 from crio_core.errors import invalid
-from crio_server.config.kinds import Address, Choice, Duration, FilePath, Integer, Kind, ListOf, Port, Switch, Text
+from crio_server.config.handler import ENVIRONMENT, HANDLER_NAME, MONITOR_CGROUP, NAMES, RuntimeHandler
+from crio_server.config.kinds import Address, Choice, Duration, FilePath, Integer, ListOf, Port, Switch, Text
+from crio_server.config.option import Option, option, rows
 
-T = TypeVar("T")
-
-HANDLER_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
-"""A runtime handler: Kubernetes' RuntimeClass handler is a DNS label; dots, underscores and capitals are taken as well."""
-REGISTRY = r"[A-Za-z0-9*.:\[\]_/-]+"
 GRPC_MESSAGE_BYTES = 16 * 1024 * 1024
 LOG_BYTES_LEAST = 8192
 DEFAULT_CAPABILITIES = (
@@ -29,70 +25,7 @@ DEFAULT_CAPABILITIES = (
     "NET_BIND_SERVICE",
     "KILL",
 )
-RUNTIMES_TABLE = "crio.runtime.runtimes"
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
-    """One row of the table.
-
-    Args:
-        table: TOML table; empty for a key of a runtime handler.
-        key: TOML key.
-        kind: What values it takes.
-        doc: What it does, in plain sentences.
-        flags: Command-line spellings; none for options that only files have.
-        env: Environment variable, or empty.
-        live: Whether SIGHUP applies a change without a restart.
-        follows: For a default that follows another option: that option and what is appended to it.
-        name: The field of `Config`; filled in from the dataclass.
-    """
-
-    table: str
-    key: str
-    kind: Kind
-    doc: str
-    flags: tuple[str, ...] = ()
-    env: str = ""
-    live: bool = False
-    follows: tuple[str, str] | None = None
-    name: str = ""
-
-
-def _option(
-    default: T,
-    table: str,
-    kind: Kind,
-    doc: str,
-    *,
-    key: str = "",
-    flags: str | None = None,
-    env: str | None = None,
-    live: bool = False,
-    follows: tuple[str, str] | None = None,
-) -> T:
-    """A field of `Config`; flag and variable default to the key in CRI-O's spelling."""
-    row = Option(
-        table=table,
-        key=key,
-        kind=kind,
-        doc=doc,
-        flags=() if flags is None else tuple(flags.split()),
-        env="" if env is None else env,
-        live=live,
-        follows=follows,
-    )
-    return field(
-        default=default, metadata={"option": row, "flags_given": flags is not None, "env_given": env is not None}
-    )
-
-
-def _handler_option(default: T, kind: Kind, doc: str) -> T:
-    return field(default=default, metadata={"option": Option(table="", key="", kind=kind, doc=doc, live=True)})
-
-
-_NAMES = ListOf(Text(may_be_empty=False))
-_ENVIRONMENT = ListOf(Text(pattern=r"[^=\s][^=]*=.*", form="NAME=value", may_be_empty=False))
 _DIRECTORIES = ListOf(FilePath())
 _CAPABILITIES = ListOf(
     Text(pattern=r"(?!CAP_)[A-Z][A-Z0-9_]{1,40}", form="a capability such as NET_RAW", may_be_empty=False)
@@ -114,56 +47,9 @@ _ULIMITS = ListOf(
 _DEVICES = ListOf(
     Text(pattern=r"/dev/[^:]+(?::/[^:]+)?(?::[rwm]{1,3})?", form="/dev/HOST[:/dev/CONTAINER[:rwm]]", may_be_empty=False)
 )
-_REGISTRIES = ListOf(Text(pattern=REGISTRY, form="a registry such as registry.example.com:5000", may_be_empty=False))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeHandler:
-    """An OCI runtime, under the name by which a pod asks for it (CRI: `runtime_handler`)."""
-
-    name: str
-    runtime_path: str = _handler_option(
-        "",
-        FilePath(may_be_empty=True),
-        "Absolute path of the runtime. Empty: the handler's name is looked up in $PATH.",
-    )
-    runtime_type: str = _handler_option(
-        "oci",
-        Choice(("oci", "vm")),
-        "oci: an OCI command-line runtime that shares the host's kernel. vm: an OCI command-line runtime that keeps a "
-        "whole pod in one sandbox or virtual machine (runsc, cc-runtime, kata-runtime); its pods get an infra container.",
-    )
-    runtime_root: str = _handler_option(
-        "",
-        FilePath(may_be_empty=True),
-        "Where the runtime keeps the state of its containers. Empty: /run/NAME.",
-    )
-    privileged_without_host_devices: bool = _handler_option(
-        False, Switch(), "Do not pass the host's devices to privileged containers."
-    )
-    allowed_annotations: tuple[str, ...] = _handler_option(
-        (), _NAMES, "Annotations of this project and of the runtime that pods of this handler may use."
-    )
-    monitor_path: str = _handler_option(
-        "", FilePath(may_be_empty=True), "Monitor program for containers of this handler. Empty: as `conmon` says."
-    )
-    monitor_cgroup: str = _handler_option(
-        "",
-        Text(pattern=r"pod|[A-Za-z0-9_:.@-]+\.slice", form="pod or NAME.slice"),
-        "Cgroup of the monitors of this handler. Empty: as `conmon_cgroup` says.",
-    )
-    monitor_env: tuple[str, ...] = _handler_option(
-        (), _ENVIRONMENT, "Environment of the monitor and the runtime. Empty: as `conmon_env` says."
-    )
-
-    def __post_init__(self) -> None:
-        if not self.runtime_root:
-            object.__setattr__(self, "runtime_root", f"/run/{self.name}")
-
-    @property
-    def command(self) -> str:
-        """What to execute: a path, or a name for $PATH."""
-        return self.runtime_path or self.name
+_REGISTRIES = ListOf(
+    Text(pattern=r"[A-Za-z0-9*.:\[\]_/-]+", form="a registry such as registry.example.com:5000", may_be_empty=False)
+)
 
 
 _API = "crio.api"
@@ -181,52 +67,52 @@ class Config:
     when the object is made, so a reader never sees them empty.
     """
 
-    root: str = _option(
+    root: str = option(
         "/var/lib/crio",
         "crio",
         FilePath(),
         "Directory of what must outlive a reboot: images, layers, records.",
         flags="--root -r",
     )
-    runroot: str = _option(
+    runroot: str = option(
         "/run/crio",
         "crio",
         FilePath(),
         "Directory of what a reboot may take away: namespaces, sockets, exit files, bundles.",
     )
-    log_dir: str = _option(
+    log_dir: str = option(
         "/var/log/crio/pods",
         "crio",
         FilePath(),
         "Directory of the logs of pods whose request names no log directory.",
     )
-    version_file: str = _option(
+    version_file: str = option(
         "",
         "crio",
         FilePath(),
         "File that a reboot removes; its absence at start means that the machine was rebooted.",
         follows=("runroot", "/version"),
     )
-    clean_shutdown_file: str = _option(
+    clean_shutdown_file: str = option(
         "",
         "crio",
         FilePath(),
         "File written at a clean stop; its absence at start makes the store be checked before it is trusted.",
         follows=("root", "/clean.shutdown"),
     )
-    internal_wipe: bool = _option(
+    internal_wipe: bool = option(
         True, "crio", Switch(), "Remove the remains of containers from before a reboot when the server starts."
     )
-    internal_repair: bool = _option(
+    internal_repair: bool = option(
         True, "crio", Switch(), "After an unclean stop, check the image store when the server starts, and mend it."
     )
 
-    listen: str = _option("/run/crio/crio.sock", _API, FilePath(), "Unix socket on which the CRI is served.")
-    stream_address: str = _option(
+    listen: str = option("/run/crio/crio.sock", _API, FilePath(), "Unix socket on which the CRI is served.")
+    stream_address: str = option(
         "127.0.0.1", _API, Address(), "Address on which exec, attach and port-forward streams are served."
     )
-    stream_port: int = _option(0, _API, Port(), "Port on which streams are served; 0 takes any free one.")
-    stream_idle_timeout_ns: int = _option(
+    stream_port: int = option(0, _API, Port(), "Port on which streams are served; 0 takes any free one.")
+    stream_idle_timeout_ns: int = option(
         0,
         _API,
         Duration(),
@@ -234,14 +120,14 @@ class Config:
         key="stream_idle_timeout",
         env="STREAM_IDLE_TIMEOUT",
     )
-    grpc_max_send_msg_size_bytes: int = _option(
+    grpc_max_send_msg_size_bytes: int = option(
         GRPC_MESSAGE_BYTES,
         _API,
         Integer(4096, 2**31 - 1),
         "Largest gRPC message sent, in bytes.",
         key="grpc_max_send_msg_size",
     )
-    grpc_max_recv_msg_size_bytes: int = _option(
+    grpc_max_recv_msg_size_bytes: int = option(
         GRPC_MESSAGE_BYTES,
         _API,
         Integer(4096, 2**31 - 1),
@@ -249,83 +135,83 @@ class Config:
         key="grpc_max_recv_msg_size",
     )
 
-    default_runtime: str = _option(
+    default_runtime: str = option(
         "runc",
         _RUNTIME,
         Text(pattern=HANDLER_NAME, form="the name of a runtime handler", may_be_empty=False),
         "Runtime handler of pods that ask for none; must be in the table of runtimes.",
         live=True,
     )
-    conmon: str = _option(
+    conmon: str = option(
         "",
         _RUNTIME,
         FilePath(may_be_empty=True),
         "Monitor program: any that takes conmon's command line. Empty: `conmon` is looked up in $PATH.",
         live=True,
     )
-    conmon_cgroup: str = _option(
+    conmon_cgroup: str = option(
         "",
         _RUNTIME,
-        Text(pattern=r"pod|[A-Za-z0-9_:.@-]+\.slice", form="pod or NAME.slice"),
+        MONITOR_CGROUP,
         "Cgroup of the monitors: `pod` (beside the pod's containers) or, under systemd, a slice. Empty: system.slice "
         "under systemd, the server's own cgroup otherwise.",
     )
-    conmon_env: tuple[str, ...] = _option(
+    conmon_env: tuple[str, ...] = option(
         ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",),
         _RUNTIME,
-        _ENVIRONMENT,
+        ENVIRONMENT,
         "Environment of the monitor and of the runtime that it calls.",
         live=True,
     )
-    cgroup_manager: str = _option(
+    cgroup_manager: str = option(
         "",
         _RUNTIME,
         Choice(("", "systemd", "cgroupfs")),
         "Who makes cgroups: systemd or cgroupfs. Empty: systemd where it runs the machine, cgroupfs elsewhere, decided "
         "and said when the configuration is loaded.",
     )
-    default_env: tuple[str, ...] = _option(
-        (), _RUNTIME, _ENVIRONMENT, "Environment of every container; the image and the request override it.", live=True
+    default_env: tuple[str, ...] = option(
+        (), _RUNTIME, ENVIRONMENT, "Environment of every container; the image and the request override it.", live=True
     )
-    default_capabilities: tuple[str, ...] = _option(
+    default_capabilities: tuple[str, ...] = option(
         DEFAULT_CAPABILITIES,
         _RUNTIME,
         _CAPABILITIES,
         "Capabilities of containers whose request says nothing else, without CAP_.",
         live=True,
     )
-    default_sysctls: tuple[str, ...] = _option(
+    default_sysctls: tuple[str, ...] = option(
         (), _RUNTIME, _SYSCTLS, "Sysctls of every pod; the request overrides them. Namespaced ones only.", live=True
     )
-    default_ulimits: tuple[str, ...] = _option(
+    default_ulimits: tuple[str, ...] = option(
         (), _RUNTIME, _ULIMITS, "Limits of every container. A limit not given is inherited from the server.", live=True
     )
-    additional_devices: tuple[str, ...] = _option(
+    additional_devices: tuple[str, ...] = option(
         (), _RUNTIME, _DEVICES, "Devices that every container gets.", live=True
     )
-    seccomp_profile: str = _option(
+    seccomp_profile: str = option(
         "",
         _RUNTIME,
         FilePath(may_be_empty=True),
         "File of the seccomp profile called runtime/default. Empty: the built-in one. Read again at each reload.",
         live=True,
     )
-    apparmor_profile: str = _option(
+    apparmor_profile: str = option(
         "crio-default",
         _RUNTIME,
         Text(may_be_empty=False),
         "AppArmor profile called runtime/default; unconfined turns AppArmor off.",
         live=True,
     )
-    selinux: bool = _option(False, _RUNTIME, Switch(), "Label pods and containers for SELinux.")
-    pids_limit: int = _option(
+    selinux: bool = option(False, _RUNTIME, Switch(), "Label pods and containers for SELinux.")
+    pids_limit: int = option(
         -1,
         _RUNTIME,
         Integer(1, also=(0, -1)),
         "Most processes in a container whose request sets no limit; 0 and -1 mean no limit.",
         live=True,
     )
-    log_size_max_bytes: int = _option(
+    log_size_max_bytes: int = option(
         -1,
         _RUNTIME,
         Integer(LOG_BYTES_LEAST, also=(-1,)),
@@ -333,7 +219,7 @@ class Config:
         key="log_size_max",
         live=True,
     )
-    ctr_stop_timeout_s: int = _option(
+    ctr_stop_timeout_s: int = option(
         30,
         _RUNTIME,
         Integer(0, 86400),
@@ -342,7 +228,7 @@ class Config:
         env="CONTAINER_STOP_TIMEOUT",
         live=True,
     )
-    drop_infra_ctr: bool = _option(
+    drop_infra_ctr: bool = option(
         True,
         _RUNTIME,
         Switch(),
@@ -350,27 +236,27 @@ class Config:
         "runtimes). false: every pod has one.",
         live=True,
     )
-    read_only: bool = _option(
+    read_only: bool = option(
         False,
         _RUNTIME,
         Switch(),
         "Mount every container's root filesystem read-only, with tmpfs on /run, /tmp, /var/tmp.",
         live=True,
     )
-    namespaces_dir: str = _option(
+    namespaces_dir: str = option(
         "", _RUNTIME, FilePath(), "Directory in which the namespaces of pods are pinned.", follows=("runroot", "/ns")
     )
-    container_exits_dir: str = _option(
+    container_exits_dir: str = option(
         "",
         _RUNTIME,
         FilePath(),
         "Directory in which monitors write the exit codes of containers.",
         follows=("runroot", "/exits"),
     )
-    container_attach_socket_dir: str = _option(
+    container_attach_socket_dir: str = option(
         "", _RUNTIME, FilePath(), "Directory of the attach sockets of containers.", follows=("runroot", "")
     )
-    log_level: str = _option(
+    log_level: str = option(
         "info",
         _RUNTIME,
         Choice(("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")),
@@ -378,7 +264,7 @@ class Config:
         flags="--log-level -l",
         live=True,
     )
-    log_file: str = _option(
+    log_file: str = option(
         "",
         _RUNTIME,
         FilePath(may_be_empty=True),
@@ -386,63 +272,63 @@ class Config:
         flags="--log",
         env="CONTAINER_LOG",
     )
-    log_format: str = _option(
+    log_format: str = option(
         "text",
         _RUNTIME,
         Choice(("text", "json")),
         "Form of the server's own log. CRI-O has this as a flag only.",
     )
 
-    pause_image: str = _option(
+    pause_image: str = option(
         "registry.k8s.io/pause:3.10",
         _IMAGE,
         Text(pattern=r"\S+", form="an image reference", may_be_empty=False),
         "Image of infra containers; it is pinned.",
         live=True,
     )
-    pause_command: str = _option(
+    pause_command: str = option(
         "/pause",
         _IMAGE,
         Text(),
         "Command of infra containers. Empty: the image's own entrypoint and command.",
         live=True,
     )
-    pause_image_auth_file: str = _option(
+    pause_image_auth_file: str = option(
         "",
         _IMAGE,
         FilePath(may_be_empty=True),
         "Credentials for pulling the pause image, if it has its own.",
         live=True,
     )
-    global_auth_file: str = _option(
+    global_auth_file: str = option(
         "",
         _IMAGE,
         FilePath(may_be_empty=True),
         "Credentials for pulls whose request brings none (containers-auth.json(5)).",
         live=True,
     )
-    pinned_images: tuple[str, ...] = _option(
+    pinned_images: tuple[str, ...] = option(
         (),
         _IMAGE,
-        _NAMES,
+        NAMES,
         "Images that the kubelet must not collect: exact names, or patterns with * at the end or on both sides.",
         live=True,
     )
-    signature_policy: str = _option(
+    signature_policy: str = option(
         "",
         _IMAGE,
         FilePath(may_be_empty=True),
         "Signature policy (containers-policy.json(5)). Empty: /etc/containers/policy.json.",
         live=True,
     )
-    signature_policy_dir: str = _option(
+    signature_policy_dir: str = option(
         "/etc/crio/policies",
         _IMAGE,
         FilePath(),
         "Directory of signature policies for one namespace each, NAMESPACE.json.",
         live=True,
     )
-    insecure_registries: tuple[str, ...] = _option(
+    insecure_registries: tuple[str, ...] = option(
         (),
         _IMAGE,
         _REGISTRIES,
@@ -451,7 +337,7 @@ class Config:
         env="CONTAINER_INSECURE_REGISTRY",
         live=True,
     )
-    registries: tuple[str, ...] = _option(
+    registries: tuple[str, ...] = option(
         (),
         _IMAGE,
         _REGISTRIES,
@@ -460,21 +346,21 @@ class Config:
         env="CONTAINER_REGISTRY",
         live=True,
     )
-    registries_conf: str = _option(
+    registries_conf: str = option(
         "/etc/containers/registries.conf",
         _IMAGE,
         FilePath(may_be_empty=True),
         "File of containers-registries.conf(5). Empty: none. CRI-O has this as a flag only.",
         live=True,
     )
-    registries_conf_dir: str = _option(
+    registries_conf_dir: str = option(
         "/etc/containers/registries.conf.d",
         _IMAGE,
         FilePath(may_be_empty=True),
         "Drop-in directory of containers-registries.conf(5). Empty: none. CRI-O has this as a flag only.",
         live=True,
     )
-    short_name_mode: str = _option(
+    short_name_mode: str = option(
         "enforcing",
         _IMAGE,
         Choice(("enforcing", "disabled", "")),
@@ -483,7 +369,7 @@ class Config:
         env="",
         live=True,
     )
-    image_volumes: str = _option(
+    image_volumes: str = option(
         "mkdir",
         _IMAGE,
         Choice(("mkdir", "bind", "ignore")),
@@ -492,7 +378,7 @@ class Config:
         live=True,
     )
 
-    network_dir: str = _option(
+    network_dir: str = option(
         "/etc/cni/net.d",
         _NETWORK,
         FilePath(),
@@ -501,7 +387,7 @@ class Config:
         env="CONTAINER_CNI_CONFIG_DIR",
         live=True,
     )
-    plugin_dirs: tuple[str, ...] = _option(
+    plugin_dirs: tuple[str, ...] = option(
         ("/opt/cni/bin", "/usr/lib/cni"),
         _NETWORK,
         _DIRECTORIES,
@@ -510,13 +396,13 @@ class Config:
         env="CONTAINER_CNI_PLUGIN_DIR",
         live=True,
     )
-    cni_default_network: str = _option(
+    cni_default_network: str = option(
         "", _NETWORK, Text(), "Name of the CNI network of pods. Empty: the first valid one by file name.", live=True
     )
 
-    enable_metrics: bool = _option(False, _METRICS, Switch(), "Serve metrics in Prometheus' text format.")
-    metrics_host: str = _option("127.0.0.1", _METRICS, Address(), "Address on which metrics are served.")
-    metrics_port: int = _option(
+    enable_metrics: bool = option(False, _METRICS, Switch(), "Serve metrics in Prometheus' text format.")
+    metrics_host: str = option("127.0.0.1", _METRICS, Address(), "Address on which metrics are served.")
+    metrics_port: int = option(
         9090, _METRICS, Integer(0, 65535), "Port on which metrics are served; 0 takes any free one."
     )
 
@@ -541,23 +427,5 @@ class Config:
         raise invalid("runtime_handler", wanted, "one of " + ", ".join(handler.name for handler in self.runtimes))
 
 
-def _rows(owner: type[Any]) -> tuple[Option, ...]:
-    found = []
-    for column in fields(owner):
-        row: Option | None = column.metadata.get("option")
-        if row is None:
-            continue
-        key = row.key or column.name
-        row = replace(row, key=key, name=column.name)
-        if row.table and not column.metadata["flags_given"]:
-            row = replace(row, flags=("--" + key.replace("_", "-"),))
-        if row.table and not column.metadata["env_given"]:
-            row = replace(row, env="CONTAINER_" + key.upper())
-        found.append(row)
-    return tuple(found)
-
-
-OPTIONS: tuple[Option, ...] = _rows(Config)
+OPTIONS: tuple[Option, ...] = rows(Config)
 """Every option of `Config` but the table of runtimes, in the order of the printed configuration."""
-HANDLER_OPTIONS: tuple[Option, ...] = _rows(RuntimeHandler)
-"""Every key of a runtime handler's own table."""

@@ -6,7 +6,8 @@ here: changes of live options are applied together, the others are named and wai
 
 from dataclasses import dataclass, replace
 
-from crio_server.config.options import OPTIONS, RUNTIMES_TABLE, Config
+from crio_server.config.handler import RUNTIMES_TABLE
+from crio_server.config.options import OPTIONS, Config
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,156 @@
+"""The command `crio`: without a subcommand it serves.
+
+Only click and the configuration are imported here; what serves is imported when it is about to serve. The flags are
+made from the table of options, so a flag exists exactly where an option names one.
+"""
+
+import importlib
+import os
+from typing import Any
+
+import click
+
+from crio_server.commands.config import config_command
+from crio_server.commands.session import Session
+from crio_server.commands.version import VERSION, version_command
+from crio_server.config import CONFIG_DIR, CONFIG_FILE, OPTIONS, ConfigWarning, Option, Sources
+from crio_server.config.elsewhere import MISSING, Missing
+from crio_server.config.kinds import FALSE_WORDS, TRUE_WORDS, Switch
+from crio_server.config.layers import HANDLER_FLAG_FORM
+
+MISSING_PREFIX = "missing_"
+"""In click's names for flags that only CRI-O has, which the rest of the name spells; no option begins like this."""
+SWITCHES = frozenset(
+    [flag for row in OPTIONS if isinstance(row.kind, Switch) for flag in row.flags]
+    + [flag for row in MISSING if not row.takes_value for flag in row.flag.split()]
+    + ["--debug"]
+)
+
+
+def _negated(flag: str) -> str:
+    return "--no-" + flag.removeprefix("--")
+
+
+def _plain(arg: str) -> str:
+    """`--x=true` and `--x=false`, as Go's flag packages take them, in click's spelling."""
+    name, _, word = arg.partition("=")
+    if name not in SWITCHES or word.lower() not in TRUE_WORDS | FALSE_WORDS:
+        return arg
+    return name if word.lower() in TRUE_WORDS else _negated(name)
+
+
+class Crio(click.Group):
+    """The command line of the server."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_plain(arg) for arg in args])
+
+
+def _switch(name: str, flag: str, **more: Any) -> click.Option:  # noqa: ANN401 (click's own keywords)
+    return click.Option([name, f"{flag}/{_negated(flag)}"], default=None, **more)
+
+
+def _flag(row: Option) -> click.Option:
+    text = f"{row.doc} [${row.env}]" if row.env else row.doc
+    if isinstance(row.kind, Switch):
+        return _switch(row.name, row.flags[0], help=text)
+    return click.Option([row.name, *row.flags], multiple=True, metavar="VALUE", help=text)
+
+
+def _missing_flag(row: Missing) -> click.Option:
+    flags = row.flag.split()
+    name = MISSING_PREFIX + flags[0].removeprefix("--").replace("-", "_")
+    if row.takes_value:
+        return click.Option([name, *flags], multiple=True, hidden=True)
+    return _switch(name, flags[0], hidden=True)
+
+
+def _params() -> list[click.Parameter]:
+    return [
+        click.Option(
+            ["config", "--config", "-c"],
+            envvar="CONTAINER_CONFIG",
+            metavar="FILE",
+            help=f"Configuration file, empty for none; {CONFIG_FILE} if it is there. [$CONTAINER_CONFIG]",
+        ),
+        click.Option(
+            ["config_dir", "--config-dir", "-d"],
+            envvar="CONTAINER_CONFIG_DIR",
+            default=CONFIG_DIR,
+            show_default=True,
+            metavar="DIRECTORY",
+            help="Directory of drop-in files, *.conf. [$CONTAINER_CONFIG_DIR]",
+        ),
+        *(_flag(row) for row in OPTIONS if row.flags),
+        click.Option(
+            ["runtimes", "--runtimes"],
+            multiple=True,
+            metavar=HANDLER_FLAG_FORM,
+            help="A runtime handler; may be repeated. [$CONTAINER_RUNTIMES]",
+        ),
+        click.Option(["runtime", "--runtime"], multiple=True, metavar="PATH", help="Path of the default runtime."),
+        _switch("debug", "--debug", help="Short for --log-level debug."),
+        *(_missing_flag(row) for row in MISSING),
+    ]
+
+
+def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
+    """What click parsed, as sources of configuration.
+
+    Args:
+        params: Values by click's parameter name; None or () where a flag was not given.
+        environ: The environment of the process.
+    """
+    path = params.pop("config")
+    directory = params.pop("config_dir")
+    flags: dict[str, tuple[str, ...]] = {}
+    warnings: list[ConfigWarning] = []
+    for name, given in params.items():
+        if given is None or given == ():
+            continue
+        if name.startswith(MISSING_PREFIX):
+            flag = "--" + name.removeprefix(MISSING_PREFIX).replace("_", "-")
+            warnings.append(ConfigWarning(source=flag, key="", message="known to CRI-O, has no effect here"))
+        elif isinstance(given, bool):
+            flags[name] = ("true" if given else "false",)
+        else:
+            flags[name] = tuple(given)
+    sources = Sources(
+        config_path=CONFIG_FILE if path is None else path,
+        config_required=bool(path),
+        config_dir=directory,
+        environ=environ,
+        flags=flags,
+    )
+    return Session(sources=sources, flag_warnings=tuple(warnings))
+
+
+@click.pass_context
+def _start(context: click.Context, **params: Any) -> None:  # noqa: ANN401 (made from the table of options)
+    """A Kubernetes container runtime: serves the CRI on a unix socket when no command is given."""
+    context.obj = session_of(params, dict(os.environ))
+    if context.invoked_subcommand is None:
+        _serve(context.obj)
+
+
+def _serve(session: Session) -> None:
+    loaded = session.load_or_exit()
+    # Imported by name and only now: the subcommands must not pay for the server.
+    server = importlib.import_module("crio_server.serve")
+    server.serve(loaded.config, loaded.warnings, notices=loaded.notices, reread=session.load)
+
+
+main = Crio(
+    "crio",
+    callback=_start,
+    params=_params(),
+    commands=[config_command, version_command],
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    help=_start.__doc__,
+)
+click.version_option(VERSION, prog_name="crio")(main)
+
+
+if __name__ == "__main__":
+    main()
