@@ -126,7 +126,7 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
 
 
 @click.pass_context
-def _start(context: click.Context, **params: Any) -> None:  # noqa: ANN401 (made from the table of options)
+def _start(context: click.Context, /, **params: Any) -> None:  # noqa: ANN401 (made from the table of options)
     """A Kubernetes container runtime: serves the CRI on a unix socket when no command is given."""
     context.obj = session_of(params, dict(os.environ))
     if context.invoked_subcommand is None:

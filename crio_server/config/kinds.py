@@ -14,6 +14,7 @@ from pathlib import PurePosixPath
 TEXT_CHARS_MAX = 65536
 """Longest string accepted as one value; seccomp and policy live in files of their own, so nothing real comes near."""
 LIST_ITEMS_MAX = 4096
+LOOPBACK = "127.0.0.1"
 INT64_MAX = 2**63 - 1
 _UNWRITABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 """Control characters, and the halves of characters that stand for bytes that are not UTF-8."""
@@ -88,18 +89,22 @@ class Text(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Choice(Kind):
-    """One of a few words."""
+    """One of a few words; an alias is read as the word that it stands for."""
 
     words: tuple[str, ...]
+    aliases: tuple[tuple[str, str], ...] = ()
 
     @property
     def expected(self) -> str:
         return "one of " + ", ".join(word or '""' for word in self.words)
 
     def read(self, raw: object) -> str:
-        if not isinstance(raw, str) or raw not in self.words:
+        if not isinstance(raw, str):
             raise Refused(self.expected)
-        return raw
+        word = dict(self.aliases).get(raw, raw)
+        if word not in self.words:
+            raise Refused(self.expected)
+        return word
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,17 +196,17 @@ class Port(Kind):
 
 @dataclass(frozen=True, slots=True)
 class Address(Kind):
-    """An IP address to listen on."""
+    """An IP address to listen on; an empty one, which old files have, is loopback."""
 
     @property
     def expected(self) -> str:
-        return "an IPv4 or IPv6 address"
+        return f"an IPv4 or IPv6 address (nothing: {LOOPBACK})"
 
     def read(self, raw: object) -> str:
         if not isinstance(raw, str):
             raise Refused(self.expected)
         try:
-            return str(ipaddress.ip_address(raw))
+            return str(ipaddress.ip_address(raw or LOOPBACK))
         except ValueError:
             raise Refused(self.expected) from None
 

@@ -3,7 +3,6 @@
 Nothing here decides which source wins; `load` does.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -75,7 +74,9 @@ class Layer:
     problems: list[str] = field(default_factory=list)
 
     def warn(self, key: str, message: str) -> None:
-        if len(self.warnings) < WARNINGS_MAX:
+        if len(self.warnings) == WARNINGS_MAX:
+            key, message = "", f"more than {WARNINGS_MAX} warnings; the rest is not shown"
+        if len(self.warnings) <= WARNINGS_MAX:
             self.warnings.append(ConfigWarning(source=self.source, key=key, message=message))
 
     def refuse(self, where: str, value: object, expected: str) -> None:
@@ -125,6 +126,8 @@ def _read_table(layer: Layer, table: str, entries: Mapping[str, object]) -> None
 
 
 def _guess(key: str, known: list[str]) -> str:
+    import difflib  # only a mistake pays for it
+
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     return f"; did you mean {near[0]}?" if near else ""
 

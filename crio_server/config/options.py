@@ -252,14 +252,20 @@ class Config:
         FilePath(),
         "Directory in which monitors write the exit codes of containers.",
         follows=("runroot", "/exits"),
+        env="CONTAINER_EXITS_DIR",
     )
     container_attach_socket_dir: str = option(
-        "", _RUNTIME, FilePath(), "Directory of the attach sockets of containers.", follows=("runroot", "")
+        "",
+        _RUNTIME,
+        FilePath(),
+        "Directory of the attach sockets of containers.",
+        follows=("runroot", ""),
+        env="CONTAINER_ATTACH_SOCKET_DIR",
     )
     log_level: str = option(
         "info",
         _RUNTIME,
-        Choice(("trace", "debug", "info", "warn", "warning", "error", "fatal", "panic")),
+        Choice(("trace", "debug", "info", "warn", "error", "fatal", "panic"), aliases=(("warning", "warn"),)),
         "Least level of the server's own log.",
         flags="--log-level -l",
         live=True,
@@ -363,7 +369,7 @@ class Config:
     short_name_mode: str = option(
         "enforcing",
         _IMAGE,
-        Choice(("enforcing", "disabled", "")),
+        Choice(("enforcing", "disabled"), aliases=(("", "enforcing"),)),
         "enforcing: a short name that several registries could mean is refused. disabled: the first registry wins.",
         flags="",
         env="",
