@@ -1,0 +1,85 @@
+# `make run` shows the main job done on this machine, `make test` proves it. `make help` lists the rest.
+
+SHELL := /bin/bash
+VENV := .venv
+PY := $(VENV)/bin/python
+PREFIX ?= /usr/local
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+# Tests need root for namespaces, mounts and cgroups; an ordinary user gets it through sudo.
+AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+TESTS ?= tests/integration
+# Each writes its files into the tree when run, and with --check tells whether they are up to date.
+GENERATORS := scripts.stubs $(if $(wildcard scripts/lifecycles.py),scripts.lifecycles)
+
+.DEFAULT_GOAL := help
+.PHONY: help
+help: ## list the targets
+	@sed -nE 's/^([a-z][a-z.-]*):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 24
+
+.PHONY: system.run system.test venv.run venv.dev
+system.run:
+	@scripts/packages.sh run
+system.test:
+	@scripts/packages.sh run test
+venv.run:
+	@scripts/venv.sh run
+venv.dev:
+	@scripts/venv.sh dev
+
+.PHONY: root
+root:
+	@if [ -n "$(AS_ROOT)" ]; then \
+	  command -v sudo >/dev/null || { echo "error: this needs root, and there is no sudo: run it as root" >&2; exit 1; }; \
+	  echo "this needs root: using sudo"; fi
+
+.PHONY: run
+run: system.run venv.run root ## run redis in a pod through this runtime, step by step, and leave nothing behind
+	@$(AS_ROOT) $(PY) -m scripts.main_job
+
+.PHONY: test
+test: test.property test.integration ## all tests
+
+.PHONY: test.property
+test.property: venv.dev ## the fast, pure tests
+	$(PY) -m pytest tests/property
+
+.PHONY: test.integration
+test.integration: system.test venv.dev root ## the tests on real parts; TESTS=path chooses some
+	$(AS_ROOT) $(PY) -m pytest $(TESTS)
+
+.PHONY: check
+check: venv.dev ## lint, format, types, import rules, house rules, generated files
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PY) -m scripts.rules
+	@set -e; for generator in $(GENERATORS); do echo "$(PY) -m $$generator --check"; $(PY) -m $$generator --check; done
+
+.PHONY: fix
+fix: venv.dev ## apply what ruff can repair by itself
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+.PHONY: spec
+spec: venv.dev ## write the generated files: CRI stubs, lifecycle diagrams
+	@set -e; for generator in $(GENERATORS); do echo "$(PY) -m $$generator"; $(PY) -m $$generator; done
+
+.PHONY: install
+install: ## install into PREFIX (default /usr/local), below DESTDIR when that is given
+	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" scripts/install.sh
+
+.PHONY: install.config
+install.config: venv.run ## write SYSCONFDIR/crio/crio.conf unless there is one
+	@if [ -e "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf" ]; then echo "kept: $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf"; else \
+	  install -d "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.d"; \
+	  $(VENV)/bin/crio config --default > "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.new" && \
+	  chmod 644 "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.new" && \
+	  mv "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.new" "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf" && \
+	  echo "wrote: $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf"; fi
+
+.PHONY: clean
+clean: ## remove the environment, caches and build results
+	rm -rf $(VENV) build dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
+	find conmon crio_core crio_io crio_server scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
