@@ -1,0 +1,251 @@
+"""The attach socket: many clients read a container's output and may write its input.
+
+Each client is a connection of a SOCK_SEQPACKET unix socket named `attach`. A packet to a client is one byte, the stream
+(2 stdout, 3 stderr), and at most `PACKET_BYTES` of output; a packet from a client is input (conmon 2.1). Nothing here
+waits for a client: what it does not take is queued up to `QUEUE_BYTES_MAX`. A client over that bound is behind, and the
+caller stops reading the container for it; a client that takes nothing for `STALL_NS` is let go if `patient` is off.
+"""
+
+import os
+import select
+import time
+from contextlib import suppress
+from errno import EAGAIN
+from socket import AF_UNIX, SOCK_SEQPACKET, socket
+
+PACKET_BYTES = 8192  # clients of conmon read with a buffer of this size and one byte
+INPUT_BYTES = 32768
+QUEUE_BYTES_MAX = 256 * 1024
+CLIENTS_MAX = 64
+STALL_NS = 10_000_000_000
+BACKLOG = 10
+
+
+def listen(folder: str, name: str, kind: int, mode: int) -> socket:
+    """A bound, nonblocking unix socket in a folder whose path may be longer than a socket address.
+
+    Raises:
+        OSError: The folder is missing, or the name is taken by what cannot be removed.
+    """
+    folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(FileNotFoundError):  # nothing is left of an earlier monitor: the usual case
+            os.unlink(name, dir_fd=folder_fd)
+        server = socket(AF_UNIX, kind, 0)
+        server.setblocking(False)
+        server.bind(f"/proc/self/fd/{folder_fd}/{name}")
+        os.chmod(name, mode, dir_fd=folder_fd)
+    finally:
+        os.close(folder_fd)
+    if kind == SOCK_SEQPACKET:
+        server.listen(BACKLOG)
+    return server
+
+
+class Client:
+    """One connection: packets owed to it, and input from it that the container has not taken."""
+
+    __slots__ = ("fd", "input", "moved_ns", "packets", "queued_bytes", "readable")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.packets: list[bytes] = []
+        self.queued_bytes = 0
+        self.moved_ns = 0
+        self.input = b""
+        self.readable = True
+
+
+class Attach:
+    """All clients of one container.
+
+    Args:
+        poll: Where descriptors are registered.
+        server: The listening socket.
+        leave_stdin_open: A client that leaves does not end the container's input.
+        patient: Wait for slow clients without end, because nothing else keeps the output.
+    """
+
+    def __init__(self, poll: select.epoll, server: socket, *, leave_stdin_open: bool, patient: bool) -> None:
+        self._poll = poll
+        self._server = server
+        self._leave_stdin_open = leave_stdin_open
+        self._patient = patient
+        self._stdin_fd = -1
+        self._stdin_over = False
+        self._stdin_polled = False
+        self.clients: dict[int, Client] = {}
+        poll.register(server.fileno(), select.EPOLLIN)
+
+    @property
+    def fd(self) -> int:
+        return self._server.fileno()
+
+    @property
+    def stdin_fd(self) -> int:
+        return self._stdin_fd
+
+    def set_stdin(self, fd: int) -> None:
+        """The container's input, nonblocking; clients may have written already."""
+        self._stdin_fd = fd
+        self.feed_stdin()
+
+    def accept(self) -> None:
+        """Take a new client; above `CLIENTS_MAX` it is turned away."""
+        try:
+            connection, _ = self._server.accept()
+        except OSError:
+            return  # the client left first, or descriptors ran out: the next event tries again
+        if len(self.clients) >= CLIENTS_MAX:
+            connection.close()
+            return
+        connection.setblocking(False)
+        fd = connection.detach()
+        self.clients[fd] = Client(fd)
+        self._poll.register(fd, select.EPOLLIN)
+
+    def broadcast(self, stream: int, data: bytes) -> None:
+        """Give output to every client; this never waits."""
+        mark = bytes((stream,))
+        packets = [mark + data[at : at + PACKET_BYTES] for at in range(0, len(data), PACKET_BYTES)]
+        for client in tuple(self.clients.values()):
+            if client.packets:
+                client.packets.extend(packets)
+                client.queued_bytes += len(data)
+            else:
+                client.moved_ns = time.monotonic_ns()
+                self._send(client, packets)
+
+    def _send(self, client: Client, packets: list[bytes]) -> None:
+        sent = 0
+        try:
+            for packet in packets:
+                os.write(client.fd, packet)
+                sent += 1
+        except OSError as error:
+            if error.errno != EAGAIN:
+                self._drop(client)
+                return
+        if sent:
+            client.moved_ns = time.monotonic_ns()
+        client.packets = packets[sent:]
+        client.queued_bytes = sum(map(len, client.packets))
+        self._rearm(client)
+
+    def _rearm(self, client: Client) -> None:
+        wanted = select.EPOLLOUT if client.packets else 0
+        if client.readable and not client.input:
+            wanted |= select.EPOLLIN
+        self._poll.modify(client.fd, wanted)
+
+    def handle(self, fd: int, events: int) -> None:
+        """React to a client's descriptor."""
+        client = self.clients.get(fd)
+        if client is None:
+            return
+        if events & select.EPOLLIN and client.readable and not client.input:
+            self._read(client)
+        elif events & (select.EPOLLHUP | select.EPOLLERR):
+            self._drop(client)
+            return
+        if events & select.EPOLLOUT and client.fd in self.clients:
+            self._send(client, client.packets)
+
+    def _read(self, client: Client) -> None:
+        try:
+            data = os.read(client.fd, INPUT_BYTES)
+        except OSError as error:
+            if error.errno != EAGAIN:
+                self._drop(client)
+            return
+        if not data:
+            client.readable = False
+            self._end_input()
+            self._rearm(client)
+            return
+        if self._stdin_over:
+            return
+        client.input = data
+        self.feed_stdin()
+        self._rearm(client)
+
+    def feed_stdin(self) -> None:
+        """Pass on waiting input, as much as the container takes now."""
+        waiting = False
+        for client in tuple(self.clients.values()):
+            if not client.input:
+                continue
+            if self._stdin_fd >= 0:
+                try:
+                    client.input = client.input[os.write(self._stdin_fd, client.input) :]
+                except OSError as error:
+                    if error.errno != EAGAIN:
+                        self.close_stdin()
+                        return
+            waiting = waiting or bool(client.input)
+            if not client.input:
+                self._rearm(client)
+        self._poll_stdin(waiting and self._stdin_fd >= 0)
+
+    def _poll_stdin(self, wanted: bool) -> None:
+        if wanted != self._stdin_polled:
+            if wanted:
+                self._poll.register(self._stdin_fd, select.EPOLLOUT)
+            else:
+                self._poll.unregister(self._stdin_fd)
+            self._stdin_polled = wanted
+
+    def _end_input(self) -> None:
+        if not self._leave_stdin_open:
+            self.close_stdin()
+
+    def close_stdin(self) -> None:
+        """End the container's input; what clients still send is read and forgotten."""
+        self._stdin_over = True
+        if self._stdin_fd >= 0:
+            self._poll_stdin(False)
+            os.close(self._stdin_fd)
+            self._stdin_fd = -1
+        for client in self.clients.values():
+            if client.input:
+                client.input = b""
+                self._rearm(client)
+
+    def _drop(self, client: Client) -> None:
+        self._poll.unregister(client.fd)
+        os.close(client.fd)
+        del self.clients[client.fd]
+        if client.readable:
+            client.readable = False
+            self._end_input()
+
+    @property
+    def behind(self) -> bool:
+        """Some client is so far behind that more output would be too much."""
+        return any(client.queued_bytes > QUEUE_BYTES_MAX for client in self.clients.values())
+
+    @property
+    def owing(self) -> bool:
+        """Some client has not got everything yet."""
+        return any(client.packets for client in self.clients.values())
+
+    def stall_deadline_ns(self, *, ending: bool = False) -> int:
+        """When the next client has to be let go (monotonic), or 0."""
+        if self._patient and not ending:
+            return 0
+        late = [c.moved_ns for c in self.clients.values() if c.queued_bytes > QUEUE_BYTES_MAX or (ending and c.packets)]
+        return min(late) + STALL_NS if late else 0
+
+    def drop_stalled(self, now_ns: int) -> None:
+        """Let go of the clients that took nothing for too long."""
+        for client in tuple(self.clients.values()):
+            if client.packets and now_ns - client.moved_ns >= STALL_NS:
+                self._drop(client)
+
+    def close(self) -> None:
+        """Hang up on every client and stop listening."""
+        for client in tuple(self.clients.values()):
+            client.readable = False
+            self._drop(client)
+        self.close_stdin()
+        self._server.close()

@@ -1,0 +1,158 @@
+"""`crio-conmon`: the command line of conmon 2.1 for one container or exec, and the zygote for many."""
+
+import os
+import sys
+from contextlib import suppress
+
+from conmon import linux
+from conmon.diagnostics import Diagnostics
+from conmon.journald import SHORT_ID_LETTERS, JournalLog
+from conmon.logs import LINE_BYTES_MAX, FileLog
+from conmon.loop import Inherited, Loop, stdio_null
+from conmon.options import Options, UsageError, check, help_text, parse
+from conmon.sync import write_file
+
+VERSION = "2.1.6"  # the version of the command line; callers compare it
+START_BYTES_MAX = 8192
+
+
+def open_logs(options: Options) -> tuple[tuple[FileLog | JournalLog, ...], bool]:
+    """The log drivers that `--log-path` names, and whether one of them is `passthrough`.
+
+    Raises:
+        UsageError: There is no such driver.
+        OSError: A log file cannot be opened.
+    """
+    logs: list[FileLog | JournalLog] = []
+    passthrough = False
+    for word in options.log_path:
+        driver, colon, path = word.partition(":")
+        if not driver and path:
+            driver = "k8s-file"
+        if driver in ("off", "null", "none"):
+            continue
+        if driver == "passthrough":
+            passthrough = True
+        elif driver == "journald":
+            if len(options.cuuid or options.cid) <= SHORT_ID_LETTERS:
+                raise UsageError("Container ID must be longer than 12 characters")
+            logs.append(JournalLog(cuuid=options.cuuid or options.cid, name=options.name, tag=options.log_tag))
+        elif driver == "k8s-file" or (driver and not colon):
+            if colon and not path:
+                raise UsageError("k8s-file requires a filename")
+            logs.append(_open_file(options, path if colon else driver))
+        else:
+            raise UsageError(f"No such log driver {driver}" if driver else "log-path must not be empty")
+    if options.log_tag and any(isinstance(log, FileLog) for log in logs) and len(logs) == 1:
+        raise UsageError("k8s-file doesn't support --log-tag")
+    return tuple(logs), passthrough
+
+
+def _open_file(options: Options, path: str) -> FileLog:
+    return FileLog(
+        path,
+        size_max=max(options.log_size_max, 0),
+        total_max=max(options.log_global_size_max, 0),
+        line_bytes_max=options.log_line_max if options.log_line_max > 0 else LINE_BYTES_MAX,
+    )
+
+
+def _pipe_from(environment: dict[str, str], name: str) -> int:
+    text = environment.get(name)
+    if text is None:
+        return -1
+    if not text.isdigit():
+        raise UsageError(f"unable to parse {name}")
+    fd = int(text)
+    os.set_inheritable(fd, False)
+    return fd
+
+
+def _held_fds(known: tuple[int, ...]) -> tuple[int, ...]:
+    """Descriptors above stdio that the caller left open on purpose."""
+    names = os.listdir("/proc/self/fd")
+    fds = sorted(int(name) for name in names)
+    held = []
+    for fd in fds:
+        try:
+            if fd > 2 and fd not in known and os.get_inheritable(fd):
+                held.append(fd)
+        except OSError:
+            continue  # the descriptor of the listing itself
+    return tuple(held)
+
+
+def prepare(words: list[str], cwd: str) -> Options:
+    """Parse and check a command line for one monitor.
+
+    Raises:
+        UsageError: It is wrong.
+    """
+    options = parse(words)
+    check(options, cwd)
+    if not os.access(options.runtime, os.X_OK):
+        raise UsageError(f"Runtime path {options.runtime} is not valid")
+    return options
+
+
+def main() -> int:
+    """Run what the command line says; the code to exit with."""
+    words = sys.argv[1:]
+    if words[:1] == ["--zygote"]:
+        from conmon import zygote
+
+        return zygote.main(words[1:])
+    try:
+        first = parse(words)
+        if first.version or first.help:
+            text = help_text() if first.help else f"conmon version {VERSION}\ncommit: crio-conmon\n"
+            os.write(1, text.encode())
+            return 0
+        options = prepare(words, os.getcwd())
+        return _start(options)
+    except (UsageError, OSError) as error:
+        Diagnostics("", level="warn", syslog=False).error(str(error))
+        return 1
+
+
+def _start(options: Options) -> int:
+    environment = dict(os.environ)
+    start_fd = _pipe_from(environment, "_OCI_STARTPIPE")
+    sync_fd = _pipe_from(environment, "_OCI_SYNCPIPE")
+    attach_fd = _pipe_from(environment, "_OCI_ATTACHPIPE") if options.exec_attach else -1
+    if options.exec_attach and attach_fd < 0:
+        raise UsageError("--exec-attach specified but _OCI_ATTACHPIPE was not")
+    held_fds = _held_fds((start_fd, sync_fd, attach_fd))
+    logs, passthrough = open_logs(options)
+    if start_fd >= 0:
+        # The caller moves this process to its cgroup before anything is started from it.
+        os.read(start_fd, START_BYTES_MAX)
+        if not options.exec_attach:
+            os.close(start_fd)
+            start_fd = -1
+    if not options.sync:
+        child = os.fork()
+        if child:
+            if options.conmon_pidfile:
+                write_file(options.conmon_pidfile, b"%d" % child)
+            os._exit(0)
+    inherited = Inherited(sync_fd=sync_fd, start_fd=start_fd, attach_fd=attach_fd, held_fds=held_fds)
+    return serve(Loop(options, inherited, environment, logs, passthrough=passthrough), options, passthrough)
+
+
+def serve(loop: Loop, options: Options, passthrough: bool) -> int:
+    """Leave the caller's session and watch the container to its end."""
+    if not passthrough:
+        null = stdio_null()
+        for target in range(3):
+            os.dup2(null, target)
+        os.close(null)
+    with suppress(PermissionError):  # already the leader of a session
+        os.setsid()
+    linux.set_subreaper(True)
+    try:
+        return loop.run() & 0xFF
+    except Exception as error:
+        say = Diagnostics(options.cid, level=options.log_level, syslog=options.syslog)
+        say.error(f"{type(error).__name__}: {error}")
+        raise

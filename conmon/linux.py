@@ -1,0 +1,50 @@
+"""The few Linux calls that the standard library lacks: prctl, and a title in the memory of the arguments.
+
+Each call is prepared once and tried once when this module is loaded, so that a process forked later finds everything
+resolved and writes to as few of the shared pages as possible.
+"""
+
+import ctypes
+import os
+
+PR_SET_PDEATHSIG = 1
+PR_SET_NAME = 15
+PR_SET_CHILD_SUBREAPER = 36
+PR_GET_CHILD_SUBREAPER = 37
+TASK_NAME_BYTES = 15  # TASK_COMM_LEN without its NUL
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = _libc.prctl
+_prctl.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
+_prctl.restype = ctypes.c_int
+
+
+def prctl(option: int, value: int) -> None:
+    """Call prctl(2) with one number.
+
+    Raises:
+        OSError: The kernel refused.
+    """
+    if _prctl(option, value, 0, 0, 0) != 0:
+        errno = ctypes.get_errno()
+        raise OSError(errno, f"prctl({option}, {value}): {os.strerror(errno)}")
+
+
+def set_subreaper(enabled: bool) -> None:
+    """Inherit orphaned descendants: the container's process, once the runtime that made it has ended."""
+    prctl(PR_SET_CHILD_SUBREAPER, int(enabled))
+
+
+def argument_area() -> tuple[int, int]:
+    """Address and size of this process's arguments, as /proc/self/stat has them (proc(5), fields 48 and 49)."""
+    with open("/proc/self/stat", "rb", buffering=0) as stat:
+        fields = stat.read(4096).rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    return start, end - start
+
+
+def set_title(area: tuple[int, int], title: bytes) -> None:
+    """Show `title` as the command line of this process, cut to the room that the original arguments had."""
+    start, size = area
+    if size > 0:
+        ctypes.memmove(start, title[: size - 1].ljust(size, b"\0"), size)

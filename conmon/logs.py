@@ -1,0 +1,287 @@
+"""The log of a container in the CRI's format, made from bytes without looking at single lines.
+
+A record is `<RFC 3339 time with nanoseconds> <stream> <P or F> <bytes>`: F ends a line, P is a part of one
+(kubelet's log format, `kubelet/logs`). One read gives one timestamp and one write. A line that is longer than the limit
+becomes P records of exactly the limit and one F record with the rest. The unfinished end of a read is held for
+`PARTIAL_HOLD_NS` in case the rest of its line comes; then it is written as a P record, so a prompt is seen at once.
+
+A disk that is full or read-only never stops the container: the records that do not fit are dropped whole and their bytes
+are counted. A record that was written in part is taken back, so that the file holds whole records only.
+"""
+
+import os
+import time
+
+LINE_BYTES_MAX = 16384  # the length at which other CRI runtimes part a line
+PARTIAL_HOLD_NS = 50_000_000
+STDOUT, STDERR = 2, 3  # the numbers that conmon's attach protocol gives the streams
+_NAMES = {STDOUT: b" stdout ", STDERR: b" stderr "}
+
+
+class Stamps:
+    """RFC 3339 timestamps in local time; the part up to the second is made once a second."""
+
+    __slots__ = ("_head", "_second", "_zone")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._head = b""
+        self._zone = b""
+
+    def stamp(self, now_ns: int) -> bytes:
+        """The time `now_ns` (nanoseconds since the epoch) as text."""
+        second, nanosecond = divmod(now_ns, 1_000_000_000)
+        if second != self._second:
+            local = time.localtime(second)
+            sign = "-" if local.tm_gmtoff < 0 else "+"
+            hours, minutes = divmod(abs(local.tm_gmtoff) // 60, 60)
+            self._head = time.strftime("%Y-%m-%dT%H:%M:%S.", local).encode()
+            self._zone = f"{sign}{hours:02d}:{minutes:02d}".encode()
+            self._second = second
+        return b"%s%09d%s" % (self._head, nanosecond, self._zone)
+
+
+class Formatter:
+    """Turns the bytes of one stream into records; pure.
+
+    Args:
+        stream: `STDOUT` or `STDERR`.
+        line_bytes_max: The most bytes of a line that one record holds.
+    """
+
+    __slots__ = ("_limit", "_open", "_stream", "held")
+
+    def __init__(self, stream: int, line_bytes_max: int = LINE_BYTES_MAX) -> None:
+        self._stream = _NAMES[stream]
+        self._limit = line_bytes_max
+        self._open = False
+        self.held = b""
+
+    def header_bytes(self, stamp: bytes) -> int:
+        """What a record has besides the bytes of the container and the newline that ends it."""
+        return len(stamp) + len(self._stream) + 2
+
+    def feed(self, data: bytes, stamp: bytes) -> bytes:
+        """The records that `data` completes; the rest is held."""
+        if self.held:
+            data = self.held + data
+        cut = data.rfind(b"\n") + 1
+        tail = data[cut:]
+        if not cut and len(tail) <= self._limit:
+            self.held = tail
+            return b""
+        out = b""
+        if cut:
+            out = self._lines(data[:cut] if tail else data, stamp + self._stream)
+            self._open = False
+        if len(tail) > self._limit:
+            part = stamp + self._stream + b"P "
+            whole = (len(tail) - 1) // self._limit * self._limit
+            pieces = [part + tail[at : at + self._limit] for at in range(0, whole, self._limit)]
+            out += b"\n".join(pieces) + b"\n"
+            self._open = True
+            tail = tail[whole:]
+        self.held = tail
+        return out
+
+    def _lines(self, lines: bytes, header: bytes) -> bytes:
+        full = header + b"F "
+        limit, size = self._limit, len(lines)
+        if size <= limit + 1:
+            return full + lines[:-1].replace(b"\n", b"\n" + full) + b"\n"
+        out: list[bytes] = []
+        at = 0
+        while at < size:
+            # The last newline within reach: every line up to it is short enough, however many there are.
+            end = size if size - at <= limit + 1 else lines.rfind(b"\n", at, at + limit + 1) + 1
+            if end > at:
+                out.append(full + lines[at : end - 1].replace(b"\n", b"\n" + full))
+                at = end
+            else:
+                out.append(header + b"P " + lines[at : at + limit])
+                at += limit
+        return b"\n".join(out) + b"\n"
+
+    def expire(self, stamp: bytes) -> bytes:
+        """What was held long enough, as a P record."""
+        if not self.held:
+            return b""
+        out = stamp + self._stream + b"P " + self.held + b"\n"
+        self.held = b""
+        self._open = True
+        return out
+
+    def finish(self, stamp: bytes) -> bytes:
+        """A closing record for a last line that has no newline."""
+        if not self.held and not self._open:
+            return b""
+        out = stamp + self._stream + b"F " + self.held + b"\n"
+        self.held = b""
+        self._open = False
+        return out
+
+
+class RecordFile:
+    """A log file that takes whole records and counts what it could not take.
+
+    Args:
+        path: The file; it is made when it is missing, and appended to.
+        size_max: The file starts anew, in its place, before it would grow beyond this many bytes; 0 for no limit.
+        total_max: The most bytes written over all of the file's lives; 0 for no limit.
+
+    Raises:
+        OSError: The file cannot be opened.
+    """
+
+    __slots__ = ("_fd", "_path", "_size", "_size_max", "_torn", "_total", "_total_max", "dropped_bytes")
+
+    def __init__(self, path: str, size_max: int = 0, total_max: int = 0) -> None:
+        self._path = path
+        self._size_max = size_max
+        self._total_max = total_max
+        self._total = 0
+        self._torn = False
+        self.dropped_bytes = 0
+        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._size = os.fstat(self._fd).st_size
+
+    def write(self, records: bytes, header_bytes: int) -> None:
+        """Append records; what does not fit or fails is counted, less `header_bytes` and a newline each."""
+        if not self._size_max and not self._total_max:
+            self._append(records, header_bytes)
+            return
+        at = 0
+        while at < len(records):
+            end = len(records)
+            if self._total_max and self._total >= self._total_max:
+                self._drop(records[at:], header_bytes)
+                return
+            if self._size_max and self._size + end - at > self._size_max:
+                end = records.rfind(b"\n", at, at + max(self._size_max - self._size, 0)) + 1
+                if end <= at and self._size:
+                    self._replace()
+                    continue
+                if end <= at:
+                    end = records.index(b"\n", at) + 1
+            if self._total_max and self._total + end - at > self._total_max:
+                end = records.index(b"\n", min(at + self._total_max - self._total, end) - 1) + 1
+            self._append(records[at:end], header_bytes)
+            at = end
+
+    def _append(self, records: bytes, header_bytes: int) -> None:
+        done = 0
+        try:
+            if self._torn:
+                os.write(self._fd, b"\n")
+                self._torn = False
+            done = os.write(self._fd, records)
+            while done < len(records):
+                done += os.write(self._fd, records[done:])
+        except OSError:
+            done = self._take_back(records, done)
+            self._drop(records[done:], header_bytes)
+        self._size += done
+        self._total += done
+
+    def _take_back(self, records: bytes, done: int) -> int:
+        """Cut off a record that was written in part; the number of bytes that stay."""
+        whole = records.rfind(b"\n", 0, done) + 1
+        if whole < done:
+            try:
+                os.ftruncate(self._fd, os.fstat(self._fd).st_size - (done - whole))
+            except OSError:
+                self._torn = True
+        return whole
+
+    def _drop(self, records: bytes, header_bytes: int) -> None:
+        self.dropped_bytes += len(records) - records.count(b"\n") * (header_bytes + 1)
+
+    def reopen(self) -> None:
+        """Go on in the file that has the name now: it was renamed away, or it is still the same.
+
+        A directory that is full or gone leaves the old file in use, so that nothing is lost.
+        """
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return
+        os.close(self._fd)
+        self._fd = fd
+        self._size = os.fstat(fd).st_size
+
+    def _replace(self) -> None:
+        """Put an empty file in the place of the full one; a reader of the old one keeps it."""
+        fresh = self._path + ".tmp"
+        try:
+            fd = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.rename(fresh, self._path)
+            os.close(self._fd)
+            self._fd = fd
+        except OSError:
+            os.ftruncate(self._fd, 0)
+        self._size = 0
+
+    def sync(self) -> None:
+        """Bring the file to the disk; a disk that fails now has nothing to add to what was counted."""
+        try:
+            os.fsync(self._fd)
+        except OSError:
+            self._torn = True
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+class FileLog:
+    """The `k8s-file` driver: both streams of a container in one file."""
+
+    __slots__ = ("_err", "_file", "_out", "_stamps", "deadline_ns")
+
+    def __init__(
+        self, path: str, *, size_max: int = 0, total_max: int = 0, line_bytes_max: int = LINE_BYTES_MAX
+    ) -> None:
+        self._file = RecordFile(path, size_max, total_max)
+        self._stamps = Stamps()
+        self._out = Formatter(STDOUT, line_bytes_max)
+        self._err = Formatter(STDERR, line_bytes_max)
+        self.deadline_ns = 0  # monotonic time at which held bytes have to be written; 0 when nothing is held
+
+    @property
+    def dropped_bytes(self) -> int:
+        """Bytes of the container, newlines not counted, that are in no log."""
+        return self._file.dropped_bytes
+
+    def write(self, stream: int, data: bytes) -> None:
+        formatter = self._out if stream == STDOUT else self._err
+        stamp = self._stamps.stamp(time.time_ns())
+        records = formatter.feed(data, stamp)
+        if records:
+            self._file.write(records, formatter.header_bytes(stamp))
+        if not self._out.held and not self._err.held:
+            self.deadline_ns = 0
+        elif not self.deadline_ns:
+            self.deadline_ns = time.monotonic_ns() + PARTIAL_HOLD_NS
+
+    def expire(self) -> None:
+        """Write what is held."""
+        self.deadline_ns = 0
+        stamp = self._stamps.stamp(time.time_ns())
+        for formatter in (self._out, self._err):
+            records = formatter.expire(stamp)
+            if records:
+                self._file.write(records, formatter.header_bytes(stamp))
+
+    def reopen(self) -> None:
+        self._file.reopen()
+
+    def finish(self, *, sync: bool) -> None:
+        """Close the last lines and the file."""
+        self.deadline_ns = 0
+        stamp = self._stamps.stamp(time.time_ns())
+        for formatter in (self._out, self._err):
+            records = formatter.finish(stamp)
+            if records:
+                self._file.write(records, formatter.header_bytes(stamp))
+        if sync:
+            self._file.sync()
+        self._file.close()

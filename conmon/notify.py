@@ -1,0 +1,41 @@
+"""Relays readiness from a container to systemd on the host: only `READY=1` and `WATCHDOG=1` pass (sd_notify(3))."""
+
+import os
+from socket import AF_UNIX, SOCK_DGRAM, socket
+
+from conmon.attach import listen
+
+MESSAGE_BYTES_MAX = 32768
+PASSED = (b"READY=1", b"WATCHDOG=1")
+
+
+class NotifyRelay:
+    """The socket `notify/notify.sock` of a bundle, and the host's socket behind it.
+
+    Raises:
+        OSError: The bundle has no place for the socket.
+    """
+
+    def __init__(self, bundle: str, host_socket: str) -> None:
+        self._host = "\0" + host_socket[1:] if host_socket.startswith("@") else host_socket
+        self._inside = listen(f"{bundle}/notify", "notify.sock", SOCK_DGRAM, 0o777)
+        self._outside = socket(AF_UNIX, SOCK_DGRAM, 0)
+        self._outside.setblocking(False)
+
+    @property
+    def fd(self) -> int:
+        return self._inside.fileno()
+
+    def relay(self, fd: int) -> None:
+        """Pass on one message, or drop it."""
+        try:
+            message = os.read(fd, MESSAGE_BYTES_MAX)
+        except BlockingIOError:
+            return
+        for word in PASSED:
+            if word in message:
+                try:
+                    self._outside.sendto(word, self._host)
+                except OSError:
+                    return  # the host's socket is gone or full; readiness is told again by whoever cares
+                return
