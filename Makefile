@@ -63,8 +63,9 @@ fix: venv.dev ## apply what ruff can repair by itself
 	$(VENV)/bin/ruff format .
 
 .PHONY: spec
-spec: venv.dev ## write the generated files: CRI stubs, lifecycle diagrams
+spec: venv.dev ## write the generated files: CRI stubs, lifecycle diagrams, option reference
 	@set -e; for generator in $(GENERATORS); do echo "$(PY) -m $$generator"; $(PY) -m $$generator; done
+	$(PY) -m crio_server.config.reference > docs/configuration.md
 
 .PHONY: install
 install: ## install into PREFIX (default /usr/local), below DESTDIR when that is given
