@@ -46,7 +46,7 @@ class Crio(click.Group):
         return super().parse_args(ctx, [_plain(arg) for arg in args])
 
 
-def _switch(name: str, flag: str, **more: Any) -> click.Option:  # noqa: ANN401 (click's own keywords)
+def _switch(name: str, flag: str, **more: Any) -> click.Option:
     return click.Option([name, f"{flag}/{_negated(flag)}"], default=None, **more)
 
 
@@ -126,7 +126,7 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
 
 
 @click.pass_context
-def _start(context: click.Context, /, **params: Any) -> None:  # noqa: ANN401 (made from the table of options)
+def _start(context: click.Context, /, **params: Any) -> None:
     """A Kubernetes container runtime: serves the CRI on a unix socket when no command is given."""
     context.obj = session_of(params, dict(os.environ))
     if context.invoked_subcommand is None:

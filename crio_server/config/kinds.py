@@ -225,7 +225,7 @@ class Duration(Kind):
     def read(self, raw: object) -> int:
         if raw == "" or raw == "0":
             return 0
-        if not isinstance(raw, str) or not re.fullmatch(r"(?:[0-9]{1,12}(?:ns|us|µs|ms|s|m|h))+", raw):
+        if not isinstance(raw, str) or not re.fullmatch(r"(?:[0-9]{1,19}(?:ns|us|µs|ms|s|m|h))+", raw):
             raise Refused(self.expected)
         parts = re.findall(r"([0-9]+)(ns|us|µs|ms|s|m|h)", raw)
         total_ns = sum(int(number) * _DURATION_UNITS_NS[unit] for number, unit in parts)

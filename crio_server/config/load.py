@@ -83,12 +83,21 @@ def load(sources: Sources) -> Loaded:
     Raises:
         OperationError: Something is wrong; the message has one line for each bad value, with its source and key.
     """
-    layers = [*_file_layers(sources), layer_from_environment(sources.environ), layer_from_flags(sources.flags)]
+    environment, flags = layer_from_environment(sources.environ), layer_from_flags(sources.flags)
+    return merge([*_file_layers(sources), environment, flags], sources.has_systemd)
+
+
+def merge(layers: list[Layer], has_systemd: bool) -> Loaded:
+    """Lay layers over each other, the first lowest; reads nothing.
+
+    Raises:
+        OperationError: Something is wrong; the message has one line for each bad value, with its source and key.
+    """
     notices: list[str] = []
     problems = [line for layer in layers for line in layer.problems]
     if not problems:
         merged = _Merged(layers)
-        config = merged.config(sources.has_systemd, notices)
+        config = merged.config(has_systemd, notices)
         problems = merged.problems
     if problems:
         hidden = len(problems) - PROBLEMS_SHOWN_MAX
@@ -173,7 +182,7 @@ class _Merged:
                 trust, trust_at = layer.legacy["default_workload_trust"], at
             if "plugin_dir" in layer.legacy:
                 earlier = self.values.get("plugin_dirs", DEFAULT.plugin_dirs)
-                self.values["plugin_dirs"] = (*earlier, layer.legacy["plugin_dir"])
+                self.values["plugin_dirs"] = tuple(dict.fromkeys((*earlier, layer.legacy["plugin_dir"])))
             for key in layer.legacy:
                 layer.warnings.append(
                     ConfigWarning(source=layer.source, key=key, message=f"an old key, read as {_NEW_NAMES[key]}")

@@ -24,9 +24,9 @@ INTRODUCTION = f"""\
 5. flags.
 
 Files are TOML, with the tables and keys of CRI-O, at most {FILE_BYTES_MAX // 1024} KiB each. A list replaces the
-list of an earlier source, and a runtime handler's table replaces the earlier table of the same name. In flags and variables, the
-items of a list are separated by commas, and the flag of a list may be repeated. A switch is `--x` or `--x=true`,
-`--no-x` or `--x=false`.
+list of an earlier source, and a runtime handler's table replaces the earlier table of the same name. In flags and
+variables, the items of a list are separated by commas, and the flag of a list may be repeated. A switch is `--x` or
+`--x=true`, `--no-x` or `--x=false`.
 
 - `crio config` prints what counts in the end, as TOML that can be read again; `crio config --default` prints the
   defaults with comments.
