@@ -1,0 +1,369 @@
+"""Starts one monitor process per container and talks to it: any program with conmon's command line (conmon(8), 2.1).
+
+How a container is created through it: the monitor is started with the read end of a start pipe and waits there. It is
+moved into its own cgroup, outside of the pod's (CVE-2019-14891), and then told to go on. It leaves our process group,
+has the runtime create the container, and reports the container's pid, or the runtime's complaint, on a sync pipe.
+
+What we know of both processes is written into the bundle, so that a server that comes later can still tell them from
+others that got the same numbers.
+"""
+
+import os
+import stat
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+import orjson
+
+from crio_core.errors import Code, OperationError, RemoteError
+from crio_io import mounts, spawn
+from crio_io.cgroups import Cgroups
+from crio_io.runtime import OciRuntime, messages, processes
+
+CREATE_S = 240.0
+"""How long a creation may take before all of it is killed; the runtime may have to wait for slow filesystems."""
+SYNC_MAX_BYTES = 65536
+REOPEN_S = 5.0
+"""How long a monitor may take to open its log anew."""
+STOP_S = 2.0
+"""How long a monitor may take to notice that its container is gone, before it is killed."""
+POLL_S = 0.005
+PROCESSES_FILE = "monitor.json"
+
+_REOPEN_LOG = b"2 0 0\n"
+_LEFTOVERS = ("pidfile", "conmon-pidfile", "ctl", "winsz", "attach", "oom", "exit", PROCESSES_FILE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MonitorRequest:
+    """One container to create.
+
+    `bundle` holds its `config.json`; `log_path` is empty for no log; `cgroup` is the monitor's own, or empty to stay in
+    ours.
+    """
+
+    container_id: str
+    name: str
+    bundle: Path
+    log_path: str
+    terminal: bool = False
+    stdin: bool = False
+    stdin_once: bool = False
+    log_size_max_bytes: int = -1
+    cgroup: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """The two processes; start times, in clock ticks since boot, tell them from later ones with the same number."""
+
+    pid: int
+    pid_start_ticks: int
+    monitor_pid: int
+    monitor_start_ticks: int
+
+
+class ConmonMonitor:
+    """Creates containers of one runtime under monitors.
+
+    Args:
+        path: The monitor program.
+        runtime: What it is to run.
+        exit_dir: Where it writes exit codes, one file a container.
+        socket_dir: Where it links the directories of its attach sockets; a short path, as sockets need.
+        cgroups: For moving it into its cgroup.
+        env: Its environment, besides what it needs to talk to us.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        runtime: OciRuntime,
+        *,
+        exit_dir: Path,
+        socket_dir: Path,
+        cgroups: Cgroups,
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.runtime = runtime
+        self._exit_dir = exit_dir
+        self._socket_dir = socket_dir
+        self._cgroups = cgroups
+        self._env = dict(env or {})
+
+    async def create(self, request: MonitorRequest, *, timeout_s: float = CREATE_S) -> Created:
+        """Create a container; one that was created before and still lives is left as it is.
+
+        On failure, timeout or cancellation, whatever was started is killed and removed again.
+
+        Raises:
+            OperationError: The runtime's complaint, MONITOR_FAILED or TIMEOUT.
+        """
+        existing = await mounts.in_thread(f"look at bundle {request.bundle}", _existing, request.bundle)
+        if existing is not None:
+            return existing
+        had_log = bool(request.log_path) and Path(request.log_path).exists()
+        await mounts.in_thread(f"prepare bundle {request.bundle}", self._prepare, request)
+        try:
+            with anyio.move_on_after(timeout_s):
+                return await self._create(request)
+            message = f"container {request.container_id} was not created within {timeout_s:g} s"
+            raise OperationError(Code.DEADLINE_EXCEEDED, "TIMEOUT", message)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._abandon(request, had_log)
+                except OperationError as second:
+                    # The first failure is the one to report; what is left is removed when the container is deleted.
+                    error.add_note(f"and cleaning up: {second.message}")
+            raise
+
+    async def reopen_log(self, bundle: Path, log_path: str) -> None:
+        """Have the monitor write to a new file at the log's path; returns when that file is there.
+
+        Raises:
+            OperationError: MONITOR_GONE, or TIMEOUT.
+        """
+        # The path is free when the caller has renamed the file away; then the new file is the sign that it worked.
+        renamed = not await mounts.in_thread(f"look at log {log_path}", os.path.exists, log_path)
+        await mounts.in_thread(f"tell the monitor in {bundle}", _write_control, bundle, _REOPEN_LOG)
+        with anyio.move_on_after(REOPEN_S):
+            while renamed and not await mounts.in_thread(f"look at log {log_path}", os.path.exists, log_path):
+                await anyio.sleep(POLL_S)
+            return
+        message = f"the monitor did not open {log_path} within {REOPEN_S:g} s"
+        raise OperationError(Code.DEADLINE_EXCEEDED, "TIMEOUT", message)
+
+    async def stop(self, container_id: str, bundle: Path) -> None:
+        """End a monitor whose container is gone, and remove what it left outside the exit file; absent is success.
+
+        A monitor ends by itself once its container has; only one that does not is killed.
+        """
+        monitors = await mounts.in_thread(f"look for the monitor of {container_id}", _monitors, bundle)
+        for pid, start_ticks in monitors.items():
+            with anyio.move_on_after(STOP_S):
+                await _wait_gone(pid, start_ticks)
+            processes.kill(pid, start_ticks)
+        await mounts.in_thread(f"clear bundle {bundle}", self._clear, container_id, bundle)
+
+    def _argv(self, request: MonitorRequest) -> Sequence[str]:
+        bundle = str(request.bundle)
+        argv = [
+            *(self.path, "-b", bundle, "-c", request.container_id, "-u", request.container_id, "-n", request.name),
+            *("-r", self.runtime.path, *(f"--runtime-arg={option}" for option in self._runtime_options())),
+            *("-p", f"{bundle}/pidfile", "-P", f"{bundle}/conmon-pidfile"),
+            *("--exit-dir", str(self._exit_dir), "--persist-dir", bundle, "--socket-dir-path", str(self._socket_dir)),
+            *("--log-level", "error", "-l", f"k8s-file:{request.log_path}" if request.log_path else "none:"),
+        ]
+        if self.runtime.systemd_cgroup:
+            argv.append("-s")
+        if request.log_size_max_bytes >= 0:
+            argv += ("--log-size-max", str(request.log_size_max_bytes))
+        if request.terminal:
+            argv.append("-t")
+        if request.stdin:
+            argv.append("-i")
+            if not request.stdin_once:
+                argv.append("--leave-stdin-open")
+        return tuple(argv)
+
+    def _runtime_options(self) -> tuple[str, ...]:
+        """The monitor adds `--systemd-cgroup` by itself."""
+        return tuple(option for option in self.runtime.global_options() if option != "--systemd-cgroup")
+
+    def _prepare(self, request: MonitorRequest) -> None:
+        """Make the directories, and remove what an earlier attempt left: a monitor refuses to start beside it."""
+        for directory in (self._exit_dir, self._socket_dir):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._clear(request.container_id, request.bundle)
+        (self._exit_dir / request.container_id).unlink(missing_ok=True)
+        if request.cgroup:
+            self._cgroups.create(request.cgroup)
+
+    async def _create(self, request: MonitorRequest) -> Created:
+        with ExitStack() as ours:
+            sync_read, sync_write = os.pipe()
+            ours.callback(os.close, sync_read)
+            start_read, start_write = os.pipe()
+            theirs = ours.enter_context(ExitStack())
+            theirs.callback(os.close, sync_write)
+            theirs.callback(os.close, start_read)
+            ours_start = ours.enter_context(ExitStack())
+            ours_start.callback(os.close, start_write)
+            child = spawn.Child(
+                self._argv(request),
+                env=self._env | {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)},
+                pass_fds=(sync_write, start_read),
+                cwd=str(request.bundle),
+                output_max_bytes=spawn.READ_BYTES,
+            )
+            try:
+                theirs.close()
+                if request.cgroup:
+                    step = f"move the monitor of {request.container_id}"
+                    await mounts.in_thread(step, self._cgroups.join, request.cgroup, child.popen.pid)
+                with suppress(BrokenPipeError):  # It ended already; its complaint is read below.
+                    os.write(start_write, b"\0")
+                ours_start.close()
+                await child.wait_exit()
+                report = await _read_line(sync_read) if child.returncode == 0 else b""
+            finally:
+                await child.end()
+        pid = self._pid_of(request, report, child)
+        return await mounts.in_thread(f"look at container {request.container_id}", _record, request.bundle, pid)
+
+    def _pid_of(self, request: MonitorRequest, report: bytes, child: spawn.Child) -> int:
+        """The container's pid from the monitor's report, or the reason that there is none."""
+        what = f"create {request.container_id}"
+        if not report:
+            said = child.completed(child.returncode or 0)
+            text = messages.readable(b"", said.stderr + said.stdout) or "it ended without a report"
+            raise OperationError(Code.INTERNAL, "MONITOR_FAILED", f"monitor {self.path}: {what}: {text}")
+        try:
+            fields: Any = orjson.loads(report)
+            pid = int(fields.get("pid", fields.get("data", -1)))
+            complaint = str(fields.get("message", ""))
+        except (orjson.JSONDecodeError, AttributeError, TypeError, ValueError) as error:
+            raise RemoteError(f"monitor {self.path}: {what}: report {report[:200]!r} is not understood") from error
+        if pid <= 0:
+            raise messages.failure(self.runtime.name, what, messages.readable(b"", complaint.encode()))
+        return pid
+
+    async def _abandon(self, request: MonitorRequest, had_log: bool) -> None:
+        """Kill and remove everything that a failed creation may have started."""
+        argv = self._argv(request)
+        await mounts.in_thread(f"kill the monitor of {request.container_id}", _kill_by_argv, argv)
+        await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
+        (self._exit_dir / request.container_id).unlink(missing_ok=True)
+        if request.log_path and not had_log:
+            Path(request.log_path).unlink(missing_ok=True)
+        await self.runtime.delete(request.container_id)
+
+    def _clear(self, container_id: str, bundle: Path) -> None:
+        link = self._socket_dir / container_id
+        with suppress(FileNotFoundError):
+            if stat.S_ISLNK(link.lstat().st_mode):
+                link.unlink()
+        for name in _LEFTOVERS:
+            (bundle / name).unlink(missing_ok=True)
+
+
+def recorded(bundle: Path) -> Created | None:
+    """The processes of the container that was created in a bundle; None when it never was. Blocks on the file only."""
+    try:
+        return Created(**orjson.loads((bundle / PROCESSES_FILE).read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, TypeError, orjson.JSONDecodeError) as error:
+        raise OperationError(Code.DATA_LOSS, "BUNDLE_DAMAGED", f"{bundle / PROCESSES_FILE}: {error}") from error
+
+
+async def _read_line(fd: int) -> bytes:
+    """Bytes up to the first newline, or what there is when the other end closes."""
+    os.set_blocking(fd, False)
+    line = b""
+    while b"\n" not in line and len(line) < SYNC_MAX_BYTES:
+        await anyio.wait_readable(fd)
+        data = os.read(fd, SYNC_MAX_BYTES)
+        if not data:
+            break
+        line += data
+    return line.partition(b"\n")[0]
+
+
+def _record(bundle: Path, pid: int) -> Created:
+    try:
+        monitor_pid = int((bundle / "conmon-pidfile").read_text())
+    except (OSError, ValueError) as error:
+        raise RemoteError(f"the monitor left no pid in {bundle}/conmon-pidfile: {error}") from error
+    container, monitor = processes.look(pid), processes.look(monitor_pid)
+    if container is None:
+        message = f"process {pid} of the container in {bundle} ended before it was started"
+        raise OperationError(Code.INTERNAL, "CONTAINER_DIED", message)
+    created = Created(
+        pid=pid,
+        pid_start_ticks=container.start_ticks,
+        monitor_pid=monitor_pid,
+        monitor_start_ticks=monitor.start_ticks if monitor is not None else 0,
+    )
+    temporary = bundle / f"{PROCESSES_FILE}.new"
+    temporary.write_bytes(orjson.dumps(asdict(created)))
+    temporary.replace(bundle / PROCESSES_FILE)
+    return created
+
+
+def _existing(bundle: Path) -> Created | None:
+    created = recorded(bundle)
+    if created is None:
+        return None
+    facts = processes.look(created.pid)
+    return created if facts is not None and facts.start_ticks == created.pid_start_ticks else None
+
+
+def _monitors(bundle: Path) -> Mapping[int, int]:
+    """Start times, by pid, of the monitors that serve a bundle: from the record, or without one, by looking."""
+    created = recorded(bundle)
+    if created is not None:
+        return {created.monitor_pid: created.monitor_start_ticks}
+    wanted = os.fsencode(bundle)
+    return {pid: start for pid, start, words in _command_lines() if wanted in words and b"--exit-dir" in words}
+
+
+def _kill_by_argv(argv: Sequence[str]) -> None:
+    """Kill every process with exactly this command line; the container's id in it makes it nobody else's.
+
+    The monitor forks and leaves its parent's group, so between two looks there may be one more: look until none is.
+    """
+    wanted = [os.fsencode(word) for word in argv]
+    deadline_s = time.monotonic() + STOP_S
+    while time.monotonic() < deadline_s:
+        found = [(pid, start) for pid, start, words in _command_lines() if words == wanted]
+        if not found:
+            return
+        for pid, start in found:
+            processes.kill(pid, start)
+
+
+def _command_lines() -> Iterator[tuple[int, int, list[bytes]]]:
+    """Pid, start time and command line of every live process."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            pid = int(entry.name)
+            try:
+                words = (entry / "cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
+            except OSError:
+                continue  # Ended meanwhile.
+            facts = processes.look(pid)
+            if facts is not None and processes.is_alive(facts):
+                yield pid, facts.start_ticks, words
+
+
+async def _wait_gone(pid: int, start_ticks: int) -> None:
+    try:
+        handle = os.pidfd_open(pid)
+    except OSError:
+        return
+    try:
+        facts = processes.look(pid)
+        if facts is not None and facts.start_ticks == start_ticks:
+            await anyio.wait_readable(handle)
+    finally:
+        os.close(handle)
+
+
+def _write_control(bundle: Path, message: bytes) -> None:
+    try:
+        fd = os.open(bundle / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        message_text = f"no monitor listens at {bundle}/ctl: {error.strerror}"
+        raise OperationError(Code.FAILED_PRECONDITION, "MONITOR_GONE", message_text) from error
+    try:
+        os.write(fd, message)
+    finally:
+        os.close(fd)
