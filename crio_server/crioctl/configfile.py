@@ -10,7 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
@@ -238,7 +238,8 @@ def _plain(key: str) -> str:
 
 
 def _field_named(message: Message, key: str) -> FieldDescriptor | None:
-    return next((field for field in message.DESCRIPTOR.fields if _plain(field.name) == _plain(key)), None)
+    found = next((field for field in message.DESCRIPTOR.fields if _plain(field.name) == _plain(key)), None)
+    return cast(FieldDescriptor | None, found)  # its stubs also name the class of the C implementation
 
 
 def _unknown(key: str, message: Message) -> str:

@@ -1,0 +1,450 @@
+"""crioctl against a foreign CRI server: a private containerd with real runc, CNI and a loopback registry.
+
+What works here works with any CRI v1 endpoint, because nothing in it is ours. Everything lives under one temporary
+directory, a bridge `criotest-ctl` and a cgroup of the same name, and all of it is gone afterwards.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+BRIDGE = "criotest-ctl"
+TOOLS = ("containerd", "runc", "skopeo", "docker-registry", "busybox", "ip")
+WAIT_S = 30.0
+APPLETS = ("sh", "sleep", "cat", "echo", "true", "false", "seq", "httpd")
+
+SCRIPT = """\
+trap 'echo bye; exit 7' TERM
+echo started
+echo warned >&2
+i=0
+while :; do i=$((i+1)); sleep 0.05; [ $i -lt 40 ] && echo tick $i; done
+"""
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(os.geteuid() != 0, reason="containerd and runc need root"),
+    pytest.mark.skipif(any(shutil.which(tool) is None for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What one run of crioctl gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A running containerd, and a registry with an image."""
+
+    directory: Path
+    socket: Path
+    image: str
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "crio_server.crioctl", "-r", f"unix://{self.socket}", *arguments]
+
+    def run(self, *arguments: str) -> Result:
+        done = subprocess.run(self.command(*arguments), capture_output=True, text=True, timeout=120, check=False)
+        return Result(code=done.returncode, out=done.stdout, err=done.stderr)
+
+    def ok(self, *arguments: str) -> str:
+        result = self.run(*arguments)
+        assert result.code == 0, f"crioctl {' '.join(arguments)}: {result}"
+        return result.out.strip()
+
+    def data(self, *arguments: str) -> Any:
+        return json.loads(self.ok(*arguments, "-o", "json"))
+
+    def pod_file(self, name: str) -> Path:
+        config = {
+            "metadata": {"name": name, "namespace": "criotest", "uid": f"uid-{name}", "attempt": 1},
+            "hostname": name,
+            "log_directory": str(self.directory / "logs" / name),
+            "labels": {"group": name},
+            "linux": {"cgroup_parent": f"/{BRIDGE}"},
+        }
+        path = self.directory / f"{name}.json"
+        path.write_text(json.dumps(config))
+        return path
+
+    def container_file(self, name: str) -> Path:
+        path = self.directory / f"{name}.yaml"
+        config = {
+            "metadata": {"name": name},
+            "image": {"image": self.image},
+            "command": ["/bin/sh", "-c"],
+            "args": [SCRIPT],
+            "logPath": f"{name}.log",
+            "labels": {"tier": "backend"},
+            "envs": [{"key": "PATH", "value": "/bin"}],
+        }
+        path.write_text(yaml.safe_dump(config))
+        return path
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {WAIT_S} s: {what}"
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def write_image(directory: Path) -> None:
+    """Write an OCI layout whose one layer is the machine's static busybox; run bare, it sleeps."""
+    blobs = directory / "blobs" / "sha256"
+    blobs.mkdir(parents=True)
+
+    def blob(content: bytes) -> dict[str, Any]:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / digest).write_bytes(content)
+        return {"digest": f"sha256:{digest}", "size": len(content)}
+
+    busybox = Path(str(shutil.which("busybox"))).resolve()
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as archive:
+        archive.add(busybox, "bin/busybox")
+        for applet in APPLETS:
+            link = tarfile.TarInfo(f"bin/{applet}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+    layer_blob = blob(layer.getvalue())
+    config = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": {"Entrypoint": ["/bin/sleep"], "Cmd": ["1000000"], "Env": ["PATH=/bin"]},
+        "rootfs": {"type": "layers", "diff_ids": [layer_blob["digest"]]},
+    }
+    oci = "application/vnd.oci.image"
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": f"{oci}.manifest.v1+json",
+        "config": {"mediaType": f"{oci}.config.v1+json", **blob(json.dumps(config).encode())},
+        "layers": [{"mediaType": f"{oci}.layer.v1.tar", **layer_blob}],
+    }
+    described = {"mediaType": f"{oci}.manifest.v1+json", **blob(json.dumps(manifest).encode())}
+    index = {
+        "schemaVersion": 2,
+        "manifests": [{**described, "annotations": {"org.opencontainers.image.ref.name": "1"}}],
+    }
+    (directory / "index.json").write_text(json.dumps(index))
+    (directory / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
+
+
+def write_configuration(directory: Path, image: str) -> Path:
+    network = {
+        "cniVersion": "0.4.0",
+        "name": BRIDGE,
+        "plugins": [
+            {
+                "type": "bridge",
+                "bridge": BRIDGE,
+                "isGateway": True,
+                "ipMasq": False,
+                "ipam": {
+                    "type": "host-local",
+                    "subnet": "10.213.77.0/24",
+                    "dataDir": str(directory / "ipam"),
+                },
+            }
+        ],
+    }
+    (directory / "net.d").mkdir()
+    (directory / "net.d" / "10-criotest.conflist").write_text(json.dumps(network))
+    path = directory / "containerd.toml"
+    path.write_text(
+        f"""\
+version = 2
+root = "{directory}/root"
+state = "{directory}/state"
+[grpc]
+  address = "{directory}/containerd.sock"
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{image}"
+  restrict_oom_score_adj = true
+  disable_apparmor = true
+  netns_mounts_under_state_dir = true
+  stream_server_port = "0"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{directory}/net.d"
+"""
+    )
+    return path
+
+
+@contextlib.contextmanager
+def process(arguments: list[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that is ended, by its own pid, when the block ends."""
+    with log.open("wb") as output:
+        child = subprocess.Popen(arguments, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    try:
+        yield child
+    finally:
+        child.terminate()
+        try:
+            child.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def sweep(directory: Path) -> None:
+    """Remove what a failed test may have left: shims of our containerd, mounts, the bridge and the cgroups."""
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError):
+            if f"{directory}/containerd.sock".encode() in (entry / "cmdline").read_bytes().split(b"\0"):
+                for child in (entry / "task" / entry.name / "children").read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
+                os.kill(int(entry.name), signal.SIGKILL)
+    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+        target = line.split()[4]
+        if target.startswith(f"{directory}/"):
+            subprocess.run(["umount", "-l", target], check=False, capture_output=True)
+    subprocess.run(["ip", "link", "delete", BRIDGE], check=False, capture_output=True)
+    for top in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
+        if (top / BRIDGE).is_dir():
+            for below in sorted((top / BRIDGE).rglob("*"), reverse=True):
+                if below.is_dir():
+                    below.rmdir()
+            (top / BRIDGE).rmdir()
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    """A containerd of our own. Its socket's path must be short, so it is not under pytest's directory."""
+    directory = Path(subprocess.check_output(["mktemp", "-d", "/tmp/criotest-ctl-XXXXXX"], text=True).strip())
+    port = free_port()
+    image = f"127.0.0.1:{port}/criotest/busybox:1"
+    registry = directory / "registry.yml"
+    registry.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {directory}/registry}}}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'}}\nlog: {{level: error}}\n"
+    )
+    write_image(directory / "layout")
+    configuration = write_configuration(directory, image)
+    here = Place(directory=directory, socket=directory / "containerd.sock", image=image)
+    try:
+        with process(["docker-registry", "serve", str(registry)], directory / "registry.log"):
+            copy = [
+                "skopeo",
+                "copy",
+                "--quiet",
+                "--dest-tls-verify=false",
+                f"oci:{directory}/layout:1",
+                f"docker://{image}",
+            ]
+            wait_until(
+                lambda: subprocess.run(copy, capture_output=True, check=False).returncode == 0, "image is pushed"
+            )
+            with process(["containerd", "-c", str(configuration)], directory / "containerd.log"):
+                wait_until(lambda: here.run("version").code == 0, "containerd answers")
+                yield here
+                here.run("rm", "-fa")
+                here.run("rmp", "-fa")
+    finally:
+        sweep(directory)
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def pulled(place: Place) -> str:
+    """The image, pulled through crioctl."""
+    place.ok("image", "pull", place.image)
+    return place.image
+
+
+@pytest.fixture
+def running(place: Place, pulled: str) -> Iterator[tuple[str, str]]:
+    """A pod and a running container in it, made by the seed's commands."""
+    pod = place.ok("pod", "run", "--config", str(place.pod_file("podsandbox1")))
+    container = place.ok("ctr", "create", "--pod", pod[:8], "--config", str(place.container_file("worker")))
+    assert place.ok("ctr", "start", "--id", container) == container
+    yield pod, container
+    place.run("rm", "-f", container)
+    place.run("rmp", "-f", pod)
+    shutil.rmtree(place.directory / "logs", ignore_errors=True)  # CRI leaves logs to their owner
+
+
+def test_pull_shows_progress_and_the_image_is_listed_everywhere(place: Place) -> None:
+    """The first command of every story: progress on stderr, the reference on stdout, and the image in each view."""
+    result = place.run("image", "pull", place.image)
+    assert result.code == 0
+    assert f"Pulling {place.image}" in result.err
+    assert result.out.startswith("Image is up to date for sha256:")
+    status = place.ok("image", "status", "--id", place.image)
+    identifier = status.splitlines()[0].removeprefix("ID: ")
+    assert f"Tag: {place.image}" in status
+    assert place.data("images")["images"][0]["id"] == identifier
+    assert identifier in place.ok("image", "list", "--quiet").splitlines()
+    short = identifier.removeprefix("sha256:")[:10]
+    assert place.data("inspecti", short)["status"]["id"] == identifier
+    assert re.search(rf"criotest/busybox +1 +{short}", place.ok("images"))
+
+
+def test_the_seeds_sequence_on_a_foreign_server(place: Place, pulled: str) -> None:
+    """The stand-alone story word for word: each command works and prints just the id where a script captures it."""
+    pod = place.ok("pod", "run", "--config", str(place.pod_file("seed")))
+    assert re.fullmatch(r"[0-9a-f]{64}", pod)
+    status = place.ok("pod", "status", "--id", pod)
+    assert "Status: SANDBOX_READY" in status
+    assert re.search(r"^IP Address: 10\.213\.77\.\d+$", status, re.MULTILINE)
+    container = place.ok("ctr", "create", "--pod", pod, "--config", str(place.container_file("seed-ctr")))
+    assert "Status: CONTAINER_CREATED" in place.ok("ctr", "status", "--id", container)
+    assert place.ok("ctr", "start", "--id", container) == container
+    assert "Status: CONTAINER_RUNNING" in place.ok("ctr", "status", "--id", container)
+    assert f"ID: {container}" in place.ok("ctr", "list").splitlines()
+    assert f"ID: {pod}" in place.ok("pod", "list").splitlines()
+    assert place.ok("ctr", "stop", "--id", container) == container
+    stopped = place.ok("ctr", "status", "--id", container)
+    assert "Status: CONTAINER_EXITED" in stopped and "Exit Code: 7" in stopped
+    assert place.ok("ctr", "remove", "--id", container) == container
+    assert place.ok("pod", "stop", "--id", pod) == pod
+    assert "Status: SANDBOX_NOTREADY" in place.ok("pod", "status", "--id", pod)
+    assert place.ok("pod", "remove", "--id", pod) == pod
+    assert place.run("pod", "status", "--id", pod).code == 1
+
+
+def test_lists_filter_and_print_each_form(place: Place, running: tuple[str, str]) -> None:
+    """Scripts narrow lists by name, label, state, pod and image, and read ids, JSON and YAML."""
+    pod, container = running
+    for chosen in (
+        ("--name", "^work"),
+        ("--label", "tier=backend"),
+        ("--state", "Running"),
+        ("--pod", pod[:6]),
+        ("--image", place.image),
+        ("--latest",),
+        ("--all",),
+        ("--id", container[:7]),
+    ):
+        assert place.ok("ps", "-q", *chosen).splitlines() == [container], chosen
+    assert place.ok("ps", "-q", "--state", "exited") == ""
+    assert place.ok("ps", "-q", "--label", "tier=frontend") == ""
+    assert place.ok("pods", "-q", "--label", "group=podsandbox1", "--state", "ready") == pod
+    assert place.data("ps")["containers"][0]["podSandboxId"] == pod
+    assert yaml.safe_load(place.ok("pods", "-o", "yaml"))["items"][0]["metadata"]["namespace"] == "criotest"
+    header, row = place.ok("ps").splitlines()
+    assert header.startswith("CONTAINER  ") and row.startswith(f"{container[:13]}  ")
+    assert "podsandbox1" in row and "Running" in row
+    assert container in place.ok("ps", "--no-trunc")
+
+
+def test_inspect_prints_what_crictl_prints(place: Place, running: tuple[str, str]) -> None:
+    """Programs made for crictl read status and info from JSON, with RFC 3339 times and camelCase names."""
+    pod, container = running
+    inspected = json.loads(place.ok("inspect", container[:10]))
+    assert inspected["status"]["state"] == "CONTAINER_RUNNING"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", inspected["status"]["startedAt"])
+    assert inspected["status"]["finishedAt"] == "0001-01-01T00:00:00Z"
+    assert inspected["status"]["logPath"].endswith("worker.log")
+    assert inspected["info"]["pid"] > 1
+    assert json.loads(place.ok("inspectp", pod[:10]))["status"]["network"]["ip"].startswith("10.213.77.")
+    both = json.loads(place.ok("inspectp", pod, pod[:12]))
+    assert [one["status"]["id"] for one in both] == [pod, pod]
+
+
+def test_execsync_gives_output_and_exit_code(place: Place, running: tuple[str, str]) -> None:
+    """A script sees the command's own streams and exit code; the command's options are not taken for ours."""
+    _, container = running
+    result = place.run("exec", "-s", container[:9], "sh", "-c", "echo out; echo err >&2; exit 42")
+    assert (result.code, result.out, result.err) == (42, "out\n", "err\n")
+    result = place.run("ctr", "execsync", "--id", container, "echo", "-n", "--help")
+    assert (result.code, result.out) == (0, "--help")
+    missing = place.run("exec", "-s", container, "/no/such")
+    assert missing.code == 1 and "/no/such" in missing.err
+
+
+def test_logs_show_streams_tail_time_and_follow_to_the_end(place: Place, running: tuple[str, str]) -> None:
+    """The log file that a foreign monitor writes is read whole, by its end, and until the container ends."""
+    _, container = running
+    follower = subprocess.Popen(
+        place.command("ctr", "logs", "--follow", "--id", container),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: "tick 5\n" in place.run("logs", container).out, "the container writes")
+        result = place.run("logs", container)
+        assert result.out.startswith("started\ntick 1\n") and result.err == "warned\n"
+        assert len(place.ok("logs", "--tail", "2", container).splitlines()) == 2
+        assert re.match(
+            r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d) started\n", place.ok("logs", "--timestamps", container)
+        )
+        assert place.ok("logs", "--since", "1h", container).startswith("started")
+        assert place.ok("logs", "--since", "2999-01-01T00:00:00Z", container) == ""
+        place.ok("stop", "-t", "5", container)
+        out, err = follower.communicate(timeout=WAIT_S)
+        assert follower.returncode == 0
+        assert out.startswith("started\ntick 1\n") and out.endswith("bye\n") and err == "warned\n"
+    finally:
+        follower.kill()
+        follower.wait()
+
+
+def test_tree_shows_pods_containers_monitors_and_processes(place: Place, running: tuple[str, str]) -> None:
+    """The picture from the seed, on a server that does not name its monitors: they are found as parents."""
+    pod, container = running
+    picture = place.ok("tree", pod[:8])
+    assert re.search(rf"─pod podsandbox1 \(criotest\) {pod[:13]} ready 10\.213\.77\.", picture)
+    assert re.search(rf"─container worker {container[:13]} running\n.*└─\d+ \S*containerd-shim", picture)
+    assert re.search(r"└─\d+ /bin/sh -c", picture)
+    tree = place.data("tree")
+    worker = next(one for one in tree["children"][0]["children"] if one.get("name") == "worker")
+    monitor = worker["children"][0]
+    assert monitor["kind"] == "monitor" and monitor["children"][0]["kind"] == "process"
+    assert json.loads(place.ok("inspect", container))["info"]["pid"] == monitor["children"][0]["pid"]
+
+
+def test_version_info_and_stats_answer(place: Place, running: tuple[str, str]) -> None:
+    """What one looks at first on an unknown node."""
+    _, container = running
+    assert "RuntimeName:  containerd" in place.ok("runtimeversion")
+    assert place.data("version")["runtimeApiVersion"] == "v1"
+    readable = place.ok("info")
+    assert "RuntimeReady: yes" in readable and "NetworkReady: yes" in readable
+    assert place.data("info")["config"]["restrictOOMScoreAdj"] is True
+    row = place.ok("stats").splitlines()[1].split()
+    assert row[:2] == [container[:13], "worker"] and float(row[2]) >= 0
+    assert place.data("stats", container[:9])["stats"][0]["attributes"]["id"] == container
+
+
+def test_refusals_of_the_server_exit_1_and_spare_the_other_ids(place: Place, running: tuple[str, str]) -> None:
+    """Among several ids, one that cannot be served is named, and the others are served."""
+    _, container = running
+    result = place.run("stop", "-t", "5", "feedfeedfeed", container[:12])
+    assert result.code == 1
+    assert result.out.strip() == container
+    assert "feedfeedfeed" in result.err and "not found" in result.err
+    missing = place.run("pull", place.image.replace(":1", ":none"))
+    assert missing.code == 1 and "PullImage: " in missing.err
