@@ -1,0 +1,96 @@
+"""Everything that one container's spec is made of, in one value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
+from crio_core.image.config import ImageConfig
+from crio_core.oci.facts import BindMount, HostDevice, HostFacts, RootfsFacts, SpecDefaults
+
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerPlan:
+    """What to build the spec of one container from.
+
+    Args:
+        rootfs_path: Where the root filesystem is mounted on the host.
+        namespaces: Paths of namespaces to join, by their runtime-spec kind (`network`, `ipc`, `uts`, `pid`, `user`);
+            `pid` is the infra container's for a shared namespace, or the target's.
+        resolv_conf_path: Host files to bind at the known places; empty for none.
+        shm_path: What /dev/shm is bound to; empty gives the container a small tmpfs of its own.
+        image_mounts: Host paths for those mounts of the request that name an image, by their container path.
+        volumes: Mounts that the runtime adds, such as image volumes; the request's own mounts win over them.
+        devices: The request's devices, looked up on the host.
+        host_devices: Every device of the host, read for privileged containers only.
+        seccomp_profile: The parsed file of a Localhost profile.
+        selinux_level: The pod's own MCS level, used where the request names none.
+        idmap_mounts: Whether the runtime handler can map the ids of a mount.
+        image_name: The image as the caller named it, for annotations.
+    """
+
+    container_id: str
+    sandbox_id: str
+    sandbox: PodSandboxConfig
+    config: ContainerConfig
+    rootfs_path: str
+    image: ImageConfig = ImageConfig()
+    rootfs: RootfsFacts = RootfsFacts()
+    host: HostFacts = HostFacts()
+    defaults: SpecDefaults = SpecDefaults()
+    namespaces: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    resolv_conf_path: str = ""
+    hostname_path: str = ""
+    hosts_path: str = ""
+    passwd_path: str = ""
+    shm_path: str = ""
+    image_mounts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    volumes: tuple[BindMount, ...] = ()
+    devices: tuple[HostDevice, ...] = ()
+    host_devices: tuple[HostDevice, ...] = ()
+    seccomp_profile: Mapping[str, Any] | None = None
+    selinux_level: str = ""
+    idmap_mounts: bool = False
+    image_name: str = ""
+    is_sandbox: bool = False
+
+    @property
+    def privileged(self) -> bool:
+        return self.config.linux.security_context.privileged
+
+    @property
+    def hostname(self) -> str:
+        """What the pod is called; empty where it shares the node's name."""
+        return self.sandbox.hostname
+
+    @property
+    def host_network(self) -> bool:
+        return self.config.linux.security_context.namespace_options.network is NamespaceMode.NODE
+
+    @property
+    def userns(self) -> bool:
+        """Whether the container's user ids differ from the node's."""
+        options = self.config.linux.security_context.namespace_options.userns_options
+        return options.mode is NamespaceMode.POD and bool(options.uids or options.gids or "user" in self.namespaces)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InfraPlan:
+    """What to build the spec of a pod's infra container from; the members mean what they do in `ContainerPlan`."""
+
+    sandbox_id: str
+    sandbox: PodSandboxConfig
+    rootfs_path: str
+    image: ImageConfig = ImageConfig()
+    command: tuple[str, ...] = ()
+    rootfs: RootfsFacts = RootfsFacts()
+    host: HostFacts = HostFacts()
+    defaults: SpecDefaults = SpecDefaults()
+    namespaces: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    shm_path: str = ""
+    seccomp_profile: Mapping[str, Any] | None = None
+    selinux_level: str = ""
+    image_name: str = ""
