@@ -9,8 +9,6 @@ DESTDIR ?=
 # Tests need root for namespaces, mounts and cgroups; an ordinary user gets it through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 TESTS ?= tests/integration
-# Each writes its files into the tree when run, and with --check tells whether they are up to date.
-GENERATORS := scripts.stubs $(if $(wildcard scripts/lifecycles.py),scripts.lifecycles)
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -55,7 +53,7 @@ check: venv.dev ## lint, format, types, import rules, house rules, generated fil
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PY) -m scripts.rules
-	@set -e; for generator in $(GENERATORS); do echo "$(PY) -m $$generator --check"; $(PY) -m $$generator --check; done
+	$(PY) -m scripts.generated --check
 
 .PHONY: fix
 fix: venv.dev ## apply what ruff can repair by itself
@@ -64,8 +62,7 @@ fix: venv.dev ## apply what ruff can repair by itself
 
 .PHONY: spec
 spec: venv.dev ## write the generated files: CRI stubs, lifecycle diagrams, option reference
-	@set -e; for generator in $(GENERATORS); do echo "$(PY) -m $$generator"; $(PY) -m $$generator; done
-	$(PY) -m crio_server.config.reference > docs/configuration.md
+	$(PY) -m scripts.generated
 
 .PHONY: install
 install: ## install into PREFIX (default /usr/local), below DESTDIR when that is given

@@ -37,7 +37,7 @@ missing() {
   done <"$here/packages.txt"
 }
 
-in_archive() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep -q 'Candidate: [^(]'; }
+in_archive() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep 'Candidate: [^(]' >/dev/null; }
 
 # choose ALTERNATIVES: the first that the archive has; nothing when an optional one is not there.
 choose() {

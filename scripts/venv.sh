@@ -32,7 +32,7 @@ make_venv() {
     local as_root=()
     if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
     echo "installing $package: makes Python environments"
-    LC_ALL=C apt-cache policy "$package" | grep -q 'Candidate: [^(]' || "${as_root[@]}" apt-get -qq update
+    LC_ALL=C apt-cache policy "$package" | grep 'Candidate: [^(]' >/dev/null || "${as_root[@]}" apt-get -qq update
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove \
       -o Dpkg::Use-Pty=0 "$package" </dev/null >/dev/null
   fi

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import rules, stubs
+from scripts import generated, rules
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = Path(sysconfig.get_path("scripts"))
@@ -158,14 +158,20 @@ def test_ruff_catches_what_the_house_bans(tree: Path, package: str, source: str,
 
 def test_stubs_that_drift_from_the_proto_are_named(tree: Path) -> None:
     """A server whose stubs are not of its proto answers with yesterday's numbers."""
-    shutil.copytree(ROOT / stubs.PROTO.parent, tree / stubs.PROTO.parent)
-    stubs.compile_proto(tree, tree)
-    assert stubs.drifted(tree) == ()
-    proto = tree / stubs.PROTO
+    shutil.copytree(ROOT / generated.PROTO.parent, tree / generated.PROTO.parent)
+    generated.write_stubs(tree, tree)
+    committed = generated.generated_files(tree)
+    assert list(committed) == [f"crio_server/cri/v1/{name}" for name in ("api_grpc.py", "api_pb2.py", "api_pb2.pyi")]
+    proto = tree / generated.PROTO
     proto.write_text(proto.read_text().replace("string runtime_name = 2;", "string runtime_name = 22;"))
-    assert stubs.drifted(tree) == ("crio_server/cri/v1/api_pb2.py",)
-    (tree / stubs.PACKAGE / "api_grpc.py").unlink()
-    assert stubs.drifted(tree) == ("crio_server/cri/v1/api_pb2.py", "crio_server/cri/v1/api_grpc.py")
+    generated.write_stubs(tree, tree)
+    assert generated.drifted(committed, generated.generated_files(tree)) == ("crio_server/cri/v1/api_pb2.py",)
+
+
+def test_generated_files_that_are_missing_or_orphaned_are_named() -> None:
+    """A page of a machine that is gone describes what nobody runs."""
+    committed, fresh = {"same": b"1", "gone": b"2", "changed": b"3"}, {"same": b"1", "changed": b"4", "new": b"5"}
+    assert generated.drifted(committed, fresh) == ("changed", "gone", "new")
 
 
 def test_this_tree_keeps_the_house_rules() -> None:
