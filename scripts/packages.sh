@@ -52,6 +52,7 @@ choose() {
 # Keep package scripts from starting services, by the means that Debian has for it, and only while this runs.
 policy=/usr/sbin/policy-rc.d
 policy_made=''
+log=''
 forbid_services() {
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$policy" >/dev/null
@@ -105,11 +106,13 @@ main() {
   done <<<"$lines"
   [ ${#packages[@]} -gt 0 ] || return 0
 
-  trap allow_services EXIT
+  log=$(mktemp)
+  trap 'allow_services; rm -f "$log"' EXIT
   forbid_services
   # --no-remove: a package that conflicts with what is installed stops this instead of replacing it.
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends --no-remove \
-    -o Dpkg::Use-Pty=0 "${packages[@]}" </dev/null | sed -nE 's/^(Get:|Unpacking|Setting up)/  \1/p'
+    -o Dpkg::Use-Pty=0 "${packages[@]}" </dev/null 2>"$log" | sed -nE 's/^(Get:|Fetched|Setting up)/  \1/p' ||
+    { cat "$log" >&2; fail "apt-get could not install: ${packages[*]}"; }
   disable "${packages[@]}"
 }
 
