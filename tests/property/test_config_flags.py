@@ -116,3 +116,9 @@ def test_reference_page_is_what_the_table_says() -> None:
 def test_version_is_that_of_the_package() -> None:
     """The constant saves reading package metadata at run time; it must not fall behind."""
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == VERSION
+
+
+def test_flag_overrides_variable() -> None:
+    """A unit's Environment= gives a site's defaults, its ExecStart= the exception."""
+    found = session("--pids-limit", "5", environ={"CONTAINER_PIDS_LIMIT": "6"})
+    assert found.load().config.pids_limit == 5

@@ -506,6 +506,18 @@ def test_reload_names_every_difference_once_and_applies_the_live_ones(old: Confi
     assert after.default_runtime in [handler.name for handler in after.runtimes]
 
 
+def test_reload_that_changes_the_cgroup_manager_keeps_the_handlers_checked_for_the_old_one() -> None:
+    """F21: a handler whose monitors go into a slice is right under systemd only, which comes with the restart."""
+    old = loaded("[crio.runtime]\ncgroup_manager = 'cgroupfs'").config
+    text = "[crio.runtime]\ncgroup_manager = 'systemd'\n[crio.runtime.runtimes.kata]\nmonitor_cgroup = 'k.slice'\n"
+    new = loaded(text, flags={"default_runtime": ("kata",)}).config
+    changes, refused = reload(old, new)
+    assert changes == ()
+    assert {change.name for change in refused} == {"cgroup_manager", "conmon_cgroup", "default_runtime", "runtimes"}
+    assert apply_changes(old, new) == old
+    assert str(refused[0]).startswith("crio.runtime.")
+
+
 @given(config=configs())
 def test_reload_of_the_same_configuration_changes_nothing(config: Config) -> None:
     """A SIGHUP out of habit is harmless."""
