@@ -196,8 +196,7 @@ def _print_ids(containers: list[pb.Container]) -> None:
 
 def _print_data(containers: list[pb.Container], form: str) -> None:
     if form == "blocks":
-        for container in containers:
-            output.print_lines(_block(container))
+        output.print_lines(line for container in containers for line in _block(container))
     else:
         output.print_data(output.as_dict(pb.ListContainersResponse(containers=containers)), form)
 

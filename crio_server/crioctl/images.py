@@ -87,8 +87,7 @@ def _print_list(images: Sequence[pb.Image], *, quiet: bool, digests: bool, whole
     if quiet:
         output.print_lines(image.id for image in images)
     elif form == "blocks":
-        for image in images:
-            output.print_lines(status_lines(image))
+        output.print_lines(line for image in images for line in status_lines(image))
     elif form != "table":
         output.print_data(output.as_dict(pb.ListImagesResponse(images=images)), form)
     else:

@@ -163,7 +163,9 @@ async def _follow(path: Path, stream: BinaryIO, parser: LogParser, printer: Prin
         read_bytes = await _drain(stream, parser, printer)
         successor = await asyncio.to_thread(_successor, path, stream)
         if successor is not None:
-            await _drain(stream, parser, printer)  # what was written between the last read and the rotation
+            # A monitor may open the new file a moment before it lets go of the old one.
+            await asyncio.sleep(LOOK_EVERY_S)
+            await _drain(stream, parser, printer)
             stream.close()
             stream = successor
             continue

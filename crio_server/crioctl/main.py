@@ -1,5 +1,6 @@
 """The command line: global options, the groups of CRI-O's crioctl, and the flat names of crictl."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,20 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 EXIT_INTERRUPTED = 130
 
 
-@click.group(context_settings=CONTEXT)
+class _Root(click.Group):
+    """The group of everything; it knows that a reader who has seen enough, as with `| head`, is no failure."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # What is still buffered goes nowhere, or the interpreter would fail on the same pipe when it ends.
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), sys.stdout.fileno())
+            raise click.exceptions.Exit(0) from None
+
+
+@click.group(cls=_Root, context_settings=CONTEXT)
 @click.option("--runtime-endpoint", "-r", envvar="CONTAINER_RUNTIME_ENDPOINT", metavar="ENDPOINT",
               help="Socket of the server, such as unix:///run/crio/crio.sock.")  # fmt: skip
 @click.option("--image-endpoint", "-i", envvar="IMAGE_SERVICE_ENDPOINT", metavar="ENDPOINT",
@@ -124,8 +138,4 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader has seen enough, as with `| head`; what is left must not be flushed into the closed pipe.
-        sys.stdout = None
-        sys.exit(0)
     sys.exit(code if isinstance(code, int) else 0)

@@ -47,16 +47,15 @@ def print_data(data: Any, form: str) -> None:
 
 def print_lines(lines: Iterable[str]) -> None:
     """Print lines whose parts may come from pods: control characters are made visible, tabs stay."""
-    for line in lines:
-        click.echo("\t".join(clean(part) for part in line.split("\t")))
+    text = "".join("\t".join(clean(part) for part in line.split("\t")) + "\n" for line in lines)
+    click.echo(text, nl=False)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table: coloured and fitted on a terminal, plain columns everywhere else."""
     cleaned = [tuple(clean(cell) for cell in row) for row in rows]
     if not sys.stdout.isatty():
-        for line in plain_table(header, cleaned):
-            click.echo(line)
+        print_lines(plain_table(header, cleaned))
         return
     from rich.console import Console  # only for a terminal: it takes longer to load than a list takes to fetch
     from rich.table import Table

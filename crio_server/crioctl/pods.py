@@ -199,8 +199,7 @@ def _print_list(pods: list[pb.PodSandbox], *, quiet: bool, whole_ids: bool, form
     if quiet:
         output.print_lines(pod.id for pod in pods)
     elif form == "blocks":
-        for pod in pods:
-            output.print_lines(_block(pod))
+        output.print_lines(line for pod in pods for line in _block(pod))
     elif form != "table":
         output.print_data(output.as_dict(pb.ListPodSandboxResponse(items=pods)), form)
     else:
