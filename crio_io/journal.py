@@ -1,0 +1,510 @@
+"""Keeps the node's records: two SQLite files with the same content, written one after the other by one thread.
+
+- A write is acknowledged when it is committed. Writes that arrive together share a transaction (group commit).
+- WAL with `synchronous=NORMAL`: a killed server loses nothing; a power cut may lose the last writes, and containers do
+  not outlive that anyway. Idle, nothing runs.
+- Damage never stops the opening (R9, R10). Every row has a checksum over its kind, id and data, and every commit
+  stores a number, the count of rows and the sum of their checksums. So a copy from which anything is missing is known,
+  be it a flipped bit, a lost page or a lost file; the other copy then speaks, and the bad file is moved aside and made
+  anew. Only when both are damaged are rows picked one by one, and what fails its checksum goes into quarantine.
+"""
+
+import os
+import queue
+import sqlite3
+import threading
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+
+from crio_core.errors import Code, LocalError, OperationError
+from crio_io import mounts
+
+SCHEMA_VERSION = 1
+WAITING_MAX = 4096
+"""Writes that may wait for the writer; more make their callers wait."""
+GROUP_MAX = 512
+"""Writes that share one transaction."""
+DATA_MAX_BYTES = 16 * 1024 * 1024
+NAME_MAX_BYTES = 1024
+QUARANTINE_MAX = 1000
+"""Rows that are kept in quarantine, the newest."""
+ASIDE_MAX = 32
+"""Damaged files that are kept; the last name is then used again."""
+BUSY_S = 2.0
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS record (kind TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
+    PRIMARY KEY (kind, id)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS quarantine (number INTEGER PRIMARY KEY, kind TEXT, id TEXT, data BLOB, reason TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL,
+    commits INTEGER NOT NULL, rows INTEGER NOT NULL, total INTEGER NOT NULL, checksum INTEGER NOT NULL);
+"""
+# Refusals that say nothing about the content of the file: moving it aside would lose it for want of disk space.
+_NOT_DAMAGE = frozenset(
+    (
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_AUTH,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Put:
+    """Store a row, in place of any with its kind and id."""
+
+    kind: str
+    id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delete:
+    """Remove a row; absent is success."""
+
+    kind: str
+    id: str
+
+
+Change = Put | Delete
+_Key = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One stored record."""
+
+    kind: str
+    id: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadResult:
+    """What an opening found: good rows, rows that had to be put away (kind, id, reason), and repairs, in sentences."""
+
+    rows: tuple[Row, ...]
+    quarantined: tuple[tuple[str, str, str], ...]
+    repairs: tuple[str, ...]
+
+
+class Journal:
+    """An open journal. Make one with `open`; end it with `close`."""
+
+    def __init__(self, store: "_Store") -> None:
+        self._store = store
+        self._waiting: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._room = anyio.Semaphore(WAITING_MAX, fast_acquire=True)
+        self._closed = False
+        self._thread = threading.Thread(target=self._serve, name="crio-journal", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    async def open(cls, path: Path) -> tuple["Journal", LoadResult]:
+        """Open or make a journal and read all of it.
+
+        Args:
+            path: The first file; the second lies beside it. Both have mode 0600.
+
+        Raises:
+            OperationError: JOURNAL_UNAVAILABLE (in use, no permission, disk full) or JOURNAL_TOO_NEW; never for damage.
+        """
+        store, result = await mounts.in_thread(f"open journal {path}", _open, path)
+        return cls(store), result
+
+    async def write(self, changes: Sequence[Change]) -> None:
+        """Make changes, all of them or none; returns when they are committed.
+
+        A caller that is cancelled while it waits leaves the write to be made.
+
+        Raises:
+            OperationError: JOURNAL_FULL or JOURNAL_FAILED; nothing was changed.
+        """
+        for change in changes:
+            _check(change)
+        async with self._room:
+            if self._closed:
+                raise LocalError("the journal is closed")
+            ticket = _Ticket(tuple(changes))
+            try:
+                self._waiting.put(ticket)
+                await anyio.wait_readable(ticket.signal)
+            finally:
+                ticket.leave()
+        if ticket.failure is not None:
+            raise ticket.failure
+
+    async def close(self) -> None:
+        """Commit what is waiting and close the files; done twice is done once."""
+        if not self._closed:
+            self._closed = True
+            self._waiting.put(None)
+        await mounts.in_thread("close journal", self._thread.join)
+
+    def _serve(self) -> None:
+        """The writer thread: wait for one write, take along all that wait behind it, commit, tell everybody."""
+        more = True
+        while more:
+            tickets: list[_Ticket] = []
+            with suppress(queue.Empty):
+                while more and len(tickets) < GROUP_MAX:
+                    ticket = self._waiting.get(block=not tickets)
+                    if ticket is None:
+                        more = False
+                    else:
+                        tickets.append(ticket)
+            failure = self._store.commit([change for ticket in tickets for change in ticket.changes])
+            for ticket in tickets:
+                ticket.finish(failure)
+        self._store.close()
+
+
+class _Ticket:
+    """One write on its way, and the eventfd that its caller waits for."""
+
+    def __init__(self, changes: tuple[Change, ...]) -> None:
+        self.changes = changes
+        self.failure: OperationError | None = None
+        self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
+        self._left = False
+
+    def finish(self, failure: OperationError | None) -> None:
+        """Called by the writer. The lock keeps it from signalling a number that is another file by now."""
+        with self._lock:
+            self.failure = failure
+            if not self._left:
+                os.eventfd_write(self.signal, 1)
+
+    def leave(self) -> None:
+        """Called by the caller, whether it got its signal or was cancelled."""
+        with self._lock:
+            self._left = True
+            os.close(self.signal)
+
+
+@dataclass(slots=True)
+class _Head:
+    """What a commit says about the whole: how many there were, and what all rows add up to."""
+
+    commits: int = 0
+    rows: int = 0
+    total: int = 0
+
+    def checksum(self) -> int:
+        return zlib.crc32(f"{SCHEMA_VERSION} {self.commits} {self.rows} {self.total}".encode())
+
+
+class _Store:
+    """The two files. Used by one thread at a time.
+
+    The checksum of every row is kept in memory, so that the head of a commit never rests on what a damaged file says.
+    """
+
+    def __init__(self, paths: tuple[Path, Path], commits: int, checksums: dict[_Key, int]) -> None:
+        self._paths = paths
+        self._commits = commits
+        self._checksums = checksums
+        self._total = sum(checksums.values())
+        self._copies: list[sqlite3.Connection | None] = [_connect(path) for path in paths]
+        self._damaged = [False, False]
+
+    def commit(self, changes: Sequence[Change]) -> OperationError | None:
+        """Commit to both; a failure means that neither has the changes. One copy is enough for success."""
+        if not changes:
+            return None
+        try:
+            return self._commit(changes)
+        except sqlite3.Error as error:
+            if _error_code(error) == sqlite3.SQLITE_FULL:
+                return OperationError(Code.RESOURCE_EXHAUSTED, "JOURNAL_FULL", f"{self._paths[0]}: {error}")
+            return OperationError(Code.INTERNAL, "JOURNAL_FAILED", f"{self._paths[0]}: {error}")
+
+    def _commit(self, changes: Sequence[Change]) -> OperationError | None:
+        self._repair()
+        final = {(change.kind, change.id): change for change in changes}
+        after = {key: _checksum(*key, change.data) for key, change in final.items() if isinstance(change, Put)}
+        before = [self._checksums[key] for key in final if key in self._checksums]
+        total = self._total - sum(before) + sum(after.values())
+        head = _Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
+        first = next(copy for copy in self._copies if copy is not None)
+        try:
+            _apply(first, final, after, head)
+        except sqlite3.Error as error:
+            if not _is_damage(error) or any(copy is None for copy in self._copies):
+                raise
+            self._give_up(self._copies.index(first), error)
+            return self._commit(changes)
+        self._commits, self._total = head.commits, total
+        for key in final:
+            self._checksums.pop(key, None)
+        self._checksums.update(after)
+        for index, copy in enumerate(self._copies):
+            if copy is not None and copy is not first:
+                try:
+                    _apply(copy, final, after, head)
+                except sqlite3.Error as error:
+                    self._give_up(index, error)  # Made anew from the other before the next write.
+        return None
+
+    def close(self) -> None:
+        for copy in self._copies:
+            if copy is not None:
+                copy.close()
+
+    def _give_up(self, index: int, error: sqlite3.Error) -> None:
+        copy = self._copies[index]
+        self._copies[index] = None
+        self._damaged[index] = _is_damage(error)
+        if copy is not None:
+            with suppress(sqlite3.Error):
+                copy.close()
+
+    def _repair(self) -> None:
+        """Make a copy that was given up anew from the other; when even that fails, go on with one."""
+        for index, copy in enumerate(self._copies):
+            other = self._copies[1 - index]
+            if copy is None and other is not None:
+                with suppress(sqlite3.Error, OSError):
+                    if self._damaged[index]:
+                        _move_aside(self._paths[index])
+                        self._damaged[index] = False
+                    _remove_files(self._paths[index])
+                    self._copies[index] = _clone(other, self._paths[index])
+
+
+def _apply(
+    copy: sqlite3.Connection, changes: Mapping[_Key, Change], checksums: Mapping[_Key, int], head: _Head
+) -> None:
+    """One transaction: the last change of each row, and the head."""
+    copy.execute("BEGIN IMMEDIATE")
+    try:
+        for key, change in changes.items():
+            if isinstance(change, Put):
+                row = (*key, change.data, checksums[key])
+                copy.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", row)
+            else:
+                copy.execute("DELETE FROM record WHERE kind = ? AND id = ?", key)
+        _write_head(copy, head)
+        copy.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            copy.execute("ROLLBACK")
+        raise
+
+
+@dataclass(slots=True)
+class _Copy:
+    """What could be read of one file. `whole` says that nothing is missing and nothing is damaged."""
+
+    path: Path
+    present: bool
+    head: _Head | None = None
+    rows: dict[_Key, tuple[bytes, int]] = field(default_factory=dict)
+    damaged: dict[_Key, tuple[bytes, str]] = field(default_factory=dict)
+    trouble: str = ""
+
+    @property
+    def whole(self) -> bool:
+        head = self.head
+        if head is None or self.damaged or self.trouble:
+            return False
+        return head.rows == len(self.rows) and head.total == sum(checksum for _, checksum in self.rows.values())
+
+    @property
+    def rank(self) -> tuple[bool, int, int]:
+        return self.whole, self.head.commits if self.head is not None else -1, len(self.rows)
+
+
+def _open(path: Path) -> tuple[_Store, LoadResult]:
+    paths = (path, path.with_name(path.name + "-copy"))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        copies = tuple(_read(each) for each in paths)
+        best, other = sorted(copies, key=lambda copy: copy.rank, reverse=True)
+        rows, quarantined = best.rows, best.damaged
+        if not best.whole:
+            # Both are damaged, or there is none yet: all that is good in either. A row that was deleted just before may
+            # come back this way; a record of something that is not there is found out by looking.
+            rows = other.rows | best.rows
+            quarantined = {key: bad for key, bad in (other.damaged | best.damaged).items() if key not in rows}
+        head = best.head if best.whole and best.head is not None else _head_of(rows, copies)
+        repairs = _make_whole(copies, best, rows, quarantined, head)
+        result = LoadResult(
+            rows=tuple(Row(kind=kind, id=name, data=data) for (kind, name), (data, _) in rows.items()),
+            quarantined=tuple((kind, name, reason) for (kind, name), (_, reason) in quarantined.items()),
+            repairs=repairs,
+        )
+        return _Store(paths, head.commits, {key: checksum for key, (_, checksum) in rows.items()}), result
+    except (sqlite3.Error, OSError) as error:
+        raise OperationError(Code.UNAVAILABLE, "JOURNAL_UNAVAILABLE", f"{path}: {error}") from error
+
+
+def _make_whole(
+    copies: Sequence[_Copy],
+    best: _Copy,
+    rows: Mapping[_Key, tuple[bytes, int]],
+    quarantined: Mapping[_Key, tuple[bytes, str]],
+    head: _Head,
+) -> tuple[str, ...]:
+    """Bring both files to the same good content, and say what was done to which."""
+    repairs: list[str] = []
+    was_whole = best.whole
+    for copy in copies:
+        if copy.present and not copy.whole:
+            aside = _move_aside(copy.path)
+            reason = copy.trouble or (f"{len(copy.damaged)} damaged rows" if copy.damaged else "rows are missing")
+            repairs.append(f"{copy.path} was damaged ({reason}) and is kept as {aside.name}")
+        elif was_whole and not copy.present:
+            repairs.append(f"{copy.path} was missing and was made anew")
+        elif was_whole and copy.head != head:
+            repairs.append(f"{copy.path} was behind and was brought up to date")
+    for copy in copies:
+        if not copy.whole or copy.head != head:
+            _remove_files(copy.path)
+            _fill(copy.path, rows, quarantined, head)
+    return tuple(repairs)
+
+
+def _head_of(rows: Mapping[_Key, tuple[bytes, int]], copies: Sequence[_Copy]) -> _Head:
+    commits = max(copy.head.commits if copy.head is not None else 0 for copy in copies)
+    return _Head(commits + 1, len(rows), sum(checksum for _, checksum in rows.values()))
+
+
+def _read(path: Path) -> _Copy:
+    """Read a file row by row, for as long as it can be read."""
+    copy = _Copy(path=path, present=path.exists() or path.with_name(path.name + "-wal").exists())
+    if not copy.present:
+        return copy
+    try:
+        with closing(_connect(path)) as connection:
+            connection.text_factory = bytes
+            _read_head(connection, copy)
+            for row in connection.execute("SELECT kind, id, data, checksum FROM record"):
+                _take(copy, *row)
+    except sqlite3.Error as error:
+        if not _is_damage(error):
+            raise
+        copy.trouble = str(error)
+    return copy
+
+
+def _read_head(connection: sqlite3.Connection, copy: _Copy) -> None:
+    found = connection.execute("SELECT version, commits, rows, total, checksum FROM head").fetchone()
+    if found is None:
+        copy.trouble = "no head"
+        return
+    version, commits, rows, total, checksum = found
+    head = _Head(commits, rows, total)
+    if version != SCHEMA_VERSION and checksum == zlib.crc32(f"{version} {commits} {rows} {total}".encode()):
+        message = f"{copy.path} was written by another version (schema {version}, this one knows {SCHEMA_VERSION})"
+        raise OperationError(Code.FAILED_PRECONDITION, "JOURNAL_TOO_NEW", message)
+    if version != SCHEMA_VERSION or checksum != head.checksum():
+        copy.trouble = "damaged head"
+        return
+    copy.head = head
+
+
+def _take(copy: _Copy, raw_kind: object, raw_name: object, raw_data: object, checksum: object) -> None:
+    """Sort one row into good or damaged; nothing about it is to be trusted, not even its types."""
+    kind, name = (
+        word.decode("utf-8", "backslashreplace") if isinstance(word, bytes) else repr(word)
+        for word in (raw_kind, raw_name)
+    )
+    data = raw_data if isinstance(raw_data, bytes) else repr(raw_data).encode()
+    if isinstance(checksum, int) and _checksum(kind, name, data) == checksum:
+        copy.rows[kind, name] = (data, checksum)
+    else:
+        copy.damaged[kind, name] = (data, "checksum does not match")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a file, made with mode 0600, for us alone: another server is refused, and there is no shared memory file."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+    try:
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "cache_size=-512"):
+            connection.execute(f"PRAGMA {pragma}")
+    except sqlite3.Error:
+        connection.close()
+        raise
+    return connection
+
+
+def _fill(
+    path: Path,
+    rows: Mapping[_Key, tuple[bytes, int]],
+    quarantined: Mapping[_Key, tuple[bytes, str]],
+    head: _Head,
+) -> None:
+    """Write a new file."""
+    with closing(_connect(path)) as connection:
+        connection.executescript(_SCHEMA)
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("INSERT INTO record VALUES (?, ?, ?, ?)", ((*key, *row) for key, row in rows.items()))
+        bad = list(quarantined.items())[-QUARANTINE_MAX:]
+        connection.executemany(
+            "INSERT INTO quarantine (kind, id, data, reason) VALUES (?, ?, ?, ?)", ((*key, *row) for key, row in bad)
+        )
+        _write_head(connection, head)
+        connection.execute("COMMIT")
+
+
+def _clone(source: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+    target = _connect(path)
+    try:
+        source.backup(target)
+    except sqlite3.Error:
+        target.close()
+        raise
+    return target
+
+
+def _write_head(connection: sqlite3.Connection, head: _Head) -> None:
+    values = (SCHEMA_VERSION, head.commits, head.rows, head.total, head.checksum())
+    connection.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?, ?)", values)
+
+
+def _move_aside(path: Path) -> Path:
+    """Keep a damaged file, with its write-ahead log, under the first free name."""
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, ASIDE_MAX + 1))
+    aside = next((name for name in names if not name.exists()), path.with_name(f"{path.name}.damaged-{ASIDE_MAX}"))
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            path.with_name(path.name + suffix).replace(aside.with_name(aside.name + suffix))
+    return aside
+
+
+def _remove_files(path: Path) -> None:
+    for suffix in ("", "-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+
+
+def _checksum(kind: str, name: str, data: bytes) -> int:
+    return zlib.crc32(data, zlib.crc32(f"{kind}\0{name}\0".encode("utf-8", "surrogatepass")))
+
+
+def _check(change: Change) -> None:
+    for name in (change.kind, change.id):
+        if not name or "\0" in name or len(name.encode()) > NAME_MAX_BYTES:
+            raise LocalError(f"{name[:80]!r} is not the kind or id of a row")
+    if isinstance(change, Put) and len(change.data) > DATA_MAX_BYTES:
+        raise LocalError(f"{change.kind} {change.id}: {len(change.data)} bytes, above the bound of {DATA_MAX_BYTES}")
+
+
+def _error_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    return _error_code(error) not in _NOT_DAMAGE
