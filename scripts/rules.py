@@ -207,7 +207,11 @@ def check_tree(root: Path) -> tuple[Finding, ...]:
                 continue
             path, source = file.relative_to(root).as_posix(), file.read_text()
             declared = runtime if package in INSTALLED else development
-            findings.extend(check_dependencies(ast.parse(source, filename=path), path, declared))
+            try:
+                findings.extend(check_dependencies(ast.parse(source, filename=path), path, declared))
+            except SyntaxError as error:
+                findings.append(Finding(path=path, line=error.lineno or 0, what=f"does not parse: {error.msg}"))
+                continue
             if package != "tests":
                 findings.extend(check_source(source, path))
     return tuple(findings)

@@ -102,10 +102,12 @@ def test_rules_skip_generated_code_and_read_everything_else(tree: Path) -> None:
     generated = tree / rules.GENERATED
     generated.mkdir(parents=True)
     long_function = "def f() -> None:\n" + "    pass\n" * rules.FUNCTION_LINES_MAX
+    (tree / "crio_io" / "x.py").write_text("\n(\n")
     (generated / "api_pb2.py").write_text(long_function)
     (tree / "crio_core" / "image").mkdir()
     (tree / "crio_core" / "image" / "deep.py").write_text("import os\n")
-    assert [(finding.path, finding.line) for finding in rules.check_tree(tree)] == [("crio_core/image/deep.py", 1)]
+    found = [(finding.path, finding.line) for finding in rules.check_tree(tree)]
+    assert found == [("crio_core/image/deep.py", 1), ("crio_io/x.py", 2)]
 
 
 def test_rules_find_a_library_that_is_not_declared(tree: Path) -> None:
