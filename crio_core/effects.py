@@ -1,0 +1,322 @@
+"""What the core asks of the world: orders, each in an envelope with an id and a lane.
+
+The effects of one lane run in the order in which they were returned; different lanes run at the same time. A lane is
+usually a record's id; work that must not hold up its record (waiting for an exit, an exec) has a lane of its own.
+Every order is idempotent: done twice is done once, and undoing what is absent is success. Each order names the outcome
+that it is answered with; any order can be answered with `Failed` instead (`crio_core/events.py`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping
+from crio_core.records import Failure, Pin, Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveRecord:
+    """Commit a record to the journal: `RecordSaved`."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteRecord:
+    """Take a record out of the journal: `RecordDeleted`."""
+
+    kind: str
+    record_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """Answer a call. `result` is a value of `crio_core/replies.py`, or a `Failure`. It has no outcome."""
+
+    call_id: int
+    result: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmTimer:
+    """Send `TimerFired` with this id after a time; arming an armed timer moves it. It has no outcome of its own."""
+
+    timer_id: str
+    after_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelTimer:
+    """Forget a timer. One that has just fired may still be heard: that is a row of the tables."""
+
+    timer_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrepareSandbox:
+    """Make a sandbox's directory, files, shared memory and pinned namespaces: `SandboxPrepared`."""
+
+    sandbox_id: str
+    namespaces: tuple[str, ...]
+    """Kinds to make anew, of `net`, `uts` and `ipc`."""
+    hostname: str
+    sysctls: Mapping[str, str]
+    dns: DNSConfig
+    shm_bytes: int
+    """Size of the pod's /dev/shm; 0 when the pod uses the node's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttachNetwork:
+    """Run the CNI ADD chain: `NetworkAttached`."""
+
+    sandbox_id: str
+    metadata: PodSandboxMetadata
+    network: str
+    netns_path: str
+    port_mappings: tuple[PortMapping, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DetachNetwork:
+    """Run the CNI DEL chain: `Released`.
+
+    A plugin is given the namespace only when it still is the one that `netns` names; else it is told that there is none.
+    """
+
+    sandbox_id: str
+    metadata: PodSandboxMetadata
+    network: str
+    attachment: str
+    netns: Pin | None
+    port_mappings: tuple[PortMapping, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseNamespaces:
+    """Unpin a sandbox's namespaces: `Released`."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveSandboxFiles:
+    """Unmount a sandbox's shared memory and remove its directory: `Released`."""
+
+    sandbox_id: str
+    cgroup_parent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveSandbox:
+    """Look whether the pinned namespaces still are what the record says: `SandboxObserved`."""
+
+    sandbox_id: str
+    pins: tuple[Pin, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountRootfs:
+    """Mount a container's root filesystem and look up what its spec needs of the host: `RootfsMounted`."""
+
+    container_id: str
+    layers: tuple[str, ...]
+    devices: tuple[Device, ...]
+    all_devices: bool
+    """Whether the container is privileged and is to see every device of the host."""
+    seccomp_path: str
+    """File of a Localhost seccomp profile; empty for none."""
+    volumes: tuple[str, ...]
+    """Paths that the image declares as volumes and that no mount of the request covers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateContainer:
+    """Write the bundle and have the monitor create the container: `ContainerCreated`."""
+
+    container_id: str
+    sandbox_id: str
+    runtime_handler: str
+    spec: bytes
+    """The OCI runtime-spec configuration, JSON."""
+    make_directories: tuple[str, ...]
+    """Directories that must exist inside the root filesystem first, such as the working directory."""
+    log_path: str
+    """Absolute path of the log file; empty for none."""
+    terminal: bool
+    stdin: bool
+    stdin_once: bool
+    name: str
+    """A name for process titles."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartContainer:
+    """Run the created container's process: `ContainerStarted`."""
+
+    container_id: str
+    runtime_handler: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalContainer:
+    """Send a signal to the first process, or to every process when `everyone`: `SignalSent`."""
+
+    container_id: str
+    runtime_handler: str
+    signal: str
+    everyone: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchContainer:
+    """Wait for the container's process to end, however long that takes: `ProcessExited`."""
+
+    container_id: str
+    pid: int
+    pid_start_ticks: int
+    monitor_pid: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObserveContainer:
+    """Ask the runtime and /proc how a container stands: `ContainerObserved`."""
+
+    container_id: str
+    runtime_handler: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteContainer:
+    """Delete the container in the runtime, by force, with its monitor, cgroup and bundle: `Released`."""
+
+    container_id: str
+    runtime_handler: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReleaseRootfs:
+    """Unmount a container's root filesystem and remove its writable layer: `Released`."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReopenLog:
+    """Have the monitor open the container's log file anew: `LogReopened`."""
+
+    container_id: str
+    runtime_handler: str
+    log_path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecInContainer:
+    """Run a command in a container and collect its output: `ExecFinished`."""
+
+    session_id: str
+    container_id: str
+    runtime_handler: str
+    process: bytes
+    """The OCI process, JSON."""
+    timeout_ns: int
+    """0 for no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolveImage:
+    """Ask the registries what a reference means: `ImageResolved`."""
+
+    reference: str
+    auth: str
+    """A handle of the credentials, which the core never sees."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchLayer:
+    """Download a layer's blob: `LayerFetched`."""
+
+    reference: str
+    auth: str
+    digest: str
+    diff_id: str
+    size_bytes: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyLayer:
+    """Unpack a downloaded layer and make it durable: `LayerApplied`."""
+
+    digest: str
+    diff_id: str
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveLayer:
+    """Delete an unpacked layer: `Released`."""
+
+    diff_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepStorage:
+    """Remove every layer, rootfs, bundle and partial download that no record owns: `StorageSwept`."""
+
+    layers: tuple[str, ...]
+    containers: tuple[str, ...]
+    sandboxes: tuple[str, ...]
+
+
+Order = (
+    SaveRecord
+    | DeleteRecord
+    | Reply
+    | ArmTimer
+    | CancelTimer
+    | PrepareSandbox
+    | AttachNetwork
+    | DetachNetwork
+    | ReleaseNamespaces
+    | RemoveSandboxFiles
+    | ObserveSandbox
+    | MountRootfs
+    | CreateContainer
+    | StartContainer
+    | SignalContainer
+    | WatchContainer
+    | ObserveContainer
+    | DeleteContainer
+    | ReleaseRootfs
+    | ReopenLog
+    | ExecInContainer
+    | ResolveImage
+    | FetchLayer
+    | ApplyLayer
+    | RemoveLayer
+    | SweepStorage
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """One order for the world. `id` is unique in a node's life; `lane` orders it among others."""
+
+    id: int
+    lane: str
+    order: Order
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Not for the world: a lifecycle tells the node that everybody waiting for `operation` has their result."""
+
+    operation: str
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """Not for the world: a lifecycle asks the node for something that other records must do first."""
+
+    what: str

@@ -1,0 +1,60 @@
+"""Where everything of one node lies on disk: the one place that knows, for the core and for the executors.
+
+`root` survives a reboot (images, writable layers); `runroot` does not (bundles, namespaces, sockets).
+"""
+
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Directories and files under the two roots; every directory is mode 0700."""
+
+    root: PurePosixPath
+    runroot: PurePosixPath
+
+    @property
+    def journal(self) -> PurePosixPath:
+        return self.root / "state.db"
+
+    @property
+    def storage(self) -> PurePosixPath:
+        return self.root / "storage"
+
+    @property
+    def sandboxes(self) -> PurePosixPath:
+        return self.runroot / "sandboxes"
+
+    @property
+    def containers(self) -> PurePosixPath:
+        return self.runroot / "containers"
+
+    @property
+    def exits(self) -> PurePosixPath:
+        return self.root / "exits"
+
+    @property
+    def attach(self) -> PurePosixPath:
+        return self.runroot / "attach"
+
+    def sandbox(self, sandbox_id: str) -> PurePosixPath:
+        return self.sandboxes / sandbox_id
+
+    def resolv_conf(self, sandbox_id: str) -> PurePosixPath:
+        return self.sandbox(sandbox_id) / "resolv.conf"
+
+    def hostname(self, sandbox_id: str) -> PurePosixPath:
+        return self.sandbox(sandbox_id) / "hostname"
+
+    def shm(self, sandbox_id: str) -> PurePosixPath:
+        return self.sandbox(sandbox_id) / "shm"
+
+    def namespaces(self, sandbox_id: str) -> PurePosixPath:
+        return self.runroot / "ns" / sandbox_id
+
+    def bundle(self, container_id: str) -> PurePosixPath:
+        return self.containers / container_id
+
+    def rootfs(self, container_id: str) -> PurePosixPath:
+        return self.bundle(container_id) / "rootfs"

@@ -1,0 +1,1 @@
+"""The lifecycles: one table a module, executed by `transitions`."""

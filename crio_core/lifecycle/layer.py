@@ -1,0 +1,122 @@
+"""The life of an image layer: downloaded once, unpacked once, whatever number of pulls wants it at the same time.
+
+A layer has no record of its own in the journal: the images that are recorded name their layers, and what lies in the
+store without being named is swept.
+"""
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from typing import Any
+
+from crio_core import effects as fx
+from crio_core.events import LayerApplied, LayerDescriptor, LayerFetched
+from crio_core.lifecycle.engine import Arrival, Lifecycle
+from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns, retry_timer
+from crio_core.records import Failure, LayerState
+
+S = LayerState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """A layer by its diff id. `reference` and `auth` say where the pull that came first found it."""
+
+    id: str
+    state: LayerState
+    descriptor: LayerDescriptor
+    reference: str = ""
+    auth: str = field(default="", repr=False)
+    size_bytes: int = 0
+    retries: int = 0
+    failure: Failure | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWanted:
+    """A pull needs the layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchFailed:
+    """The blob could not be had; what came so far is kept for the next try."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyFailed:
+    """The blob could not be unpacked; nothing of it is visible."""
+
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerUnused:
+    """No image and no container needs the layer any more."""
+
+
+TABLE: dict[tuple[Enum, type], Enum] = {
+    (S.ABSENT, LayerWanted): S.FETCHING,
+    (S.FETCHING, LayerWanted): S.FETCHING,
+    (S.FETCHING, LayerFetched): S.APPLYING,
+    (S.FETCHING, FetchFailed): S.GONE,
+    (S.APPLYING, LayerWanted): S.APPLYING,
+    (S.APPLYING, LayerApplied): S.APPLIED,
+    (S.APPLYING, ApplyFailed): S.GONE,
+    (S.APPLIED, LayerWanted): S.APPLIED,
+    (S.APPLIED, LayerUnused): S.REMOVING,
+    (S.REMOVING, PartReleased): S.GONE,
+    (S.REMOVING, ReleaseFailed): S.OWING,
+    # Wanted again while it is being removed: the lane makes the download wait for the removal.
+    (S.REMOVING, LayerWanted): S.FETCHING,
+    (S.OWING, LayerWanted): S.FETCHING,
+    (S.OWING, RetryDue): S.OWING,
+    (S.OWING, PartReleased): S.GONE,
+    (S.OWING, ReleaseFailed): S.OWING,
+    (S.FETCHING, PartReleased): S.FETCHING,
+    (S.FETCHING, ReleaseFailed): S.FETCHING,
+    (S.FETCHING, RetryDue): S.FETCHING,
+    (S.APPLYING, RetryDue): S.APPLYING,
+    (S.APPLIED, RetryDue): S.APPLIED,
+}
+
+
+def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
+    layer = record.descriptor
+    match record.state:
+        case S.FETCHING:
+            if came_from is S.FETCHING:
+                return Arrival(record=record)
+            fetch = fx.FetchLayer(
+                reference=record.reference,
+                auth=record.auth,
+                digest=layer.digest,
+                diff_id=layer.diff_id,
+                size_bytes=layer.size_bytes,
+                media_type=layer.media_type,
+            )
+            return Arrival(record=replace(record, failure=None), orders=(fetch,))
+        case S.APPLYING:
+            if came_from is S.APPLYING:
+                return Arrival(record=record)
+            apply = fx.ApplyLayer(digest=layer.digest, diff_id=layer.diff_id, media_type=layer.media_type)
+            return Arrival(record=record, orders=(apply,))
+        case S.APPLIED:
+            if isinstance(event, LayerApplied):
+                record = replace(record, size_bytes=event.size_bytes)
+            return Arrival(record=record)
+        case S.REMOVING:
+            return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
+        case S.OWING:
+            if isinstance(event, ReleaseFailed):
+                record = replace(record, failure=event.failure, retries=record.retries + 1)
+                timer = fx.ArmTimer(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries))
+                return Arrival(record=record, orders=(timer,))
+            return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
+        case _:
+            if isinstance(event, FetchFailed | ApplyFailed):
+                record = replace(record, failure=event.failure)
+            return Arrival(record=record)
+
+
+LAYER = Lifecycle[Layer]("layer", LayerState, initial=S.ABSENT, final=frozenset({S.GONE}), table=TABLE, enter=_enter)

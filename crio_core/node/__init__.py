@@ -1,0 +1,146 @@
+"""The node: everything that the runtime decides, as one deterministic machine.
+
+    node = Node(settings)
+    effects = node.step(CallArrived(call_id=1, request=RunPodSandbox(config=...), at_ns=..., wall_ns=..., new_id=...))
+
+The caller executes the effects, lane by lane, and feeds back an `EffectEnded` for each. A step is synchronous and applies
+its event whole, or raises `LocalError` and leaves the node as it was.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core import requests as rq
+from crio_core.errors import LocalError, OperationError
+from crio_core.node import images, outcomes, pods, queries, recovery
+from crio_core.node.settings import Handler, Settings
+from crio_core.node.state import State
+from crio_core.replies import Done, ImageFound
+
+__all__ = ["Handler", "Node", "Settings"]
+
+
+def _update_config(state: State, call_id: int, request: rq.UpdateRuntimeConfig) -> None:
+    state.pod_cidr = request.pod_cidr
+    state.reply(call_id, Done())
+
+
+_MAKING: Mapping[type, Callable[[State, int, Any, str], None]] = {
+    rq.RunPodSandbox: pods.run_sandbox,
+    rq.CreateContainer: pods.create_container,
+}
+_ACTING: Mapping[type, Callable[[State, int, Any], None]] = {
+    rq.StopPodSandbox: pods.stop_sandbox,
+    rq.RemovePodSandbox: pods.remove_sandbox,
+    rq.StartContainer: pods.start_container,
+    rq.StopContainer: pods.stop_container,
+    rq.RemoveContainer: pods.remove_container,
+    rq.ReopenContainerLog: pods.reopen_log,
+    rq.ExecSync: pods.exec_sync,
+    rq.PullImage: images.pull_image,
+    rq.RemoveImage: images.remove_image,
+    rq.UpdateRuntimeConfig: _update_config,
+}
+_ASKING: Mapping[type, Callable[[State, Any], Any]] = {
+    rq.PodSandboxStatus: queries.sandbox_status,
+    rq.ListPodSandbox: queries.list_sandboxes,
+    rq.ContainerStatus: queries.container_status,
+    rq.ListContainers: queries.list_containers,
+    rq.ImageStatus: lambda state, request: ImageFound(image=images.find_image(state, request.image)),
+    rq.ListImages: images.list_images,
+    rq.Status: lambda state, request: queries.status(state),
+}
+
+
+class Node:
+    """A node's whole state behind one method.
+
+    Args:
+        settings: What decisions depend on besides events.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._state = State(settings=settings)
+
+    @property
+    def settings(self) -> Settings:
+        return self._state.settings
+
+    def reload(self, settings: Settings) -> None:
+        """Decide by other settings from now on; what exists stays as it was made."""
+        self._state.settings = settings
+
+    def step(self, event: ev.Event) -> tuple[fx.Effect, ...]:
+        """Apply one event.
+
+        Returns:
+            What to do now, in order within each lane.
+
+        Raises:
+            LocalError: The event cannot be; the node is as it was.
+        """
+        state = self._state
+        before = (state.next_effect, state.at_ns, state.wall_ns, state.boot_id, state.network, state.network_reason)
+        try:
+            self._apply(state, event)
+            while state.ended_infra_pulls:
+                pods.infra_image_ended(state, *state.ended_infra_pulls.pop(0))
+        except BaseException:
+            for undo in reversed(state.undo):
+                undo()
+            state.next_effect, state.at_ns, state.wall_ns, state.boot_id, state.network, state.network_reason = before
+            state.ended_infra_pulls.clear()
+            state.effects.clear()
+            raise
+        finally:
+            state.undo.clear()
+        effects = tuple(state.effects)
+        state.effects.clear()
+        return effects
+
+    def _apply(self, state: State, event: ev.Event) -> None:
+        match event:
+            case ev.CallArrived():
+                state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
+                self._call(state, event)
+            case ev.EffectEnded():
+                state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
+                outcomes.effect_ended(state, event)
+            case ev.TimerFired():
+                state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
+                outcomes.timer_fired(state, event.timer_id)
+            case ev.CallCancelled():
+                state.forget_call(event.call_id)
+            case ev.NetworkChanged():
+                state.network, state.network_reason = event.network, event.reason
+            case ev.JournalLoaded():
+                recovery.load(state, event)
+            case _:
+                raise LocalError(f"no such event: {event!r}")
+
+    def _call(self, state: State, event: ev.CallArrived) -> None:
+        if event.call_id in state.calls:
+            raise LocalError(f"call {event.call_id} is under way already")
+        request = event.request
+        kind = type(request)
+        marked = len(state.undo), len(state.effects)
+        try:
+            if (ask := _ASKING.get(kind)) is not None:
+                state.reply(event.call_id, ask(state, request))
+            elif (act := _ACTING.get(kind)) is not None:
+                act(state, event.call_id, request)
+            elif (make := _MAKING.get(kind)) is not None:
+                if not event.new_id:
+                    raise LocalError(f"{kind.__name__} needs a new_id")
+                make(state, event.call_id, request, event.new_id)
+            else:
+                raise LocalError(f"no such request: {request!r}")
+        except OperationError as error:
+            # A refused request leaves nothing behind: whatever it had begun in this step is taken back.
+            for undo in reversed(state.undo[marked[0] :]):
+                undo()
+            del state.undo[marked[0] :]
+            del state.effects[marked[1] :]
+            state.refuse(event.call_id, error)

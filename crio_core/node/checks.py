@@ -1,0 +1,86 @@
+"""What a request must be like before anything is reserved for it. Each refusal names the field, the value and what was expected."""
+
+import re
+from pathlib import PurePosixPath
+
+from crio_core.cri import ContainerConfig, PodSandboxConfig, Signal
+from crio_core.errors import Code, OperationError, invalid
+from crio_core.node.settings import Settings
+
+NAME_CHARS_MAX = 253
+PATH_CHARS_MAX = 4096
+PORT_MAX = 65535
+LIST_ITEMS_MAX = 10_000
+
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
+_UID = re.compile(r"[A-Za-z0-9._:@-]{1,253}", re.ASCII)
+
+
+def _name(field: str, value: str) -> None:
+    if not _NAME.fullmatch(value):
+        raise invalid(field, value[:NAME_CHARS_MAX], "1 to 253 letters, digits, '.', '-' and '_', not first or last")
+
+
+def absolute_path(field: str, value: str) -> None:
+    """Refuse what is not a plain absolute path: `..`, NUL and over-long ones."""
+    if not value.startswith("/") or ".." in PurePosixPath(value).parts or "\0" in value or len(value) > PATH_CHARS_MAX:
+        raise invalid(field, value[:200], f"an absolute path without '..', of at most {PATH_CHARS_MAX} characters")
+
+
+def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) -> None:
+    """Check what RunPodSandbox was told.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT; NOT_FOUND for a runtime handler that is not configured.
+    """
+    meta = config.metadata
+    _name("config.metadata.name", meta.name)
+    _name("config.metadata.namespace", meta.namespace)
+    if not _UID.fullmatch(meta.uid):
+        raise invalid("config.metadata.uid", meta.uid[:NAME_CHARS_MAX], "1 to 253 letters, digits and '._:@-'")
+    if config.hostname and not _NAME.fullmatch(config.hostname):
+        raise invalid("config.hostname", config.hostname[:200], "a host name, or nothing")
+    if config.log_directory:
+        absolute_path("config.log_directory", config.log_directory)
+    for index, mapping in enumerate(config.port_mappings):
+        where = f"config.port_mappings[{index}]"
+        if not 0 < mapping.container_port <= PORT_MAX:
+            raise invalid(f"{where}.container_port", mapping.container_port, f"1 to {PORT_MAX}")
+        if not 0 <= mapping.host_port <= PORT_MAX:
+            raise invalid(f"{where}.host_port", mapping.host_port, f"0 to {PORT_MAX}")
+    if runtime_handler and runtime_handler not in settings.handlers:
+        raise OperationError(
+            Code.NOT_FOUND,
+            "RUNTIME_HANDLER_NOT_FOUND",
+            f"runtime_handler: {runtime_handler!r} is not configured: expected one of "
+            f"{', '.join(sorted(settings.handlers))}",
+        )
+
+
+def container(config: ContainerConfig) -> None:
+    """Check what CreateContainer was told, as far as that needs nothing but the request.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT.
+    """
+    _name("config.metadata.name", config.metadata.name)
+    if not config.image.image:
+        raise invalid("config.image.image", "", "an image reference or id")
+    log_path = PurePosixPath(config.log_path)
+    if log_path.is_absolute() or ".." in log_path.parts or "\0" in config.log_path:
+        raise invalid(
+            "config.log_path", config.log_path[:200], "a path below the sandbox's log directory, without '..'"
+        )
+    for name in ("command", "args", "envs", "mounts", "devices"):
+        if len(getattr(config, name)) > LIST_ITEMS_MAX:
+            raise invalid(f"config.{name}", f"{len(getattr(config, name))} items", f"at most {LIST_ITEMS_MAX}")
+    for index, mount in enumerate(config.mounts):
+        if mount.image.image:
+            raise OperationError(
+                Code.UNIMPLEMENTED,
+                "IMAGE_MOUNTS_UNIMPLEMENTED",
+                f"config.mounts[{index}].image: {mount.image.image!r}: mounting images is not implemented by this version",
+            )
+        absolute_path(f"config.mounts[{index}].host_path", mount.host_path)
+    if config.stop_signal not in set(Signal):
+        raise invalid("config.stop_signal", config.stop_signal, "a signal of the CRI's Signal enumeration")

@@ -1,0 +1,518 @@
+"""Sandboxes and containers: from requests and outcomes to their lifecycles, and what one waits for of the other."""
+
+from dataclasses import replace
+from typing import Any
+
+import orjson
+
+from crio_core import effects as fx
+from crio_core import requests as rq
+from crio_core.cri import (
+    ContainerConfig,
+    ContainerMetadata,
+    ImageSpec,
+    LinuxContainerConfig,
+    LinuxContainerSecurityContext,
+    NamespaceMode,
+    NamespaceOption,
+)
+from crio_core.errors import Code, OperationError
+from crio_core.lifecycle import container as ct
+from crio_core.lifecycle import sandbox as sb
+from crio_core.lifecycle.release import PartReleased, Resumed
+from crio_core.lifecycle.session import SESSION, Session, SessionOpened
+from crio_core.node import checks, images, specs
+from crio_core.node.queries import find_container, find_sandbox
+from crio_core.node.state import ContainerKey, SandboxKey, State
+from crio_core.records import (
+    ContainerRecord,
+    ContainerState,
+    Failure,
+    Part,
+    SandboxRecord,
+    SandboxState,
+    SessionState,
+)
+from crio_core.replies import Created, Done, Executed, Result
+
+COMING = frozenset({ContainerState.RESERVED, ContainerState.ROOTFS, ContainerState.CREATING})
+QUIET = frozenset({ContainerState.EXITED, ContainerState.REMOVING, ContainerState.OWING})
+"""States of a container that has no process."""
+NAMELESS = frozenset({ContainerState.REMOVING, ContainerState.UNWINDING, ContainerState.OWING, ContainerState.GONE})
+"""States in which a container's name is free again, though some of it may be left."""
+NAMELESS_SANDBOX = frozenset({SandboxState.UNWINDING, SandboxState.OWING, SandboxState.CLEANING, SandboxState.GONE})
+
+
+def sandbox_key(record: SandboxRecord) -> SandboxKey:
+    """What makes a sandbox unique on the node."""
+    meta = record.metadata
+    return (meta.namespace, meta.name, meta.uid, meta.attempt)
+
+
+def container_key(record: ContainerRecord) -> ContainerKey:
+    """What makes a container unique on the node."""
+    return (record.sandbox_id, record.metadata.name, record.metadata.attempt)
+
+
+# --- requests about sandboxes -------------------------------------------------------------------------------------
+
+
+def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: str) -> None:
+    """Reserve a sandbox, or join the attempt that is under way, or give the answer that was given before."""
+    config = request.config
+    checks.sandbox(config, request.runtime_handler, state.settings)
+    meta = config.metadata
+    text = orjson.dumps(config).decode()
+    known_id = state.sandbox_names.get((meta.namespace, meta.name, meta.uid, meta.attempt))
+    if known_id is not None:
+        _join_sandbox(state, call_id, state.sandboxes[known_id], text)
+        return
+    host_network = config.linux.security_context.namespace_options.network is NamespaceMode.NODE
+    if not host_network and not state.network:
+        raise OperationError(Code.UNAVAILABLE, "NETWORK_NOT_READY", f"no pod network: {state.network_reason}")
+    handler = request.runtime_handler or state.settings.default_handler
+    plan = [Part.FILES, Part.NAMESPACES]
+    if not host_network:
+        plan.append(Part.NETWORK)
+    if specs.needs_infra(config, state.settings.handlers[handler], state.settings):
+        plan.append(Part.INFRA)
+    record = SandboxRecord(
+        id=new_id,
+        state=SandboxState.RESERVED,
+        metadata=meta,
+        created_at_ns=state.wall_ns,
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=handler,
+        request=text,
+        boot_id=state.boot_id,
+        network="" if host_network else state.network,
+        plan=tuple(plan),
+    )
+    state.sandboxes.put(new_id, record)
+    state.members.put(new_id, ())
+    state.sandbox_names.put(sandbox_key(record), new_id)
+    state.wait(call_id, new_id, "create")
+    state.emit(new_id, fx.SaveRecord(record=record))
+
+
+def _join_sandbox(state: State, call_id: int, record: SandboxRecord, text: str) -> None:
+    if record.request != text:
+        raise OperationError(
+            Code.ALREADY_EXISTS,
+            "SANDBOX_NAME_TAKEN",
+            f"metadata: {record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt} is sandbox "
+            f"{record.id}, made from another configuration: expected the same one, or another attempt",
+        )
+    if record.state is SandboxState.READY:
+        state.reply(call_id, Created(id=record.id), lane=record.id)
+    elif state.awaited(record.id, "create") or record.state in sb.COMING:
+        state.wait(call_id, record.id, "create")
+    else:
+        raise OperationError(
+            Code.ALREADY_EXISTS,
+            "SANDBOX_NAME_TAKEN",
+            f"metadata: {record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt} is sandbox "
+            f"{record.id}, which is {record.state.value}: remove it, or use another attempt",
+        )
+
+
+def stop_sandbox(state: State, call_id: int, request: rq.StopPodSandbox) -> None:
+    """Stop a sandbox; one that is unknown is as stopped as can be."""
+    record = find_sandbox(state, request.sandbox_id, missing_ok=True)
+    if record is None:
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, record.id, "stop")
+    advance_sandbox(state, record.id, sb.SandboxStopRequested())
+
+
+def remove_sandbox(state: State, call_id: int, request: rq.RemovePodSandbox) -> None:
+    """Remove a sandbox, its containers first; one that is unknown is gone already."""
+    record = find_sandbox(state, request.sandbox_id, missing_ok=True)
+    if record is None:
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, record.id, "remove")
+    advance_sandbox(state, record.id, sb.SandboxRemoveRequested())
+
+
+# --- requests about containers ------------------------------------------------------------------------------------
+
+
+def create_container(state: State, call_id: int, request: rq.CreateContainer, new_id: str) -> None:
+    """Reserve a container in a ready sandbox, or join, or repeat the answer."""
+    config = request.config
+    checks.container(config)
+    sandbox = find_sandbox(state, request.sandbox_id)
+    assert sandbox is not None
+    if sandbox.state is not SandboxState.READY:
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "SANDBOX_NOT_READY",
+            f"pod_sandbox_id: sandbox {sandbox.id} is {sandbox.state.value}: expected a ready one",
+        )
+    text = orjson.dumps(config).decode()
+    known_id = state.container_names.get((sandbox.id, config.metadata.name, config.metadata.attempt))
+    if known_id is not None:
+        _join_container(state, call_id, state.containers[known_id], text)
+        return
+    state.wait(call_id, new_id, "create")
+    _reserve_container(state, sandbox, config, text, new_id, infra=False)
+
+
+def _join_container(state: State, call_id: int, record: ContainerRecord, text: str) -> None:
+    if record.request != text:
+        raise OperationError(
+            Code.ALREADY_EXISTS,
+            "CONTAINER_NAME_TAKEN",
+            f"metadata: {record.metadata.name} attempt {record.metadata.attempt} is container {record.id}, made from "
+            "another configuration: expected the same one, or another attempt",
+        )
+    if record.state in COMING:
+        state.wait(call_id, record.id, "create")
+    else:
+        state.reply(call_id, Created(id=record.id), lane=record.id)
+
+
+def _reserve_container(
+    state: State, sandbox: SandboxRecord, config: ContainerConfig, text: str, new_id: str, *, infra: bool
+) -> None:
+    image = images.find_image(state, config.image)
+    if image is None:
+        raise OperationError(
+            Code.NOT_FOUND, "IMAGE_NOT_FOUND", f"image: {config.image.image!r} is not on this node: pull it first"
+        )
+    record = ContainerRecord(
+        id=new_id,
+        sandbox_id=sandbox.id,
+        state=ContainerState.RESERVED,
+        metadata=config.metadata,
+        created_at_ns=state.wall_ns,
+        image=config.image.user_specified_image or config.image.image,
+        image_id=image.id,
+        image_ref=image.digests[0] if image.digests else image.id,
+        layers=image.layers,
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=sandbox.runtime_handler,
+        log_path=specs.log_path(sandbox, config),
+        stop_signal=specs.stop_signal(config, image),
+        request=text,
+        infra=infra,
+    )
+    state.containers.put(new_id, record)
+    state.members.put(sandbox.id, (*state.members[sandbox.id], new_id))
+    state.container_names.put(container_key(record), new_id)
+    state.emit(new_id, fx.SaveRecord(record=record))
+
+
+def start_container(state: State, call_id: int, request: rq.StartContainer) -> None:
+    """Start a created container; one that runs has been started."""
+    record = find_container(state, request.container_id)
+    assert record is not None
+    match record.state:
+        case ContainerState.CREATED | ContainerState.STARTING:
+            state.wait(call_id, record.id, "start")
+            advance_container(state, record.id, ct.StartRequested())
+        case ContainerState.RUNNING:
+            state.reply(call_id, Done(), lane=record.id)
+        case _:
+            raise OperationError(
+                Code.FAILED_PRECONDITION,
+                "CONTAINER_NOT_CREATED",
+                f"container_id: container {record.id} is {record.state.value}: expected a created one",
+            )
+
+
+def stop_container(state: State, call_id: int, request: rq.StopContainer) -> None:
+    """Stop a container within its grace time; one that is unknown has no process."""
+    record = find_container(state, request.container_id, missing_ok=True)
+    if record is None:
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, record.id, "stop")
+    if request.grace_ns > 0:
+        advance_container(state, record.id, ct.StopRequested(at_ns=state.at_ns, grace_ns=request.grace_ns))
+    else:
+        advance_container(state, record.id, ct.KillRequested())
+
+
+def remove_container(state: State, call_id: int, request: rq.RemoveContainer) -> None:
+    """Remove a container, killed first if need be; one that is unknown is gone already."""
+    record = find_container(state, request.container_id, missing_ok=True)
+    if record is None:
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, record.id, "remove")
+    advance_container(state, record.id, ct.RemoveRequested())
+
+
+def reopen_log(state: State, call_id: int, request: rq.ReopenContainerLog) -> None:
+    """Have a running container's log file opened anew."""
+    record = find_container(state, request.container_id)
+    assert record is not None
+    if record.state is not ContainerState.RUNNING:
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "CONTAINER_NOT_RUNNING",
+            f"container_id: container {record.id} is {record.state.value}: expected a running one",
+        )
+    order = fx.ReopenLog(container_id=record.id, runtime_handler=record.runtime_handler, log_path=record.log_path)
+    state.wait(call_id, record.id, "reopen-log")
+    state.emit(f"{record.id}/log", order, owner=record.id)
+
+
+def exec_sync(state: State, call_id: int, request: rq.ExecSync) -> None:
+    """Run a command in a running container."""
+    record = find_container(state, request.container_id)
+    assert record is not None
+    if record.state not in (ContainerState.RUNNING, ContainerState.STOPPING):
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "CONTAINER_NOT_RUNNING",
+            f"container_id: container {record.id} is {record.state.value}: expected a running one",
+        )
+    process = specs.exec_process(record, request.command)
+    session_id = f"exec-{call_id}"
+    session = Session(id=session_id, state=SessionState.OFFERED, container_id=record.id, timeout_ns=request.timeout_ns)
+    state.sessions.put(session_id, session)
+    state.wait(call_id, session_id, "exec")
+    state.emit(
+        session_id,
+        fx.ExecInContainer(
+            session_id=session_id,
+            container_id=record.id,
+            runtime_handler=record.runtime_handler,
+            process=process,
+            timeout_ns=request.timeout_ns,
+        ),
+    )
+    advance_session(state, session_id, SessionOpened())
+
+
+# --- lifecycles ---------------------------------------------------------------------------------------------------
+
+
+def advance_sandbox(state: State, sandbox_id: str, event: object) -> None:
+    """Apply an event to a sandbox and do what its lifecycle asks for."""
+    record, outputs = sb.SANDBOX.step(state.sandboxes[sandbox_id], event)
+    if record.state in NAMELESS_SANDBOX and state.sandbox_names.get(sandbox_key(record)) == record.id:
+        if not state.awaited(record.id, "create") or record.state is SandboxState.GONE:
+            state.sandbox_names.pop(sandbox_key(record))
+    if record.state is SandboxState.GONE:
+        state.sandboxes.pop(sandbox_id)
+        state.members.pop(sandbox_id)
+        state.unsaved.pop(f"{record.KIND}/{record.id}")
+    else:
+        state.sandboxes.put(sandbox_id, record)
+    for output in outputs:
+        match output:
+            case fx.Answer(operation="create", failure=None):
+                state.answer(sandbox_id, "create", Created(id=sandbox_id))
+            case fx.Answer():
+                state.answer(sandbox_id, output.operation, output.failure)
+            case fx.Ask():
+                _do_for_sandbox(state, record, output.what)
+            case _:
+                state.emit(sandbox_id, output)
+
+
+def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
+    match what:
+        case "stop-containers":
+            for member in _members(state, record):
+                if member.state not in QUIET:
+                    advance_container(state, member.id, ct.KillRequested())
+            settle(state, record.id)
+        case "remove-containers":
+            for member in _members(state, record):
+                advance_container(state, member.id, ct.RemoveRequested())
+            settle(state, record.id)
+        case "start-infra":
+            _start_infra(state, record)
+        case _:
+            infra = state.containers.get(specs.infra_id(record.id))
+            if infra is None or infra.state is ContainerState.OWING:
+                advance_sandbox(state, record.id, PartReleased(part=Part.INFRA))
+            else:
+                advance_container(state, infra.id, ct.RemoveRequested())
+
+
+def _members(state: State, record: SandboxRecord) -> tuple[ContainerRecord, ...]:
+    """The containers that clients made in the sandbox, owed remains apart."""
+    found = (state.containers.get(member) for member in state.members.get(record.id) or ())
+    return tuple(one for one in found if one is not None and not one.infra and one.state is not ContainerState.OWING)
+
+
+def settle(state: State, sandbox_id: str) -> None:
+    """Tell a sandbox that waits for its containers when there is nothing left to wait for."""
+    record = state.sandboxes.get(sandbox_id)
+    if record is None:
+        return
+    members = _members(state, record)
+    if record.state is SandboxState.STOPPING and all(member.state in QUIET for member in members):
+        advance_sandbox(state, sandbox_id, sb.ContainersStopped())
+    elif record.state is SandboxState.REMOVING and not members:
+        advance_sandbox(state, sandbox_id, sb.ContainersRemoved())
+
+
+def _start_infra(state: State, sandbox: SandboxRecord) -> None:
+    """The infra container is a container like others, that clients do not see; its image is pulled if it is missing."""
+    image = ImageSpec(image=state.settings.pause_image)
+    if images.find_image(state, image) is None:
+        images.pull_for_infra(state, sandbox.id, image)
+        return
+    options = sb.sandbox_request(sandbox).linux.security_context.namespace_options
+    config = ContainerConfig(
+        metadata=ContainerMetadata(name="POD", attempt=sandbox.metadata.attempt),
+        image=image,
+        command=state.settings.pause_command,
+        linux=LinuxContainerConfig(
+            security_context=LinuxContainerSecurityContext(
+                namespace_options=NamespaceOption(
+                    network=options.network, ipc=options.ipc, pid=NamespaceMode.CONTAINER
+                ),
+                readonly_rootfs=True,
+            )
+        ),
+    )
+    text = orjson.dumps(config).decode()
+    _reserve_container(state, sandbox, config, text, specs.infra_id(sandbox.id), infra=True)
+
+
+def infra_image_ended(state: State, sandbox_id: str, failure: Failure | None) -> None:
+    """The pull that a sandbox's infra container waited for is over."""
+    sandbox = state.sandboxes.get(sandbox_id)
+    if sandbox is None or sandbox.state is not SandboxState.INFRA:
+        return
+    if failure is not None:
+        advance_sandbox(state, sandbox_id, sb.InfraFailed(failure=failure))
+    else:
+        _start_infra(state, sandbox)
+
+
+def advance_container(state: State, container_id: str, event: object) -> None:
+    """Apply an event to a container, do what its lifecycle asks for, and tell its sandbox."""
+    before = state.containers[container_id]
+    record, outputs = ct.CONTAINER.step(before, event)
+    if record.state in NAMELESS and state.container_names.get(container_key(record)) == record.id:
+        state.container_names.pop(container_key(record))
+    if record.state is ContainerState.GONE:
+        state.containers.pop(container_id)
+        state.unsaved.pop(f"{record.KIND}/{record.id}")
+        if (members := state.members.get(record.sandbox_id)) is not None:
+            state.members.put(record.sandbox_id, tuple(one for one in members if one != container_id))
+    else:
+        state.containers.put(container_id, record)
+    for output in outputs:
+        match output:
+            case fx.Answer(operation="create", failure=None):
+                state.answer(container_id, "create", Created(id=container_id))
+            case fx.Answer():
+                state.answer(container_id, output.operation, output.failure)
+            case fx.Ask(what="mount-rootfs"):
+                state.emit(container_id, specs.mount_rootfs(state, record))
+            case fx.Ask():
+                _stuck(state, record)
+            case fx.WatchContainer():
+                state.emit(f"{container_id}/watch", output, owner=container_id)
+            case fx.SignalContainer():
+                # A start that does not come back must not keep a kill from being tried.
+                state.emit(f"{container_id}/signal", output, owner=container_id)
+            case _:
+                state.emit(container_id, output)
+    if record.state is not before.state:
+        if record.state is ContainerState.GONE:
+            images.sweep_layers(state, record.layers)
+        if record.infra:
+            _infra_moved(state, record)
+        settle(state, record.sandbox_id)
+
+
+def _stuck(state: State, record: ContainerRecord) -> None:
+    sandbox = state.sandboxes.get(record.sandbox_id)
+    if sandbox is not None and sandbox.state in (SandboxState.STOPPING, SandboxState.REMOVING):
+        failure = Failure(
+            code=Code.DEADLINE_EXCEEDED.value,
+            reason="CONTAINER_UNKILLABLE",
+            message=f"sandbox {sandbox.id}: container {record.id} does not end: its process {record.pid} survives SIGKILL",
+        )
+        advance_sandbox(state, sandbox.id, sb.ContainersStuck(failure=failure))
+
+
+def _infra_moved(state: State, record: ContainerRecord) -> None:
+    """Carry an infra container through its start, and its end to its sandbox."""
+    sandbox = state.sandboxes.get(record.sandbox_id)
+    match record.state:
+        case ContainerState.CREATED:
+            advance_container(state, record.id, ct.StartRequested())
+            return
+        case ContainerState.RUNNING if sandbox is not None and sandbox.state is SandboxState.INFRA:
+            advance_sandbox(state, sandbox.id, sb.InfraStarted())
+            return
+    if sandbox is None:
+        return
+    if record.state in (ContainerState.EXITED, ContainerState.OWING, ContainerState.GONE):
+        gone = record.state is not ContainerState.EXITED
+        if sandbox.state is SandboxState.INFRA:
+            failure = record.failure or Failure(
+                code=Code.INTERNAL.value, reason="INFRA_EXITED", message=f"infra container exited: {record.exit_code}"
+            )
+            advance_sandbox(state, sandbox.id, sb.InfraFailed(failure=failure))
+        elif sandbox.state in (SandboxState.READY, SandboxState.BROKEN):
+            advance_sandbox(state, sandbox.id, sb.InfraExited())
+        elif gone:
+            advance_sandbox(state, sandbox.id, PartReleased(part=Part.INFRA))
+
+
+def advance_session(state: State, session_id: str, event: Any) -> None:
+    """Apply an event to an exec session, and answer its call when it is over."""
+    session, outputs = SESSION.step(state.sessions[session_id], event)
+    for output in outputs:
+        match output:
+            case fx.Answer() | fx.Ask():
+                raise AssertionError(output)
+            case _:
+                state.emit(session_id, output)
+    if session.state is SessionState.CLOSED:
+        state.sessions.pop(session_id)
+        state.answer(session_id, "exec", _exec_result(session, event))
+    else:
+        state.sessions.put(session_id, session)
+
+
+def _exec_result(session: Session, event: Any) -> Result:
+    failure = getattr(event, "failure", None)
+    if failure is not None:
+        return failure  # type: ignore[no-any-return]
+    if getattr(event, "timed_out", True):
+        return Failure(
+            code=Code.DEADLINE_EXCEEDED.value,
+            reason="EXEC_TIMEOUT",
+            message=f"container {session.container_id}: the command did not end within {session.timeout_ns / 1e9:g} s",
+        )
+    return Executed(stdout=event.stdout, stderr=event.stderr, exit_code=event.exit_code)
+
+
+def resume(state: State) -> None:
+    """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
+    for container in state.containers.values():
+        sandbox = state.sandboxes.get(container.sandbox_id)
+        if sandbox is None or sandbox.boot_id != state.boot_id:
+            # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
+            state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
+        advance_container(state, container.id, Resumed())
+        if sandbox is None and container.infra:
+            advance_container(state, container.id, ct.RemoveRequested())
+    for sandbox in state.sandboxes.values():
+        if sandbox.boot_id != state.boot_id:
+            state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
+        match sandbox.state:
+            case SandboxState.RESERVED | SandboxState.STOPPED | SandboxState.OWING:
+                advance_sandbox(state, sandbox.id, Resumed())
+            case _ if sandbox.boot_id != state.boot_id:
+                advance_sandbox(state, sandbox.id, sb.NamespacesLost())
+            case _:
+                observe = fx.ObserveSandbox(sandbox_id=sandbox.id, pins=sandbox.pins)
+                state.emit(sandbox.id, observe)

@@ -1,0 +1,202 @@
+"""From records to what the runtime is told: the container's spec, its log path, its stop signal, the process of an exec."""
+
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import PurePosixPath
+
+import orjson
+
+from crio_core import effects as fx
+from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig, ProfileType
+from crio_core.errors import Code, OperationError, invalid
+from crio_core.events import RootfsMounted
+from crio_core.image.config import ImageConfig, parse_image_config
+from crio_core.lifecycle.container import SpecBuilt
+from crio_core.lifecycle.sandbox import sandbox_request
+from crio_core.node.settings import Handler, Settings
+from crio_core.node.state import State
+from crio_core.oci.plan import ContainerPlan, InfraPlan
+from crio_core.oci.signals import stop_signal_name
+from crio_core.oci.spec import container_spec, infra_spec
+from crio_core.oci.spec import exec_process as build_exec_process
+from crio_core.records import ContainerRecord, ContainerState, ImageRecord, SandboxRecord, decode_request
+
+_OCI_KINDS = {"net": "network", "ipc": "ipc", "uts": "uts"}
+
+
+def infra_id(sandbox_id: str) -> str:
+    """The id of a sandbox's infra container: follows from the sandbox's, so that recovery can find it."""
+    return sha256(f"infra/{sandbox_id}".encode()).hexdigest()
+
+
+def needs_infra(config: PodSandboxConfig, handler: Handler, settings: Settings) -> bool:
+    """Whether a pod needs a process of its own: to hold a shared PID namespace, to be a VM, or because it is configured."""
+    shared_pid = config.linux.security_context.namespace_options.pid is NamespaceMode.POD
+    return shared_pid or handler.vm or not settings.drop_infra
+
+
+def log_path(sandbox: SandboxRecord, config: ContainerConfig) -> str:
+    """The container's log file; empty when the request names none."""
+    directory = sandbox_request(sandbox).log_directory
+    if not directory or not config.log_path:
+        return ""
+    return str(PurePosixPath(directory) / config.log_path)
+
+
+def image_config(image: ImageRecord) -> ImageConfig:
+    """What the image says about processes."""
+    return parse_image_config(image.config.encode())
+
+
+def stop_signal(config: ContainerConfig, image: ImageRecord) -> str:
+    """The signal that asks the container to end: the request's, else the image's, else SIGTERM."""
+    return stop_signal_name(config.stop_signal, image_config(image).stop_signal)
+
+
+def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
+    """The order that mounts a container's root filesystem and looks up what its spec needs."""
+    config = decode_request(ContainerConfig, container.request)
+    image = state.images.get(container.image_id)
+    covered = {str(PurePosixPath(mount.container_path)) for mount in config.mounts}
+    volumes = image_config(image).volumes if image else ()
+    context = config.linux.security_context
+    localhost = context.seccomp.profile_type is ProfileType.LOCALHOST
+    return fx.MountRootfs(
+        container_id=container.id,
+        layers=container.layers,
+        devices=config.devices,
+        all_devices=context.privileged,
+        seccomp_path=context.seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
+        volumes=tuple(path for path in volumes if str(PurePosixPath(path)) not in covered),
+    )
+
+
+def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> SpecBuilt:
+    """The order that creates a container whose root filesystem is mounted.
+
+    Raises:
+        OperationError: The request, or the image, asks for what cannot be.
+    """
+    sandbox = state.sandboxes.get(container.sandbox_id)
+    image = state.images.get(container.image_id)
+    if sandbox is None or image is None:
+        raise OperationError(Code.ABORTED, "CONTAINER_ABANDONED", f"container {container.id}: its pod or image is gone")
+    request = sandbox_request(sandbox)
+    config = decode_request(ContainerConfig, container.request)
+    if container.infra:
+        spec = infra_spec(_infra_plan(state, sandbox, request, config, image, mounted))
+    else:
+        spec = container_spec(_plan(state, container, sandbox, request, config, image, mounted))
+    process = spec["process"]
+    create = fx.CreateContainer(
+        container_id=container.id,
+        sandbox_id=sandbox.id,
+        runtime_handler=container.runtime_handler,
+        spec=orjson.dumps(spec),
+        make_directories=(process["cwd"],),
+        log_path=container.log_path,
+        terminal=config.tty,
+        stdin=config.stdin,
+        stdin_once=config.stdin_once,
+        name=_title(sandbox, container),
+    )
+    return SpecBuilt(create=create, process=orjson.dumps(process).decode())
+
+
+def _title(sandbox: SandboxRecord, container: ContainerRecord) -> str:
+    meta = sandbox.metadata
+    return f"k8s_{container.metadata.name}_{meta.name}_{meta.namespace}_{meta.uid}_{container.metadata.attempt}"
+
+
+def _namespaces(state: State, sandbox: SandboxRecord, request: PodSandboxConfig) -> Mapping[str, str]:
+    paths = {_OCI_KINDS[pin.kind]: pin.path for pin in sandbox.pins}
+    infra = state.containers.get(infra_id(sandbox.id))
+    if infra is not None and request.linux.security_context.namespace_options.pid is NamespaceMode.POD and infra.pid:
+        paths["pid"] = f"/proc/{infra.pid}/ns/pid"
+    return paths
+
+
+def _target_namespace(state: State, sandbox: SandboxRecord, config: ContainerConfig) -> str:
+    """The PID namespace of the container that a debugging container wants to look into (CRI, NamespaceMode.TARGET)."""
+    target_id = config.linux.security_context.namespace_options.target_id
+    target = state.containers.get(target_id)
+    if target is None or target.sandbox_id != sandbox.id or target.state is not ContainerState.RUNNING:
+        raise invalid(
+            "config.linux.security_context.namespace_options.target_id", target_id, "a running container of the sandbox"
+        )
+    return f"/proc/{target.pid}/ns/pid"
+
+
+def _plan(
+    state: State,
+    container: ContainerRecord,
+    sandbox: SandboxRecord,
+    request: PodSandboxConfig,
+    config: ContainerConfig,
+    image: ImageRecord,
+    mounted: RootfsMounted,
+) -> ContainerPlan:
+    layout = state.settings.layout
+    namespaces = dict(_namespaces(state, sandbox, request))
+    pid_mode = config.linux.security_context.namespace_options.pid
+    if pid_mode is NamespaceMode.TARGET:
+        namespaces["pid"] = _target_namespace(state, sandbox, config)
+    elif pid_mode is not NamespaceMode.POD:
+        namespaces.pop("pid", None)
+    return ContainerPlan(
+        container_id=container.id,
+        sandbox_id=sandbox.id,
+        sandbox=request,
+        config=config,
+        rootfs_path=mounted.path,
+        image=image_config(image),
+        rootfs=mounted.facts,
+        host=state.settings.host,
+        defaults=state.settings.defaults,
+        namespaces=namespaces,
+        resolv_conf_path=str(layout.resolv_conf(sandbox.id)),
+        hostname_path=str(layout.hostname(sandbox.id)),
+        shm_path=str(layout.shm(sandbox.id)) if "ipc" in namespaces else "/dev/shm",
+        volumes=mounted.volumes,
+        devices=mounted.devices,
+        host_devices=mounted.host_devices,
+        seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,
+        image_name=container.image,
+    )
+
+
+def _infra_plan(
+    state: State,
+    sandbox: SandboxRecord,
+    request: PodSandboxConfig,
+    config: ContainerConfig,
+    image: ImageRecord,
+    mounted: RootfsMounted,
+) -> InfraPlan:
+    return InfraPlan(
+        sandbox_id=sandbox.id,
+        sandbox=request,
+        rootfs_path=mounted.path,
+        image=image_config(image),
+        command=config.command,
+        rootfs=mounted.facts,
+        host=state.settings.host,
+        defaults=state.settings.defaults,
+        namespaces=_namespaces(state, sandbox, request),
+        shm_path=str(state.settings.layout.shm(sandbox.id)),
+        image_name=container_image_name(config),
+    )
+
+
+def container_image_name(config: ContainerConfig) -> str:
+    """The image as a person named it."""
+    return config.image.user_specified_image or config.image.image
+
+
+def exec_process(container: ContainerRecord, command: tuple[str, ...]) -> bytes:
+    """The OCI process of a command in a container: the first process's, with other arguments and never more rights.
+
+    Raises:
+        OperationError: The command is empty or cannot be told to a process.
+    """
+    return orjson.dumps(build_exec_process(orjson.loads(container.process), command))

@@ -1,0 +1,178 @@
+"""What a node remembers, and the bookkeeping that every step shares: tables that can be undone, calls, lanes, effects."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from crio_core import effects as fx
+from crio_core.errors import Code, OperationError
+from crio_core.lifecycle.image import Pull
+from crio_core.lifecycle.layer import Layer
+from crio_core.lifecycle.session import Session
+from crio_core.node.settings import Settings
+from crio_core.records import ContainerRecord, Failure, ImageRecord, Record, SandboxRecord
+from crio_core.replies import Done, Result
+
+CALLS_MAX = 10_000
+"""Calls that may wait for an answer at one time; one more is refused."""
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+_ABSENT = object()
+
+
+class Table(Generic[K, V]):
+    """A dictionary whose changes can be taken back until the step that made them is over."""
+
+    __slots__ = ("_items", "_undo")
+
+    def __init__(self, undo: list[Callable[[], object]]) -> None:
+        self._items: dict[K, V] = {}
+        self._undo = undo
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: K) -> V | None:
+        return self._items.get(key)
+
+    def keys(self) -> tuple[K, ...]:
+        return tuple(self._items)
+
+    def values(self) -> tuple[V, ...]:
+        return tuple(self._items.values())
+
+    def items(self) -> tuple[tuple[K, V], ...]:
+        return tuple(self._items.items())
+
+    def put(self, key: K, value: V) -> None:
+        before = self._items.get(key, _ABSENT)
+        self._items[key] = value
+        if before is _ABSENT:
+            self._undo.append(lambda: self._items.pop(key))
+        else:
+            self._undo.append(lambda: self._items.__setitem__(key, before))  # type: ignore[arg-type]
+
+    def pop(self, key: K) -> V | None:
+        if key not in self._items:
+            return None
+        value = self._items.pop(key)
+        self._undo.append(lambda: self._items.__setitem__(key, value))
+        return value
+
+
+SandboxKey = tuple[str, str, str, int]
+ContainerKey = tuple[str, str, int]
+Waiting = tuple[str, str]
+"""What a call waits for: a record's id and the operation on it."""
+
+
+@dataclass(slots=True, kw_only=True)
+class State:
+    """All of a node. Only the functions of this package change it, and only within a step."""
+
+    settings: Settings
+    undo: list[Callable[[], object]] = field(default_factory=list)
+    effects: list[fx.Effect] = field(default_factory=list)
+    next_effect: int = 1
+    at_ns: int = 0
+    wall_ns: int = 0
+    boot_id: str = ""
+    network: str = ""
+    network_reason: str = "no CNI configuration has been looked for yet"
+    pod_cidr: str = ""
+
+    sandboxes: Table[str, SandboxRecord] = field(init=False)
+    containers: Table[str, ContainerRecord] = field(init=False)
+    images: Table[str, ImageRecord] = field(init=False)
+    pulls: Table[str, Pull] = field(init=False)
+    layers: Table[str, Layer] = field(init=False)
+    sessions: Table[str, Session] = field(init=False)
+    sandbox_names: Table[SandboxKey, str] = field(init=False)
+    container_names: Table[ContainerKey, str] = field(init=False)
+    members: Table[str, tuple[str, ...]] = field(init=False)
+    """Ids of the containers of each sandbox, the infra container among them."""
+    waiters: Table[Waiting, tuple[int, ...]] = field(init=False)
+    calls: Table[int, Waiting] = field(init=False)
+    inflight: Table[int, tuple[str, fx.Order]] = field(init=False)
+    """Effects whose outcome has not come yet, with their owners."""
+    infra_pulls: Table[str, tuple[str, ...]] = field(init=False)
+    """Sandboxes that wait for the image of their infra container, by pull."""
+    unsaved: Table[str, int] = field(init=False)
+    """Records whose last save failed, with the number of failures: memory is right, the journal is behind."""
+    quarantined: Table[str, str] = field(init=False)
+    ended_infra_pulls: list[tuple[str, Failure | None]] = field(default_factory=list)
+    """Sandboxes to be told within this step that the image of their infra container is there, or why not."""
+
+    def __post_init__(self) -> None:
+        for name in ["sandboxes", "containers", "images", "pulls", "layers", "sessions", "sandbox_names", "container_names", "members", "waiters", "calls", "inflight", "infra_pulls", "unsaved", "quarantined"]:
+            setattr(self, name, Table(self.undo))
+
+    # --- effects ------------------------------------------------------------------------------------------------
+
+    def emit(self, lane: str, order: fx.Order, *, owner: str = "") -> None:
+        """Order something in a lane, on behalf of `owner`: the record, pull or session that hears the outcome."""
+        effect = fx.Effect(id=self.next_effect, lane=lane, order=order)
+        self.next_effect += 1
+        self.effects.append(effect)
+        if not isinstance(order, fx.Reply | fx.ArmTimer | fx.CancelTimer):
+            self.inflight.put(effect.id, (owner or lane, order))
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    def reply(self, call_id: int, result: Result, lane: str = "") -> None:
+        """Answer a call, after everything that was ordered before in the lane."""
+        self.emit(lane, fx.Reply(call_id=call_id, result=result))
+
+    def refuse(self, call_id: int, error: OperationError) -> None:
+        """Answer a call with an error."""
+        self.reply(call_id, Failure.of(error))
+
+    def wait(self, call_id: int, record_id: str, operation: str) -> None:
+        """Have a call answered when `operation` on the record ends."""
+        if len(self.calls) >= CALLS_MAX:
+            raise OperationError(
+                Code.RESOURCE_EXHAUSTED, "TOO_MANY_CALLS", f"{CALLS_MAX} calls are waiting for an answer already"
+            )
+        key = (record_id, operation)
+        self.waiters.put(key, (*(self.waiters.get(key) or ()), call_id))
+        self.calls.put(call_id, key)
+
+    def answer(self, record_id: str, operation: str, result: Result | None = None) -> None:
+        """Answer everybody who waits for this operation on the record."""
+        for call_id in self.waiters.pop((record_id, operation)) or ():
+            self.calls.pop(call_id)
+            self.reply(call_id, Done() if result is None else result, lane=record_id)
+
+    def forget_call(self, call_id: int) -> None:
+        """The caller went away: nobody is owed an answer, the work goes on."""
+        key = self.calls.pop(call_id)
+        if key is None:
+            return
+        left = tuple(other for other in self.waiters.get(key) or () if other != call_id)
+        if left:
+            self.waiters.put(key, left)
+        else:
+            self.waiters.pop(key)
+
+    def awaited(self, record_id: str, operation: str) -> bool:
+        """Whether any call waits for this operation on the record."""
+        return (record_id, operation) in self.waiters
+
+    # --- records ------------------------------------------------------------------------------------------------
+
+    def record(self, kind: str, record_id: str) -> Record | None:
+        """The record of this kind and id, if there is one."""
+        match kind:
+            case SandboxRecord.KIND:
+                return self.sandboxes.get(record_id)
+            case ContainerRecord.KIND:
+                return self.containers.get(record_id)
+            case _:
+                return self.images.get(record_id)

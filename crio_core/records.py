@@ -1,0 +1,261 @@
+"""What the node knows about each object: frozen records, stored as JSON with a schema version.
+
+A record is flat and holds what listing needs. What the caller said in full stays beside it as JSON text (`request`) and is
+decoded only when a status or a container's spec asks for it: decoding a nested message costs a millisecond, and starting
+with a thousand records must not cost a thousand of them.
+
+Writing is `orjson.dumps` of the record; reading is `dataclasses-json`, which checks types by the annotations here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Self, TypeVar
+
+import orjson
+from dataclasses_json import DataClassJsonMixin
+from dataclasses_json.core import _decode_dataclass
+
+from crio_core.cri import ContainerMetadata, PodSandboxMetadata
+from crio_core.errors import Code, LocalError, OperationError
+
+T = TypeVar("T")
+
+
+class SandboxState(Enum):
+    """Where a pod sandbox is in its life (`crio_core/lifecycle/sandbox.py`)."""
+
+    RESERVED = "reserved"
+    PREPARING = "preparing"
+    NETWORK = "network"
+    INFRA = "infra"
+    READY = "ready"
+    BROKEN = "broken"
+    STOPPING = "stopping"
+    DETACHING = "detaching"
+    STOPPED = "stopped"
+    REMOVING = "removing"
+    CLEANING = "cleaning"
+    UNWINDING = "unwinding"
+    OWING = "owing"
+    GONE = "gone"
+
+
+class ContainerState(Enum):
+    """Where a container is in its life (`crio_core/lifecycle/container.py`)."""
+
+    RESERVED = "reserved"
+    ROOTFS = "rootfs"
+    CREATING = "creating"
+    CREATED = "created"
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPING = "stopping"
+    KILLING = "killing"
+    EXITED = "exited"
+    REMOVING = "removing"
+    UNWINDING = "unwinding"
+    OWING = "owing"
+    GONE = "gone"
+
+
+class ImageState(Enum):
+    """Where an image is in its life (`crio_core/lifecycle/image.py`)."""
+
+    RESOLVING = "resolving"
+    FETCHING = "fetching"
+    RECORDING = "recording"
+    READY = "ready"
+    REMOVING = "removing"
+    GONE = "gone"
+
+
+class LayerState(Enum):
+    """Where a layer is in its life (`crio_core/lifecycle/layer.py`)."""
+
+    ABSENT = "absent"
+    FETCHING = "fetching"
+    APPLYING = "applying"
+    APPLIED = "applied"
+    REMOVING = "removing"
+    OWING = "owing"
+    GONE = "gone"
+
+
+class SessionState(Enum):
+    """Where a command or stream in a container is in its life (`crio_core/lifecycle/session.py`)."""
+
+    OFFERED = "offered"
+    OPEN = "open"
+    DRAINING = "draining"
+    CLOSED = "closed"
+
+
+class Part(Enum):
+    """Something outside the process that a record owns, and that a release order takes away again."""
+
+    FILES = "files"
+    NAMESPACES = "namespaces"
+    NETWORK = "network"
+    INFRA = "infra"
+    ROOTFS = "rootfs"
+    RUNTIME = "runtime"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An operation's failure as data: the status a caller sees, a stable word, and a sentence."""
+
+    code: int
+    reason: str
+    message: str
+
+    @classmethod
+    def of(cls, error: OperationError) -> Self:
+        return cls(code=error.code.value, reason=error.reason, message=error.message)
+
+    def error(self) -> OperationError:
+        """The same as an exception."""
+        return OperationError(Code(self.code), self.reason, self.message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pin:
+    """A namespace held by a bind mount; `inode` tells whether the mount is still that namespace."""
+
+    kind: str
+    path: str
+    inode: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SandboxRecord(DataClassJsonMixin):
+    """A pod sandbox. Times are wall-clock nanoseconds since 1970; `holds` is in order of taking."""
+
+    SCHEMA: ClassVar[int] = 1
+    KIND: ClassVar[str] = "sandbox"
+
+    id: str
+    state: SandboxState
+    metadata: PodSandboxMetadata
+    created_at_ns: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    runtime_handler: str = ""
+    request: str = ""
+    boot_id: str = ""
+    network: str = ""
+    """The network configuration that was current when the sandbox was reserved; empty for host network."""
+    plan: tuple[Part, ...] = ()
+    holds: tuple[Part, ...] = ()
+    pins: tuple[Pin, ...] = ()
+    attachment: str = ""
+    """What the plugins' ADD returned and the DEL needs, as JSON."""
+    ips: tuple[str, ...] = ()
+    failure: Failure | None = None
+    doomed: bool = False
+    retries: int = 0
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContainerRecord(DataClassJsonMixin):
+    """A container. Times are wall-clock nanoseconds since 1970, 0 when it has not happened yet."""
+
+    SCHEMA: ClassVar[int] = 1
+    KIND: ClassVar[str] = "container"
+
+    id: str
+    sandbox_id: str
+    state: ContainerState
+    metadata: ContainerMetadata
+    created_at_ns: int
+    image: str = ""
+    """The image as the caller named it."""
+    image_id: str = ""
+    image_ref: str = ""
+    layers: tuple[str, ...] = ()
+    """Diff ids of the image's layers, lowest first."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    runtime_handler: str = ""
+    log_path: str = ""
+    stop_signal: str = "SIGTERM"
+    request: str = ""
+    infra: bool = False
+    holds: tuple[Part, ...] = ()
+    pid: int = 0
+    pid_start_ticks: int = 0
+    monitor_pid: int = 0
+    process: str = ""
+    """The OCI process of the container's first process, as JSON: what an exec inherits."""
+    started_at_ns: int = 0
+    finished_at_ns: int = 0
+    exit_code: int = 0
+    reason: str = ""
+    message: str = ""
+    failure: Failure | None = None
+    kill_at_ns: int = 0
+    """Monotonic time of the earliest kill that any stop asked for; 0 when none did."""
+    cancelled: bool = False
+    doomed: bool = False
+    retries: int = 0
+    schema: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRecord(DataClassJsonMixin):
+    """An image in the store; its id is the digest of its configuration. Sizes are bytes as stored."""
+
+    SCHEMA: ClassVar[int] = 1
+    KIND: ClassVar[str] = "image"
+
+    id: str
+    state: ImageState
+    tags: tuple[str, ...] = ()
+    digests: tuple[str, ...] = ()
+    """Repository digests, `docker.io/library/redis@sha256:...`."""
+    layers: tuple[str, ...] = ()
+    size_bytes: int = 0
+    user: str = ""
+    config: str = ""
+    """The image configuration as the registry gave it, JSON."""
+    created_at_ns: int = 0
+    pinned: bool = False
+    failure: Failure | None = None
+    schema: int = 1
+
+
+Record = SandboxRecord | ContainerRecord | ImageRecord
+RECORD_TYPES: Mapping[str, type[SandboxRecord] | type[ContainerRecord] | type[ImageRecord]] = {
+    kind.KIND: kind for kind in (SandboxRecord, ContainerRecord, ImageRecord)
+}
+
+
+def encode(record: Record) -> bytes:
+    """The JSON bytes that `decode` reads back."""
+    return orjson.dumps(record)
+
+
+def decode(kind: str, data: bytes) -> Record:
+    """A record out of the journal.
+
+    Raises:
+        LocalError: The bytes are not a record of this kind, or of a schema that this version does not know.
+    """
+    cls = RECORD_TYPES.get(kind)
+    if cls is None:
+        raise LocalError(f"record kind {kind!r} is not known")
+    try:
+        fields = orjson.loads(data)
+        if fields["schema"] != cls.SCHEMA:
+            raise LocalError(f"{kind} record has schema {fields['schema']!r}, this version reads {cls.SCHEMA}")
+        return cls.from_dict(fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise LocalError(f"{kind} record cannot be read: {error!r}") from error
+
+
+def decode_request(cls: type[T], text: str) -> T:
+    """The CRI message that a record's `request` holds; `cls` is its class in `crio_core.cri`."""
+    fields: Any = orjson.loads(text)
+    return _decode_dataclass(cls, fields, False)  # type: ignore[no-any-return]

@@ -1,0 +1,171 @@
+"""What callers ask, one class for each CRI call that the core decides about. Ids may be unique prefixes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crio_core.cri import ContainerConfig, ImageSpec, PodSandboxConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunPodSandbox:
+    """Answered with `replies.Created`."""
+
+    config: PodSandboxConfig
+    runtime_handler: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopPodSandbox:
+    """Answered with `replies.Done`, also when the sandbox is stopped or unknown."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemovePodSandbox:
+    """Answered with `replies.Done`, also when the sandbox is unknown."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PodSandboxStatus:
+    """Answered with `replies.SandboxFound`."""
+
+    sandbox_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListPodSandbox:
+    """Answered with `replies.Sandboxes`. `ready` is None for any state; an empty id matches every sandbox."""
+
+    sandbox_id: str = ""
+    ready: bool | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateContainer:
+    """Answered with `replies.Created`. The CRI's sandbox_config is checked to be the sandbox's own, when given."""
+
+    sandbox_id: str
+    config: ContainerConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartContainer:
+    """Answered with `replies.Done`."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopContainer:
+    """Answered with `replies.Done` when the container has ended, also when it is unknown. A grace of 0 kills at once."""
+
+    container_id: str
+    grace_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveContainer:
+    """Answered with `replies.Done`, also when the container is unknown. A running container is killed first."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerStatus:
+    """Answered with `replies.ContainerFound`."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListContainers:
+    """Answered with `replies.Containers`. `state` is a word of `replies.CONTAINER_STATES` or empty for any."""
+
+    container_id: str = ""
+    sandbox_id: str = ""
+    state: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecSync:
+    """Answered with `replies.Executed`. A timeout of 0 is none."""
+
+    container_id: str
+    command: tuple[str, ...]
+    timeout_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReopenContainerLog:
+    """Answered with `replies.Done`."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PullImage:
+    """Answered with `replies.Pulled`. `auth` is a handle; the credentials themselves never enter the core."""
+
+    image: ImageSpec
+    auth: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageStatus:
+    """Answered with `replies.ImageFound`, whose image is None when there is none: that is not an error (CRI)."""
+
+    image: ImageSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListImages:
+    """Answered with `replies.Images`. An empty image matches every image."""
+
+    image: ImageSpec = ImageSpec()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveImage:
+    """Answered with `replies.Done`, also when there is no such image."""
+
+    image: ImageSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateRuntimeConfig:
+    """Answered with `replies.Done`. The kubelet tells the node's pod address range."""
+
+    pod_cidr: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """Answered with `replies.NodeStatus`."""
+
+
+Request = (
+    RunPodSandbox
+    | StopPodSandbox
+    | RemovePodSandbox
+    | PodSandboxStatus
+    | ListPodSandbox
+    | CreateContainer
+    | StartContainer
+    | StopContainer
+    | RemoveContainer
+    | ContainerStatus
+    | ListContainers
+    | ExecSync
+    | ReopenContainerLog
+    | PullImage
+    | ImageStatus
+    | ListImages
+    | RemoveImage
+    | UpdateRuntimeConfig
+    | Status
+)

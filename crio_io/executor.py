@@ -1,0 +1,249 @@
+"""Carries out the core's orders on a real host: one `match`, no decisions.
+
+Each order becomes one call of the module that knows how; its failure is an `OperationError`, which the driver turns into
+the outcome `Failed`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from crio_core.oci.resolv import hostname_text, resolv_conf_text
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core.cni import Attachment, PodNetwork, stored_network
+from crio_core.cri import PodSandboxMetadata, PortMapping
+from crio_core.errors import LocalError
+from crio_core.layout import Layout
+from crio_core.records import Pin, encode
+from crio_io import devices, mounts, namespaces, rootfs, sandbox_files
+from crio_io.bundle import remove_bundle, write_bundle
+from crio_io.cgroups import Cgroups
+from crio_io.cni import CniRunner
+from crio_io.exits import ExitWatcher
+from crio_io.images import ImageStore
+from crio_io.journal import Delete, Journal, Put
+from crio_io.monitor import ConmonMonitor, MonitorRequest
+
+HOST_RESOLV_CONF = Path("/etc/resolv.conf")
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostExecutor:
+    """The real host.
+
+    Args:
+        layout: Where everything lies.
+        journal: The records.
+        monitors: By runtime handler: creates containers and knows their runtime.
+        cni: Runs network plugins.
+        exits: Waits for containers to end.
+        images: Registries and layers.
+        cgroups: The host's hierarchies.
+        monitor_cgroup: Where monitors are put; empty leaves them where the server is.
+        log_size_max_bytes: Where monitors rotate a log; negative for never.
+    """
+
+    layout: Layout
+    journal: Journal
+    monitors: Mapping[str, ConmonMonitor]
+    cni: CniRunner
+    exits: ExitWatcher
+    images: ImageStore
+    cgroups: Cgroups
+    monitor_cgroup: str = ""
+    log_size_max_bytes: int = -1
+
+    async def run(self, order: fx.Order) -> ev.Outcome:
+        """Carry out one order.
+
+        Raises:
+            OperationError: It failed.
+        """
+        match order:
+            case fx.SaveRecord():
+                put = Put(kind=order.record.KIND, id=order.record.id, data=encode(order.record))
+                await self.journal.write((put,))
+                return ev.RecordSaved()
+            case fx.DeleteRecord():
+                await self.journal.write((Delete(kind=order.kind, id=order.record_id),))
+                return ev.RecordDeleted()
+            case fx.PrepareSandbox():
+                return await self._prepare_sandbox(order)
+            case fx.AttachNetwork():
+                return await self._attach(order)
+            case fx.DetachNetwork():
+                return await self._detach(order)
+            case fx.ReleaseNamespaces():
+                await namespaces.release(Path(self.layout.namespaces(order.sandbox_id)))
+                return ev.Released()
+            case fx.RemoveSandboxFiles():
+                await sandbox_files.remove(Path(self.layout.sandbox(order.sandbox_id)))
+                await mounts.in_thread("remove pod cgroup", self.cgroups.remove_if_empty, order.cgroup_parent)
+                return ev.Released()
+            case fx.ObserveSandbox():
+                return await self._observe_sandbox(order)
+            case fx.MountRootfs():
+                return await self._mount_rootfs(order)
+            case fx.CreateContainer():
+                return await self._create(order)
+            case fx.StartContainer():
+                await self._monitor(order.runtime_handler).runtime.start(order.container_id)
+                return ev.ContainerStarted(wall_ns=mounts.wall_ns())
+            case fx.SignalContainer():
+                runtime = self._monitor(order.runtime_handler).runtime
+                await runtime.kill(order.container_id, order.signal, everyone=order.everyone)
+                return ev.SignalSent()
+            case fx.WatchContainer():
+                ended = await self.exits.wait(order.container_id, order.pid, order.pid_start_ticks, order.monitor_pid)
+                return ev.ProcessExited(code=ended.code, finished_at_ns=ended.finished_at_ns, reason=ended.reason)
+            case fx.ObserveContainer():
+                found = await self._monitor(order.runtime_handler).runtime.state(order.container_id)
+                return ev.ContainerObserved(status=found.status if found else "absent")
+            case fx.DeleteContainer():
+                return await self._delete(order)
+            case fx.ReleaseRootfs():
+                await self.images.unmount_rootfs(order.container_id)
+                return ev.Released()
+            case fx.ReopenLog():
+                bundle = Path(self.layout.bundle(order.container_id))
+                await self._monitor(order.runtime_handler).reopen_log(bundle, order.log_path)
+                return ev.LogReopened()
+            case fx.ExecInContainer():
+                return await self._exec(order)
+            case fx.ResolveImage():
+                return await self.images.resolve(order)
+            case fx.FetchLayer():
+                return await self.images.fetch(order)
+            case fx.ApplyLayer():
+                return await self.images.apply(order)
+            case fx.RemoveLayer():
+                await self.images.remove(order.diff_id)
+                return ev.Released()
+            case fx.SweepStorage():
+                return ev.StorageSwept(removed=await self._sweep(order))
+            case fx.Reply() | fx.ArmTimer() | fx.CancelTimer():
+                raise LocalError(f"{type(order).__name__} is the driver's own work")
+            case _:
+                assert_never(order)
+
+    def _monitor(self, handler: str) -> ConmonMonitor:
+        monitor = self.monitors.get(handler)
+        if monitor is None:
+            raise LocalError(f"runtime handler {handler!r} is not configured any more")
+        return monitor
+
+    # --- sandboxes ----------------------------------------------------------------------------------------------
+
+    async def _prepare_sandbox(self, order: fx.PrepareSandbox) -> ev.SandboxPrepared:
+        host = await mounts.in_thread("read host resolv.conf", _read_or_empty, HOST_RESOLV_CONF)
+        files = {
+            "resolv.conf": resolv_conf_text(order.dns, host),
+            "hostname": hostname_text(order.hostname),
+        }
+        await sandbox_files.create(Path(self.layout.sandbox(order.sandbox_id)), files=files, shm_bytes=order.shm_bytes)
+        pins = await namespaces.create(
+            Path(self.layout.namespaces(order.sandbox_id)),
+            order.namespaces,
+            hostname=order.hostname,
+            sysctls=order.sysctls,
+        )
+        return ev.SandboxPrepared(
+            pins=tuple(Pin(kind=kind, path=pin.path, inode=pin.inode) for kind, pin in pins.items())
+        )
+
+    async def _attach(self, order: fx.AttachNetwork) -> ev.NetworkAttached:
+        pod = _pod(order.sandbox_id, order.metadata, order.netns_path, order.port_mappings)
+        attachment = await self.cni.add(stored_network(order.network), pod)
+        return ev.NetworkAttached(attachment=attachment.to_json(), ips=attachment.ips())
+
+    async def _detach(self, order: fx.DetachNetwork) -> ev.Released:
+        netns = ""
+        if order.netns is not None:
+            found = await namespaces.observe(Path(order.netns.path).parent)
+            netns = order.netns.path if found.get("net") == order.netns.inode else ""
+        pod = _pod(order.sandbox_id, order.metadata, netns, order.port_mappings)
+        target = Attachment.from_json(order.attachment) if order.attachment else stored_network(order.network)
+        await self.cni.delete(target, pod)
+        return ev.Released()
+
+    async def _observe_sandbox(self, order: fx.ObserveSandbox) -> ev.SandboxObserved:
+        found = await namespaces.observe(Path(self.layout.namespaces(order.sandbox_id)))
+        return ev.SandboxObserved(intact=all(found.get(pin.kind) == pin.inode for pin in order.pins))
+
+    # --- containers ---------------------------------------------------------------------------------------------
+
+    async def _mount_rootfs(self, order: fx.MountRootfs) -> ev.RootfsMounted:
+        path = await self.images.mount_rootfs(order.container_id, order.layers)
+        facts = await rootfs.gather(path)
+        return ev.RootfsMounted(
+            path=str(path),
+            facts=facts,
+            devices=await devices.requested(order.devices) if order.devices else (),
+            host_devices=await devices.every() if order.all_devices else (),
+            seccomp_profile=await devices.seccomp_profile(order.seccomp_path) if order.seccomp_path else "",
+            volumes=await self.images.make_volumes(order.container_id, path, order.volumes) if order.volumes else (),
+        )
+
+    async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:
+        bundle = Path(self.layout.bundle(order.container_id))
+        await rootfs.prepare(Path(self.layout.rootfs(order.container_id)), order.make_directories)
+        await mounts.in_thread(f"write bundle {bundle}", write_bundle, bundle, order.spec, order.log_path)
+        created = await self._monitor(order.runtime_handler).create(
+            MonitorRequest(
+                container_id=order.container_id,
+                name=order.name,
+                bundle=bundle,
+                log_path=order.log_path,
+                terminal=order.terminal,
+                stdin=order.stdin,
+                stdin_once=order.stdin_once,
+                log_size_max_bytes=self.log_size_max_bytes,
+                cgroup=self.monitor_cgroup,
+            )
+        )
+        return ev.ContainerCreated(
+            pid=created.pid, pid_start_ticks=created.pid_start_ticks, monitor_pid=created.monitor_pid
+        )
+
+    async def _delete(self, order: fx.DeleteContainer) -> ev.Released:
+        monitor = self._monitor(order.runtime_handler)
+        bundle = Path(self.layout.bundle(order.container_id))
+        await monitor.runtime.delete(order.container_id)
+        await monitor.stop(order.container_id, bundle)
+        await self.exits.forget(order.container_id)
+        await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
+        return ev.Released()
+
+    async def _exec(self, order: fx.ExecInContainer) -> ev.ExecFinished:
+        done = await self._monitor(order.runtime_handler).runtime.exec_sync(
+            order.container_id,
+            order.process,
+            timeout_s=order.timeout_ns / NS_PER_S,
+        )
+        return ev.ExecFinished(
+            stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code, timed_out=done.timed_out
+        )
+
+
+def _pod(
+    sandbox_id: str, metadata: PodSandboxMetadata, netns: str, port_mappings: tuple[PortMapping, ...]
+) -> PodNetwork:
+    return PodNetwork(
+        sandbox_id=sandbox_id,
+        namespace=metadata.namespace,
+        name=metadata.name,
+        uid=metadata.uid,
+        netns=netns,
+        port_mappings=port_mappings,
+    )
+
+
+def _read_or_empty(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,38 @@
+"""Credentials, kept out of the core: the node sees a handle, which can be recorded and logged, never what it stands for."""
+
+import hashlib
+from secrets import token_bytes
+
+from crio_core.cri import AuthConfig
+
+KEPT_MAX = 64
+"""Credentials remembered at one time: a pull goes on without its caller, so they are not forgotten when that one leaves."""
+
+_NOBODY = AuthConfig()
+
+
+class Vault:
+    """The credentials that came last, by handle.
+
+    Equal credentials have equal handles, so that pulls of one image with the same rights are one pull. The handle is keyed
+    by chance that dies with the process: it cannot be turned back, nor compared between two servers.
+    """
+
+    def __init__(self) -> None:
+        self._key = token_bytes(32)
+        self._kept: dict[str, AuthConfig] = {}
+
+    def keep(self, auth: AuthConfig) -> str:
+        """The handle of these credentials; that of none is empty."""
+        if auth == _NOBODY:
+            return ""
+        handle = hashlib.blake2b(repr(auth).encode(), key=self._key, digest_size=16).hexdigest()
+        self._kept.pop(handle, None)
+        self._kept[handle] = auth
+        while len(self._kept) > KEPT_MAX:
+            del self._kept[next(iter(self._kept))]
+        return handle
+
+    def get(self, handle: str) -> AuthConfig:
+        """The credentials of a handle; none for the empty handle, and for one that was forgotten."""
+        return self._kept.get(handle, _NOBODY)

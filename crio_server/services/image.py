@@ -1,0 +1,74 @@
+"""The CRI's ImageService, as far as it is implemented."""
+
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+
+from crio_core import cri
+from crio_core import requests as rq
+from crio_core.records import ImageRecord
+from crio_core.replies import ImageFound, Images, Pulled
+from crio_io.driver import Driver
+from crio_io.vault import Vault
+from crio_server import translate
+from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.services.listing import ListCache
+
+Usage = Callable[[], Awaitable[tuple[str, int, int]]]
+"""Where images are stored, the bytes and the inodes that they take."""
+
+
+class ImageService:
+    """Images.
+
+    Args:
+        driver: Runs the node.
+        vault: Keeps credentials, which never enter the node.
+        usage: Measures the image store.
+    """
+
+    def __init__(self, driver: Driver, vault: Vault, usage: Usage) -> None:
+        self._driver = driver
+        self._vault = vault
+        self._usage = usage
+        self._images = ListCache[ImageRecord](translate.image)
+
+    async def ListImages(self, request: pb.ListImagesRequest) -> bytes:
+        spec = translate.read(cri.ImageSpec, request.filter.image, "filter.image")
+        found = await self._driver.call(rq.ListImages(image=spec))
+        assert isinstance(found, Images)
+        return self._images.answer(found.items, everything=not spec.image)
+
+    async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
+        spec = translate.read(cri.ImageSpec, request.image, "image")
+        found = await self._driver.call(rq.ImageStatus(image=spec))
+        assert isinstance(found, ImageFound)
+        if found.image is None:
+            return pb.ImageStatusResponse()
+        info = {}
+        if request.verbose:
+            info["info"] = orjson.dumps(translate.image_info(found.image)).decode()
+        return pb.ImageStatusResponse(image=translate.image(found.image), info=info)
+
+    async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
+        spec = translate.read(cri.ImageSpec, request.image, "image")
+        auth = translate.read(cri.AuthConfig, request.auth, "auth")
+        pulled = await self._driver.call(rq.PullImage(image=spec, auth=self._vault.keep(auth)))
+        assert isinstance(pulled, Pulled)
+        return pb.PullImageResponse(image_ref=pulled.image_id)
+
+    async def RemoveImage(self, request: pb.RemoveImageRequest) -> pb.RemoveImageResponse:
+        spec = translate.read(cri.ImageSpec, request.image, "image")
+        await self._driver.call(rq.RemoveImage(image=spec))
+        return pb.RemoveImageResponse()
+
+    async def ImageFsInfo(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
+        path, used_bytes, inodes = await self._usage()
+        usage = pb.FilesystemUsage(
+            timestamp=time.time_ns(),
+            fs_id=pb.FilesystemIdentifier(mountpoint=path),
+            used_bytes=pb.UInt64Value(value=used_bytes),
+            inodes_used=pb.UInt64Value(value=inodes),
+        )
+        return pb.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])

@@ -1,0 +1,59 @@
+"""List answers from records whose serialized form is kept until they change.
+
+A kubelet lists everything every second; nearly nothing has changed since. Records are values, so one that is the very
+object it was has the very bytes it had.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+
+class _Identified(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+R = TypeVar("R", bound=_Identified)
+
+_ITEMS_TAG = b"\x0a"
+"""Field 1, length-delimited: where every CRI list answer has its items."""
+
+
+class ListCache(Generic[R]):
+    """Builds the bytes of a list answer.
+
+    Args:
+        translate: Makes the CRI message of one record.
+    """
+
+    def __init__(self, translate: Callable[[R], Message]) -> None:
+        self._translate = translate
+        self._items: dict[str, tuple[R, bytes]] = {}
+
+    def answer(self, records: Sequence[R], *, everything: bool) -> bytes:
+        """The serialized answer; `everything` says that nothing was filtered out, so that the cache can be pruned."""
+        parts = [self._item(record) for record in records]
+        if everything and len(self._items) > len(records):
+            live = {record.id for record in records}
+            self._items = {key: item for key, item in self._items.items() if key in live}
+        return b"".join(parts)
+
+    def _item(self, record: R) -> bytes:
+        known = self._items.get(record.id)
+        if known is not None and known[0] is record:
+            return known[1]
+        body = self._translate(record).SerializeToString()
+        framed = _ITEMS_TAG + _varint(len(body)) + body
+        self._items[record.id] = (record, framed)
+        return framed
+
+
+def _varint(number: int) -> bytes:
+    out = bytearray()
+    while number > 0x7F:
+        out.append(number & 0x7F | 0x80)
+        number >>= 7
+    out.append(number)
+    return bytes(out)

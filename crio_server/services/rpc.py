@@ -1,0 +1,76 @@
+"""What the two services share: one wrapper around every handler, and answers that are serialized already.
+
+A service is a class with a coroutine for each method that it has: request message in, reply message out. Methods that it
+does not have answer UNIMPLEMENTED and name themselves.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from google.protobuf.message import Message
+from grpclib.const import Handler
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.server import Stream
+
+from crio_server.errors import REASON_KEY, is_departure, status_of
+
+Method = Callable[[Any], Awaitable[Message | bytes]]
+
+
+class CachedCodec(ProtoCodec):
+    """Protobuf, except that a reply may be given as its bytes."""
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        if isinstance(message, bytes):
+            return message
+        return super().encode(message, message_type)
+
+
+class _Methods:
+    """Stands in for `self` where the generated base lists the methods: gives a wrapped handler for every name."""
+
+    def __init__(self, service: object) -> None:
+        self._service = service
+
+    def __getattr__(self, name: str) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
+        method: Method | None = getattr(self._service, name, None)
+        if method is None:
+            method = _unimplemented(name)
+        return _wrapped(method)
+
+
+class Servable:
+    """A service as grpclib wants it.
+
+    Args:
+        base: The generated base class, which knows every method's path and types.
+        service: The object with the methods.
+    """
+
+    def __init__(self, base: Any, service: object) -> None:
+        self._mapping: Mapping[str, Handler] = base.__mapping__(_Methods(service))
+
+    def __mapping__(self) -> Mapping[str, Handler]:
+        return self._mapping
+
+
+def _unimplemented(name: str) -> Method:
+    async def refuse(request: object) -> Message:
+        raise NotImplementedError(f"{name} is not implemented by this version of crio")
+
+    return refuse
+
+
+def _wrapped(method: Method) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
+    async def handle(stream: Stream[Any, Any]) -> None:
+        try:
+            request = await stream.recv_message()
+            await stream.send_message(await method(request))
+        except BaseException as error:
+            if is_departure(error) or not isinstance(error, Exception):
+                raise
+            status, message, reason = status_of(error)
+            metadata = {REASON_KEY: reason} if reason else None
+            await stream.send_trailing_metadata(status=status, status_message=message, metadata=metadata)
+
+    return handle

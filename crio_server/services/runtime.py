@@ -1,0 +1,220 @@
+"""The CRI's RuntimeService, as far as it is implemented."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from crio_core import cri
+from crio_core import requests as rq
+from crio_core.errors import invalid
+from crio_core.records import ContainerRecord, SandboxRecord
+from crio_core.replies import ContainerFound, Containers, Created, Executed, NodeStatus, Sandboxes, SandboxFound
+from crio_io.driver import Driver
+from crio_server import translate
+from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.services.listing import ListCache
+
+RUNTIME_NAME = "crio"
+API_VERSION = "v1"
+NS_PER_S = 1_000_000_000
+TIMEOUT_S_MAX = 10 * 365 * 86400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFacts:
+    """What Version, Status and RuntimeConfig tell of a server."""
+
+    version: str
+    systemd_cgroup: bool
+    handlers: tuple[str, ...]
+    verbose: Callable[[], Mapping[str, Any]]
+    """What verbose Status adds, by name; each value is sent as JSON."""
+
+
+def _ns(field: str, seconds: int) -> int:
+    if not 0 <= seconds <= TIMEOUT_S_MAX:
+        raise invalid(field, seconds, f"0 to {TIMEOUT_S_MAX} seconds")
+    return seconds * NS_PER_S
+
+
+def _info(values: Mapping[str, Any]) -> dict[str, str]:
+    return {"info": orjson.dumps(values).decode()}
+
+
+def container_info(record: ContainerRecord) -> dict[str, Any]:
+    """What verbose container status adds: processes, state, what is owed."""
+    return {
+        "sandboxID": record.sandbox_id,
+        "pid": record.pid,
+        "monitorPid": record.monitor_pid,
+        "state": record.state.value,
+        "runtimeHandler": record.runtime_handler,
+        "layers": list(record.layers),
+        "holds": [part.value for part in record.holds],
+        "retries": record.retries,
+        "failure": record.failure.message if record.failure else "",
+    }
+
+
+def sandbox_info(record: SandboxRecord) -> dict[str, Any]:
+    """What verbose sandbox status adds: namespaces, network, state, what is owed."""
+    return {
+        "state": record.state.value,
+        "namespaces": {pin.kind: pin.path for pin in record.pins},
+        "cniResult": orjson.loads(record.attachment) if record.attachment else None,
+        "holds": [part.value for part in record.holds],
+        "retries": record.retries,
+        "failure": record.failure.message if record.failure else "",
+    }
+
+
+class RuntimeService:
+    """Pods and containers.
+
+    Args:
+        driver: Runs the node.
+        facts: What the server says of itself.
+        refresh_network: Looks at the CNI configuration now, and tells the node if it has changed.
+    """
+
+    def __init__(self, driver: Driver, facts: NodeFacts, refresh_network: Callable[[], None]) -> None:
+        self._driver = driver
+        self._facts = facts
+        self._refresh_network = refresh_network
+        self._sandboxes = ListCache[SandboxRecord](translate.sandbox)
+        self._containers = ListCache[ContainerRecord](translate.container)
+
+    async def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
+        return pb.VersionResponse(
+            version="0.1.0",
+            runtime_name=RUNTIME_NAME,
+            runtime_version=self._facts.version,
+            runtime_api_version=API_VERSION,
+        )
+
+    async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
+        self._refresh_network()
+        status = await self._driver.call(rq.Status())
+        assert isinstance(status, NodeStatus)
+        conditions = [
+            pb.RuntimeCondition(type="RuntimeReady", status=True),
+            pb.RuntimeCondition(
+                type="NetworkReady",
+                status=status.network_ready,
+                reason="" if status.network_ready else "NetworkPluginNotReady",
+                message="" if status.network_ready else status.network_reason,
+            ),
+        ]
+        handlers = [pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in self._facts.handlers]
+        answer = pb.StatusResponse(
+            status=pb.RuntimeStatus(conditions=conditions),
+            runtime_handlers=handlers,
+            features=pb.RuntimeFeatures(supplemental_groups_policy=True),
+        )
+        if request.verbose:
+            node = {
+                "podCIDR": status.pod_cidr,
+                "quarantined": dict(status.quarantined),
+                "owing": list(status.owing),
+            }
+            for key, value in {**self._facts.verbose(), "node": node}.items():
+                answer.info[key] = orjson.dumps(value).decode()
+        return answer
+
+    async def RuntimeConfig(self, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
+        driver = pb.SYSTEMD if self._facts.systemd_cgroup else pb.CGROUPFS
+        return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
+
+    async def UpdateRuntimeConfig(self, request: pb.UpdateRuntimeConfigRequest) -> pb.UpdateRuntimeConfigResponse:
+        pod_cidr = request.runtime_config.network_config.pod_cidr
+        await self._driver.call(rq.UpdateRuntimeConfig(pod_cidr=pod_cidr))
+        return pb.UpdateRuntimeConfigResponse()
+
+    # --- sandboxes ----------------------------------------------------------------------------------------------
+
+    async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
+        self._refresh_network()
+        config = translate.read(cri.PodSandboxConfig, request.config, "config")
+        made = await self._driver.call(rq.RunPodSandbox(config=config, runtime_handler=request.runtime_handler))
+        assert isinstance(made, Created)
+        return pb.RunPodSandboxResponse(pod_sandbox_id=made.id)
+
+    async def StopPodSandbox(self, request: pb.StopPodSandboxRequest) -> pb.StopPodSandboxResponse:
+        await self._driver.call(rq.StopPodSandbox(sandbox_id=request.pod_sandbox_id))
+        return pb.StopPodSandboxResponse()
+
+    async def RemovePodSandbox(self, request: pb.RemovePodSandboxRequest) -> pb.RemovePodSandboxResponse:
+        await self._driver.call(rq.RemovePodSandbox(sandbox_id=request.pod_sandbox_id))
+        return pb.RemovePodSandboxResponse()
+
+    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
+        found = await self._driver.call(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
+        assert isinstance(found, SandboxFound)
+        return pb.PodSandboxStatusResponse(
+            status=translate.sandbox_status(found.sandbox),
+            info=_info(sandbox_info(found.sandbox)) if request.verbose else {},
+        )
+
+    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
+        wanted = request.filter
+        ready = wanted.state.state == pb.SANDBOX_READY if wanted.HasField("state") else None
+        labels = dict(wanted.label_selector)
+        found = await self._driver.call(rq.ListPodSandbox(sandbox_id=wanted.id, ready=ready, labels=labels))
+        assert isinstance(found, Sandboxes)
+        return self._sandboxes.answer(found.items, everything=not (wanted.id or labels or ready is not None))
+
+    # --- containers ---------------------------------------------------------------------------------------------
+
+    async def CreateContainer(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        config = translate.read(cri.ContainerConfig, request.config, "config")
+        made = await self._driver.call(rq.CreateContainer(sandbox_id=request.pod_sandbox_id, config=config))
+        assert isinstance(made, Created)
+        return pb.CreateContainerResponse(container_id=made.id)
+
+    async def StartContainer(self, request: pb.StartContainerRequest) -> pb.StartContainerResponse:
+        await self._driver.call(rq.StartContainer(container_id=request.container_id))
+        return pb.StartContainerResponse()
+
+    async def StopContainer(self, request: pb.StopContainerRequest) -> pb.StopContainerResponse:
+        grace_ns = _ns("timeout", max(request.timeout, 0))
+        await self._driver.call(rq.StopContainer(container_id=request.container_id, grace_ns=grace_ns))
+        return pb.StopContainerResponse()
+
+    async def RemoveContainer(self, request: pb.RemoveContainerRequest) -> pb.RemoveContainerResponse:
+        await self._driver.call(rq.RemoveContainer(container_id=request.container_id))
+        return pb.RemoveContainerResponse()
+
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+        found = await self._driver.call(rq.ContainerStatus(container_id=request.container_id))
+        assert isinstance(found, ContainerFound)
+        return pb.ContainerStatusResponse(
+            status=translate.container_status(found.container),
+            info=_info(container_info(found.container)) if request.verbose else {},
+        )
+
+    async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
+        wanted = request.filter
+        state = ""
+        if wanted.HasField("state"):
+            state = translate.STATE_WORDS.get(wanted.state.state, "unknown")
+        labels = dict(wanted.label_selector)
+        found = await self._driver.call(
+            rq.ListContainers(container_id=wanted.id, sandbox_id=wanted.pod_sandbox_id, state=state, labels=labels)
+        )
+        assert isinstance(found, Containers)
+        everything = not (wanted.id or wanted.pod_sandbox_id or state or labels)
+        return self._containers.answer(found.items, everything=everything)
+
+    async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
+        timeout_ns = _ns("timeout", max(request.timeout, 0))
+        done = await self._driver.call(
+            rq.ExecSync(container_id=request.container_id, command=tuple(request.cmd), timeout_ns=timeout_ns)
+        )
+        assert isinstance(done, Executed)
+        return pb.ExecSyncResponse(stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code)
+
+    async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
+        await self._driver.call(rq.ReopenContainerLog(container_id=request.container_id))
+        return pb.ReopenContainerLogResponse()
