@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from crio_server.commands.version import VERSION
 from crio_server.crioctl import container_views, containers, images, pods, runtime
 from crio_server.crioctl.endpoint import Settings, settle
 
@@ -35,6 +36,7 @@ class _Root(click.Group):
 @click.option("--timeout", "-t", metavar="DURATION", help="How long to wait for the server to answer at all, 10s.")
 @click.option("--config", "-c", "client_file", envvar="CRI_CONFIG_FILE", type=click.Path(path_type=Path),
               help="crictl's configuration file; /etc/crictl.yaml when it exists.")  # fmt: skip
+@click.version_option(VERSION, prog_name="crioctl")
 @click.pass_context
 def cli(
     ctx: click.Context,

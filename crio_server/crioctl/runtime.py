@@ -1,6 +1,8 @@
 """Commands about the server: runtimeversion and version, info, tree, stats."""
 
 import asyncio
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -114,7 +116,11 @@ async def _show_tree(client: Client, pod: str | None, form: str) -> None:
 
     root = await picture.build(client, await pod_id(client, pod) if pod else None)
     if form == "table":
-        output.print_lines(picture.as_lines(root))
+        lines = picture.as_lines(root)
+        if sys.stdout.isatty():  # one process, one line: what is cut can be had through a pipe
+            width = shutil.get_terminal_size().columns
+            lines = [line if len(line) <= width else line[: width - 1] + "…" for line in lines]
+        output.print_lines(lines)
     else:
         output.print_data(picture.as_data(root), form)
 

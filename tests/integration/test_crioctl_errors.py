@@ -28,6 +28,8 @@ from grpclib.server import Server
 
 from crio_server.cri.v1 import api_pb2 as pb
 
+pytestmark = pytest.mark.integration
+
 WAIT_S = 20.0
 A_ID, B_ID, POD_ID = "aa" + "1" * 62, "aa" + "2" * 62, "d" * 64
 
