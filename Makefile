@@ -3,9 +3,7 @@
 SHELL := /bin/bash
 VENV := .venv
 PY := $(VENV)/bin/python
-PREFIX ?= /usr/local
-SYSCONFDIR ?= /etc
-DESTDIR ?=
+export PREFIX SYSCONFDIR DESTDIR PYTHON
 # Tests need root for namespaces, mounts and cgroups; an ordinary user gets it through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 TESTS ?= tests/integration
@@ -66,16 +64,11 @@ spec: venv.dev ## write the generated files: CRI stubs, lifecycle diagrams, opti
 
 .PHONY: install
 install: ## install into PREFIX (default /usr/local), below DESTDIR when that is given
-	@DESTDIR="$(DESTDIR)" PREFIX="$(PREFIX)" scripts/install.sh
+	@scripts/install.sh programs
 
 .PHONY: install.config
-install.config: venv.run ## write SYSCONFDIR/crio/crio.conf unless there is one
-	@if [ -e "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf" ]; then echo "kept: $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf"; else \
-	  install -d "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.d"; \
-	  $(VENV)/bin/crio config --default > "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.new" && \
-	  chmod 644 "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.new" && \
-	  mv "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf.new" "$(DESTDIR)$(SYSCONFDIR)/crio/crio.conf" && \
-	  echo "wrote: $(DESTDIR)$(SYSCONFDIR)/crio/crio.conf"; fi
+install.config: ## write SYSCONFDIR/crio/crio.conf (default /etc) unless there is one
+	@scripts/install.sh config
 
 .PHONY: clean
 clean: ## remove the environment, caches and build results

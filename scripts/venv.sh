@@ -51,5 +51,5 @@ case $wanted in
   *) fail "usage: venv.sh run|dev" ;;
 esac
 echo "installing this project's Python libraries into .venv ($wanted; the first time takes about a minute)"
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$what"
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check --editable "$what"
 touch "$stamp"
