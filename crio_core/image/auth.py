@@ -1,7 +1,7 @@
 """Registry credentials: where they come from, and which host may see them.
 
-Sources are the CRI request's AuthConfig and `containers-auth.json(5)` or Docker's `config.json`. A credential belongs to
-one host; the answer to a challenge is planned here, so that no code with a socket decides who gets a password
+Sources are the CRI request's AuthConfig and `containers-auth.json(5)` or Docker's `config.json`. A credential belongs
+to one host; the answer to a challenge is planned here, so that no code with a socket decides who gets a password
 (distribution's token authentication specification; RFC 9110 section 11 for challenges).
 """
 
@@ -16,7 +16,8 @@ from urllib.parse import urlencode, urlsplit
 
 from crio_core.cri import AuthConfig
 from crio_core.errors import Code, OperationError, invalid
-from crio_core.image.reference import Reference, host_name
+from crio_core.image.reference import host_name
+from crio_core.image.resolved import Candidate
 
 AUTH_FILE_BYTES_MAX = 1024 * 1024
 CHALLENGE_CHARS_MAX = 8192
@@ -66,6 +67,23 @@ class TokenRequest:
 
 
 ANONYMOUS = Credentials()
+_NO_AUTHS: Mapping[str, Credentials] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Auth:
+    """Everything that a pull may show: the request's AuthConfig and the entries of auth files."""
+
+    cri: AuthConfig | None = field(default=None, repr=False)
+    auths: Mapping[str, Credentials] = field(default_factory=lambda: _NO_AUTHS, repr=False)
+
+    def for_candidate(self, candidate: Candidate) -> Credentials:
+        """What to show to a candidate's host: the request's, if it is for that host, else the files'."""
+        if self.cri is not None and _canonical(candidate.host) == _canonical(candidate.reference.domain):
+            found = credentials_from_cri(self.cri, candidate.reference.domain)
+            if not found.is_anonymous:
+                return found
+        return find_credentials(self.auths, candidate.host, candidate.repository)
 
 
 def credentials_from_cri(auth: AuthConfig, domain: str) -> Credentials:
@@ -131,17 +149,6 @@ def find_credentials(auths: Mapping[str, Credentials], host: str, repository: st
     return ANONYMOUS
 
 
-def credentials_for(
-    reference: Reference, host: str, repository: str, cri: AuthConfig | None, auths: Mapping[str, Credentials]
-) -> Credentials:
-    """What to show to `host` when pulling `reference`: the request's, if it is for that host, else the files'."""
-    if cri is not None and _canonical(host) == _canonical(reference.domain):
-        found = credentials_from_cri(cri, reference.domain)
-        if not found.is_anonymous:
-            return found
-    return find_credentials(auths, host, repository)
-
-
 def parse_challenges(header: str) -> tuple[Challenge, ...]:
     """Read a `WWW-Authenticate` header; what does not parse ends the list, it is never guessed at."""
     text = header[:CHALLENGE_CHARS_MAX]
@@ -171,9 +178,9 @@ def plan_token(
 ) -> TokenRequest:
     """Plan the request for a Bearer token.
 
-    The realm is named by the registry, so it is trusted no further than that: it must be HTTPS unless the registry itself
-    is marked insecure (CVE-2019-10214), and it sees credentials only on the registry's host or a sibling under the same
-    parent domain, as auth.docker.io is of registry-1.docker.io (CVE-2020-15157). Anybody else is asked anonymously.
+    The realm is named by the registry, so it is trusted no further than that. It must be HTTPS unless the registry
+    itself is marked insecure (CVE-2019-10214). It sees credentials only on the registry's host or a sibling under the
+    same parent domain, as auth.docker.io is of registry-1.docker.io (CVE-2020-15157); others are asked anonymously.
 
     Raises:
         OperationError: UNAUTHENTICATED, reason TOKEN_REALM_REFUSED.

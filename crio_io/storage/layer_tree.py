@@ -1,0 +1,307 @@
+"""Writing the entries of a layer into the directory that the unpacking process has as its root.
+
+A whiteout becomes a 0:0 character device and an opaque directory gets `trusted.overlay.opaque`, which is what overlayfs
+reads. A layer never looks at the layers below it, so directories that the archive implies but does not describe are
+remembered: whoever mounts the layers gives them what the layers below say of them.
+"""
+
+# Names are bytes as the archive has them, and this runs in a process that must start fast: no pathlib.
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+
+from crio_core.image import tar
+
+CHUNK_BYTES = 512 * 1024
+DEPTH_MAX = 256
+LINKS_FOLLOWED_MAX = 40
+OPAQUE_XATTR = b"trusted.overlay.opaque"
+_WHITEOUT = b".wh."
+_OPAQUE_MARK = b".wh..wh..opq"
+_AUFS = b".wh..wh."
+
+
+class LayerRefusedError(Exception):
+    """The layer cannot be unpacked; `reason` is a stable word."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Tree:
+    """The directory that is being filled. Paths are relative to the process's root, which is that directory."""
+
+    def __init__(self, entries_max: int, file_bytes_max: int) -> None:
+        self._entries_max = entries_max
+        self._file_bytes_max = file_bytes_max
+        self.entries = 0
+        self.implied: dict[bytes, None] = {b".": None}
+        self._directory_times: dict[bytes, tuple[int, int]] = {}
+        self._whiteouts: set[bytes] = set()
+
+    def count(self) -> None:
+        """Take one from the budget of inodes."""
+        self.entries += 1
+        if self.entries > self._entries_max:
+            raise LayerRefusedError("TOO_MANY_ENTRIES", f"the layer has more than {self._entries_max} entries")
+
+    def add(self, entry: tar.Entry, reader: tar.TarReader) -> None:
+        """Make one entry, replacing what an earlier one made under its name."""
+        self.count()
+        path = clean(entry.name)
+        directory, _, base = path.rpartition(b"/")
+        if base.startswith(_WHITEOUT):
+            self._whiteout(directory, base)
+            return
+        if path in self._whiteouts:
+            self._take_whiteout(path, entry)
+        kind = entry.kind
+        if kind == tar.DIRECTORY:
+            self._retry(path, lambda: self._make_directory(path))
+            self.implied.pop(path, None)
+        elif path == b".":
+            raise LayerRefusedError("ARCHIVE_INVALID", "the archive's root is not a directory")
+        elif kind == tar.REGULAR:
+            self._retry(path, lambda: self._make_file(path, entry, reader))
+            return
+        elif kind == tar.HARDLINK:
+            target = clean(entry.link)
+            self._retry(path, lambda: os.link(target, path, follow_symlinks=False), target=target)
+            return
+        elif kind == tar.SYMLINK:
+            self._retry(path, lambda: os.symlink(entry.link, path))
+        else:
+            file_type = {tar.CHAR_DEVICE: stat.S_IFCHR, tar.BLOCK_DEVICE: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}[kind]
+            device = os.makedev(entry.device_major, entry.device_minor)
+            self._retry(path, lambda: os.mknod(path, file_type | 0o600, device))
+        self._metadata(path, entry)
+
+    def finish(self) -> None:
+        """Set what later entries would have disturbed: the times of directories."""
+        for path, times in self._directory_times.items():
+            try:
+                if stat.S_ISDIR(os.lstat(path).st_mode):
+                    os.utime(path, ns=times, follow_symlinks=False)
+            except FileNotFoundError:
+                continue  # a later entry replaced the directory
+
+    def _make_directory(self, path: bytes) -> None:
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise
+
+    def _make_file(self, path: bytes, entry: tar.Entry, reader: tar.TarReader) -> None:
+        if entry.real_bytes > self._file_bytes_max:
+            raise LayerRefusedError("LAYER_TOO_LARGE", f"a file has {entry.real_bytes} bytes")
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            if entry.segments is None:
+                while (data := reader.data(CHUNK_BYTES)) is not None:
+                    write_all(fd, data)
+            else:
+                for offset, length in entry.segments:
+                    os.lseek(fd, offset, os.SEEK_SET)
+                    while length and (data := reader.data(min(length, CHUNK_BYTES))) is not None:
+                        write_all(fd, data)
+                        length -= len(data)
+                os.ftruncate(fd, entry.real_bytes)
+            os.fchown(fd, entry.uid, entry.gid)
+            os.fchmod(fd, entry.mode)
+            for name, value in entry.xattrs:
+                set_xattr(fd, name, value)
+            os.utime(fd, ns=times_of(entry))
+        finally:
+            os.close(fd)
+
+    def _metadata(self, path: bytes, entry: tar.Entry) -> None:
+        """Owner before mode and attributes: a change of owner clears set-id bits and capabilities."""
+        os.lchown(path, entry.uid, entry.gid)
+        if entry.kind != tar.SYMLINK:
+            os.chmod(path, entry.mode)
+        for name, value in entry.xattrs:
+            set_xattr(path, name, value)
+        if entry.kind == tar.DIRECTORY:
+            self._directory_times[path] = times_of(entry)
+        else:
+            os.utime(path, ns=times_of(entry), follow_symlinks=False)
+
+    def _retry(self, path: bytes, make: Callable[[], None], target: bytes | None = None) -> None:
+        """Make something; on the way make missing parents and take away what is under the name."""
+        for _ in range(3):
+            try:
+                make()
+                return
+            except FileNotFoundError:
+                if target is not None and not os.path.lexists(target):
+                    message = f"hard link {shown(path)} to {shown(target)}, which the layer does not have"
+                    raise LayerRefusedError("HARDLINK_TARGET_MISSING", message) from None
+                self._make_parents(path)
+            except NotADirectoryError:
+                self._make_parents(path)
+            except FileExistsError:
+                remove(path)
+        raise LayerRefusedError("ARCHIVE_INVALID", f"{shown(path)} cannot be made")
+
+    def _make_parents(self, path: bytes) -> None:
+        """Make the directories above `path` that the archive left out; links among them lead inside the root."""
+        parts = path.split(b"/")[:-1]
+        done = b""
+        followed = 0
+        while parts:
+            part = parts.pop(0)
+            if part == b"..":
+                done = done.rpartition(b"/")[0]
+                continue
+            here = f"{os.fsdecode(done)}/{os.fsdecode(part)}" if done else os.fsdecode(part)
+            here_bytes = os.fsencode(here)
+            try:
+                mode = os.lstat(here_bytes).st_mode
+            except FileNotFoundError:
+                self.count()
+                os.mkdir(here_bytes, 0o755)
+                self.implied[here_bytes] = None
+            else:
+                if stat.S_ISLNK(mode):
+                    followed += 1
+                    link = os.readlink(here_bytes)
+                    if followed > LINKS_FOLLOWED_MAX or len(parts) > DEPTH_MAX:
+                        raise LayerRefusedError("ARCHIVE_INVALID", f"too many links above {shown(path)}")
+                    if link.startswith(b"/"):
+                        done = b""
+                    parts = [word for word in link.split(b"/") if word not in (b"", b".")] + parts
+                    continue
+                if not stat.S_ISDIR(mode):
+                    remove(here_bytes)
+                    self._whiteouts.discard(here_bytes)
+                    os.mkdir(here_bytes, 0o755)
+                    os.setxattr(here_bytes, OPAQUE_XATTR, b"y")
+            done = here_bytes
+
+    def _whiteout(self, directory: bytes, base: bytes) -> None:
+        """Hide what lower layers have under a name, or in a directory; what this layer itself has stays."""
+        if base == _OPAQUE_MARK:
+            place = directory or b"."
+            if place != b"." and not os.path.lexists(place):
+                self._make_parents(place + b"/x")
+            os.setxattr(place, OPAQUE_XATTR, b"y")
+            return
+        if base.startswith(_AUFS):
+            return  # bookkeeping of aufs, which is no content
+        name = base[len(_WHITEOUT) :]
+        if name in (b"", b".", b".."):
+            raise LayerRefusedError("ARCHIVE_INVALID", f"whiteout of {name!r}")
+        path = directory + b"/" + name if directory else name
+        try:
+            mode = os.lstat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            self._retry(path, lambda: os.mknod(path, stat.S_IFCHR, os.makedev(0, 0)))
+            self._whiteouts.add(path)
+            return
+        if stat.S_ISDIR(mode):
+            os.setxattr(path, OPAQUE_XATTR, b"y")
+
+    def _take_whiteout(self, path: bytes, entry: tar.Entry) -> None:
+        """The layer has something where it hid a lower name: a directory then hides the lower one's content."""
+        self._whiteouts.discard(path)
+        remove(path)
+        if entry.kind == tar.DIRECTORY:
+            os.mkdir(path, 0o700)
+            os.setxattr(path, OPAQUE_XATTR, b"y")
+
+
+def clean(name: bytes) -> bytes:
+    """A name as a path below the root, without empty words, `.` and `..`."""
+    parts: list[bytes] = []
+    for part in name.split(b"/"):
+        if part in (b"", b"."):
+            continue
+        if part == b"..":
+            if not parts:
+                raise LayerRefusedError("ARCHIVE_INVALID", f"{shown(name)} leads above the root")
+            parts.pop()
+        else:
+            parts.append(part)
+    if len(parts) > DEPTH_MAX:
+        raise LayerRefusedError("ARCHIVE_INVALID", f"an entry is more than {DEPTH_MAX} directories deep")
+    return b"/".join(parts) or b"."
+
+
+def remove(path: bytes) -> None:
+    """Take away whatever is under a name, without following links."""
+    try:
+        os.unlink(path)
+    except IsADirectoryError:
+        pending = [path]
+        while pending:
+            here = pending[-1]
+            inner = []
+            with os.scandir(here) as found:
+                for item in found:
+                    if item.is_dir(follow_symlinks=False):
+                        inner.append(item.path)
+                    else:
+                        os.unlink(item.path)
+            if inner:
+                pending += inner
+            else:
+                os.rmdir(pending.pop())
+
+
+def set_xattr(target: bytes | int, name: bytes, value: bytes) -> None:
+    """Set an attribute that an image may have; what overlayfs or the host's policy would act on is dropped."""
+    of_user = name.startswith(b"user.") and not name.startswith(b"user.overlay.")
+    if not of_user and name != b"security.capability" and not name.startswith(b"system.posix_acl_"):
+        return
+    try:
+        if isinstance(target, int):
+            os.setxattr(target, name, value)
+        else:
+            os.setxattr(target, name, value, follow_symlinks=False)
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.EPERM):  # links and devices cannot have them
+            raise
+
+
+def times_of(entry: tar.Entry) -> tuple[int, int]:
+    """Access and modification time; an archive without the first means the second."""
+    return (entry.atime_ns if entry.atime_ns is not None else entry.mtime_ns, entry.mtime_ns)
+
+
+def write_all(fd: int, data: memoryview) -> None:
+    """write(2) until all is written."""
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def shown(path: bytes) -> str:
+    """A path for a message."""
+    return ascii(path.decode("utf-8", "backslashreplace"))[:200]
+
+
+def disk_bytes(path: str) -> tuple[int, int]:
+    """Bytes and inodes that a tree takes on disk; a file with several names counts once."""
+    total_bytes = inodes = 0
+    seen: set[int] = set()
+    pending = [path]
+    while pending:
+        here = pending.pop()
+        inodes += 1
+        total_bytes += os.lstat(here).st_blocks * 512
+        with os.scandir(here) as found:
+            for item in found:
+                if item.is_dir(follow_symlinks=False):
+                    pending.append(item.path)
+                    continue
+                info = item.stat(follow_symlinks=False)
+                if info.st_nlink > 1:
+                    if info.st_ino in seen:
+                        continue
+                    seen.add(info.st_ino)
+                inodes += 1
+                total_bytes += info.st_blocks * 512
+    return total_bytes, inodes

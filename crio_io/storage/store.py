@@ -1,0 +1,458 @@
+"""The store of image content: layers unpacked once by diff id, small documents, and containers' root filesystems.
+
+    ingest/      blobs while they are fetched, whole or partial; deleted once they are unpacked
+    unpacking/   layers while they are unpacked
+    layers/      one directory for each layer: `fs` (its content) and `layer.json`
+    documents/   manifests and configurations by digest: with the layers, all that saving an image needs
+    containers/  what each container writes
+    trash/       what is being deleted
+
+A layer appears in `layers/` by one rename, after its content and its `layer.json` are durable; so what is there is
+complete (R11, R12). It disappears by one rename to `trash/`. A compressed blob is not kept: an image that is saved gets
+its layers packed anew, which gives the same diff ids.
+"""
+
+import base64
+import errno
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+
+import anyio
+
+from crio_core.errors import Code, LocalError, OperationError, not_found
+from crio_core.image.digest import Digest, parse_digest, verify
+from crio_core.image.manifest import MANIFEST_BYTES_MAX
+from crio_core.image.resolved import LayerDescriptor
+from crio_io.mounts import in_thread, unmount_or_report
+from crio_io.storage.files import delete_tree, make_directory, sync_directory, sync_filesystem, write_durably
+from crio_io.storage.layer_tree import disk_bytes
+from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
+from crio_io.storage.unpack import Limits, Unpacked, Unpacking, start_unpacking
+
+UNPACKINGS_MAX = 4
+LAYER_RECORD_BYTES_MAX = 64 * 1024 * 1024
+_NAME_BITS = 100
+_CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
+_ROOMS = ("ingest", "unpacking", "layers", "documents", "containers", "trash")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerInfo:
+    """A layer that is in the store; sizes are as on disk."""
+
+    diff_id: Digest
+    size_bytes: int
+    inodes: int
+    entries: int
+    implied: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What something takes on disk."""
+
+    size_bytes: int
+    inodes: int
+
+
+class Store:
+    """Image content under one directory. Only one process may have it open.
+
+    Args:
+        root: The directory; `open` makes it.
+        limits: What one layer may take.
+    """
+
+    def __init__(self, root: Path, limits: Limits | None = None) -> None:
+        self.root = root
+        self.layers = root / "layers"
+        self._limits = limits or Limits()
+        self._infos: dict[Digest, LayerInfo] = {}
+        self._unpackings: dict[Digest, Unpacking] = {}
+        self._names = count()
+        self._slots = anyio.CapacityLimiter(UNPACKINGS_MAX)
+        self._sync_lock = anyio.Lock()
+        self._syncs_asked = 0
+        self._syncs_done = 0
+
+    async def open(self) -> None:
+        """Make the directories and remember which layers are there."""
+        await in_thread(f"open store {self.root}", self._open)
+
+    async def aclose(self) -> None:
+        """End what is running; partial downloads stay for the next time."""
+        for unpacking in tuple(self._unpackings.values()):
+            await self._give_up(unpacking)
+
+    # Blobs
+
+    def blob_path(self, digest: Digest) -> Path:
+        """Where a blob's bytes are while it is fetched."""
+        return self.root / "ingest" / f"{digest.algorithm}-{digest.hex}"
+
+    async def start_unpacking(self, layer: LayerDescriptor) -> Unpacking | None:
+        """Begin to unpack a blob that is still being fetched, if a process may be started now.
+
+        `apply_layer` takes over what was begun here; `stop_unpacking` ends it.
+        """
+        await self.stop_unpacking(layer.diff_id)
+        running = sum(unpacking.is_running for unpacking in self._unpackings.values())
+        if layer.diff_id in self._infos or running >= UNPACKINGS_MAX:
+            return None
+        unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
+        self._unpackings[layer.diff_id] = unpacking
+        return unpacking
+
+    async def stop_unpacking(self, diff_id: Digest) -> None:
+        """End an unpacking that nobody will apply; none is success."""
+        unpacking = self._unpackings.get(diff_id)
+        if unpacking is not None:
+            await self._give_up(unpacking)
+
+    async def forget_blob(self, digest: Digest) -> None:
+        """Delete a blob's bytes; absent is success."""
+        await in_thread(f"delete blob {digest}", lambda: self.blob_path(digest).unlink(missing_ok=True))
+
+    # Layers
+
+    async def apply_layer(self, layer: LayerDescriptor) -> LayerInfo:
+        """Unpack a fetched layer, make it durable and put it in place; one that is in place is left as it is.
+
+        Raises:
+            OperationError: The layer was refused (ARCHIVE_INVALID, LAYER_TOO_LARGE, DIFF_ID_MISMATCH, ...), or the disk
+                is full (NO_SPACE). Nothing of it stays, except the blob when trying again makes sense.
+        """
+        if (info := self._infos.get(layer.diff_id)) is not None:
+            await self.forget_blob(layer.digest)
+            return info
+        async with self._slots:
+            unpacking = self._unpackings.get(layer.diff_id)
+            if unpacking is None:
+                unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
+                self._unpackings[layer.diff_id] = unpacking
+            try:
+                unpacked = await unpacking.result()
+                info = await self._put_in_place(layer, unpacking, unpacked)
+            except OperationError as error:
+                if error.code not in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED) or error.reason == "LAYER_TOO_LARGE":
+                    await self.forget_blob(layer.digest)
+                raise
+            except OSError as error:
+                raise _disk_failed(f"layer {layer.diff_id}", error) from error
+            finally:
+                await self._give_up(unpacking)
+        return info
+
+    def has_layer(self, diff_id: Digest) -> bool:
+        """Whether a layer is in place."""
+        return diff_id in self._infos
+
+    def list_layers(self) -> tuple[LayerInfo, ...]:
+        """Every layer that is in place, by diff id."""
+        return tuple(self._infos[diff_id] for diff_id in sorted(self._infos))
+
+    async def remove_layer(self, diff_id: Digest) -> None:
+        """Delete a layer; absent is success.
+
+        Raises:
+            OperationError: REMOVE_FAILED; the layer is out of sight all the same and `sweep` goes on with it.
+        """
+        self._infos.pop(diff_id, None)
+        await in_thread(f"remove layer {diff_id}", self._discard, self.layers / layer_name(diff_id))
+
+    # Documents
+
+    async def put_document(self, digest: Digest, data: bytes) -> None:
+        """Keep a manifest or configuration, durably."""
+        verify(data, digest, "document")
+        path = self._document(digest)
+        await in_thread(f"write document {digest}", write_durably, path, data)
+
+    async def get_document(self, digest: Digest) -> bytes:
+        """Read a document back, checked against its digest.
+
+        Raises:
+            OperationError: NOT_FOUND, or DATA_LOSS when it was damaged.
+        """
+        try:
+            data = await in_thread(f"read document {digest}", self._document(digest).read_bytes)
+        except FileNotFoundError:
+            raise not_found("document", str(digest)) from None
+        verify(data[: MANIFEST_BYTES_MAX + 1], digest, "document")
+        return data
+
+    async def remove_document(self, digest: Digest) -> None:
+        """Delete a document; absent is success."""
+        await in_thread(f"remove document {digest}", lambda: self._document(digest).unlink(missing_ok=True))
+
+    # Root filesystems
+
+    async def mount_rootfs(self, container_id: str, diff_ids: Sequence[Digest], rootfs: Path) -> Path:
+        """Mount a container's root filesystem, with a writable layer of its own; mounted already is success.
+
+        Args:
+            container_id: Whose it is.
+            diff_ids: The image's layers, lowest first.
+            rootfs: The mount point; it is made.
+
+        Raises:
+            OperationError: LAYER_NOT_FOUND, TOO_MANY_LAYERS or MOUNT_FAILED.
+        """
+        lowers = self._lowers(diff_ids)
+        writable = self._container(container_id)
+        await in_thread(f"mount {rootfs}", _reported, mount_writable, self.layers, lowers, writable, rootfs)
+        return rootfs
+
+    async def mount_image(self, diff_ids: Sequence[Digest], target: Path) -> Path:
+        """Mount an image's layers read-only, as a volume; mounted already is success.
+
+        Raises:
+            OperationError: LAYER_NOT_FOUND, TOO_MANY_LAYERS or MOUNT_FAILED.
+        """
+        lowers = self._lowers(diff_ids)
+        await in_thread(f"mount {target}", _reported, mount_read_only, self.layers, lowers, target)
+        return target
+
+    async def unmount(self, target: Path) -> None:
+        """Take off a mount that this store made, and its empty directory; absent is success.
+
+        Raises:
+            OperationError: UNMOUNT_FAILED.
+        """
+        await in_thread(f"unmount {target}", _unmount, target)
+
+    async def unmount_rootfs(self, container_id: str, rootfs: Path) -> None:
+        """Unmount a container's root filesystem and delete what it wrote; absent is success.
+
+        Raises:
+            OperationError: UNMOUNT_FAILED or REMOVE_FAILED.
+        """
+        await self.unmount(rootfs)
+        await in_thread(f"remove writable layer of {container_id}", self._discard, self._container(container_id))
+
+    def upper(self, container_id: str) -> Path:
+        """The directory with what a container wrote."""
+        return self._container(container_id) / "upper"
+
+    # Sizes and order
+
+    def usage(self) -> Usage:
+        """What all layers take together: ImageFsInfo's image filesystem."""
+        return Usage(
+            size_bytes=sum(info.size_bytes for info in self._infos.values()),
+            inodes=sum(info.inodes for info in self._infos.values()),
+        )
+
+    async def writable_usage(self, container_id: str) -> Usage:
+        """What a container wrote; nothing when it has no root filesystem."""
+        upper = self.upper(container_id)
+        try:
+            size_bytes, inodes = await in_thread(f"measure {upper}", disk_bytes, str(upper))
+        except FileNotFoundError:
+            return Usage(size_bytes=0, inodes=0)
+        return Usage(size_bytes=size_bytes, inodes=inodes)
+
+    async def sweep(
+        self,
+        layers: frozenset[Digest],
+        documents: frozenset[Digest],
+        containers: frozenset[str],
+        blobs_max_age_s: float,
+    ) -> tuple[str, ...]:
+        """Delete what no record owns and what a crash left; the arguments name what is owned. Returns what it deleted.
+
+        Partial blobs younger than `blobs_max_age_s` stay, so that the next pull goes on with them. A container that is
+        not owned must not be mounted any more.
+        """
+        unpacking = frozenset(unpacking.directory.parent.name for unpacking in self._unpackings.values())
+        removed = await in_thread("sweep store", self._sweep, layers, documents, containers, blobs_max_age_s, unpacking)
+        for diff_id in set(self._infos) - layers:
+            del self._infos[diff_id]
+        return removed
+
+    # Blocking bodies
+
+    def _open(self) -> None:
+        for room in _ROOMS:
+            make_directory(self.root / room)
+        make_directory(self.root)
+        make_directory(self.layers / "empty")
+        (self.layers / "empty").chmod(0o755)
+        for place in sorted(self.layers.iterdir()):
+            info = _read_info(place)
+            if info is not None:
+                self._infos[info.diff_id] = info
+
+    def _start(self, layer: LayerDescriptor) -> Unpacking:
+        place = self.root / "unpacking" / f"{layer_name(layer.diff_id)}.{next(self._names)}"
+        delete_tree(place)
+        directory = place / "fs"
+        place.mkdir(mode=0o700)
+        directory.mkdir(mode=0o755)
+        directory.chmod(0o755)
+        try:
+            return start_unpacking(layer, self.blob_path(layer.digest), directory, self._limits)
+        except FileNotFoundError:
+            raise not_found("blob", str(layer.digest)) from None
+
+    async def _give_up(self, unpacking: Unpacking) -> None:
+        """End a process and delete what it made, unless that was put in place; also when cancelled."""
+        with anyio.CancelScope(shield=True):
+            if self._unpackings.get(unpacking.layer.diff_id) is unpacking:
+                del self._unpackings[unpacking.layer.diff_id]
+            await unpacking.end()
+            await in_thread(f"delete {unpacking.directory}", self._discard, unpacking.directory.parent)
+
+    async def _put_in_place(self, layer: LayerDescriptor, unpacking: Unpacking, unpacked: Unpacked) -> LayerInfo:
+        info = LayerInfo(
+            diff_id=unpacked.diff_id,
+            size_bytes=unpacked.size_bytes,
+            inodes=unpacked.inodes,
+            entries=unpacked.entries,
+            implied=unpacked.implied,
+        )
+        place = unpacking.directory.parent
+        record = json.dumps({"schema": 1, **asdict(info), "diff_id": str(info.diff_id)}).encode()
+        await in_thread(f"write {place}", (place / "layer.json").write_bytes, record)
+        await self.forget_blob(layer.digest)  # before the sync, so that its bytes need not reach the disk
+        await self._sync()
+        await in_thread(f"put layer {layer.diff_id} in place", self._rename, place, layer.diff_id)
+        self._infos[info.diff_id] = info
+        return info
+
+    async def _sync(self) -> None:
+        """syncfs, shared by those who wait for it at the same time: one that began after the asking serves them all."""
+        self._syncs_asked += 1
+        mine = self._syncs_asked
+        async with self._sync_lock:
+            if self._syncs_done >= mine:
+                return
+            covers = self._syncs_asked
+            await in_thread(f"sync {self.root}", sync_filesystem, self.root)
+            self._syncs_done = covers
+
+    def _rename(self, place: Path, diff_id: Digest) -> None:
+        target = self.layers / layer_name(diff_id)
+        if target.exists():  # one that no index knows: damaged, or of another digest with the same name
+            info = _read_info(target)
+            if info is not None and info.diff_id != diff_id:
+                raise LocalError(f"layers {info.diff_id} and {diff_id} have the same name")
+            self._discard(target)
+        place.rename(target)
+        sync_directory(self.layers)
+
+    def _discard(self, place: Path) -> None:
+        """Rename away, then delete: what is half deleted is never seen under its own name."""
+        trash = self.root / "trash" / f"{os.getpid()}.{next(self._names)}"
+        try:
+            delete_tree(trash)
+            place.rename(trash)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _remove_failed(place, error) from error
+        try:
+            delete_tree(trash)
+        except OSError as error:
+            raise _remove_failed(place, error) from error
+
+    def _sweep(
+        self,
+        layers: frozenset[Digest],
+        documents: frozenset[Digest],
+        containers: frozenset[str],
+        blobs_max_age_s: float,
+        unpacking: frozenset[str],
+    ) -> tuple[str, ...]:
+        keep = {
+            "layers": {"empty"} | {layer_name(diff_id) for diff_id in layers},
+            "documents": {f"{digest.algorithm}-{digest.hex}" for digest in documents},
+            "containers": set(containers),
+            "unpacking": set(unpacking),
+            "trash": set[str](),
+        }
+        removed = []
+        for room, names in keep.items():
+            for place in sorted((self.root / room).iterdir()):
+                if place.name not in names:
+                    delete_tree(place) if room == "trash" else self._discard(place)
+                    removed.append(f"{room}/{place.name}")
+        now_s = time.time()
+        for place in sorted((self.root / "ingest").iterdir()):
+            if now_s - place.stat().st_mtime > blobs_max_age_s:
+                place.unlink(missing_ok=True)
+                removed.append(f"ingest/{place.name}")
+        return tuple(removed)
+
+    def _lowers(self, diff_ids: Sequence[Digest]) -> tuple[Lower, ...]:
+        found = []
+        for diff_id in diff_ids:
+            info = self._infos.get(diff_id)
+            if info is None:
+                raise not_found("layer", str(diff_id))
+            found.append(Lower(directory=f"{layer_name(diff_id)}/fs", implied=info.implied))
+        return tuple(found)
+
+    def _container(self, container_id: str) -> Path:
+        if not _CONTAINER_ID.fullmatch(container_id):
+            raise LocalError(f"{container_id!r} is not a container id")
+        return self.root / "containers" / container_id
+
+    def _document(self, digest: Digest) -> Path:
+        return self.root / "documents" / f"{digest.algorithm}-{digest.hex}"
+
+
+def layer_name(diff_id: Digest) -> str:
+    """The short name of a layer's directory: 100 bits of its diff id, so that 128 of them fit in a mount's options."""
+    return base64.b32encode(bytes.fromhex(diff_id.hex))[: _NAME_BITS // 5].decode().lower()
+
+
+def _read_info(place: Path) -> LayerInfo | None:
+    """What `layer.json` says; None for a directory that is no whole layer."""
+    try:
+        data = (place / "layer.json").read_bytes()[:LAYER_RECORD_BYTES_MAX]
+        record = json.loads(data)
+        info = LayerInfo(
+            diff_id=parse_digest(record["diff_id"]),
+            size_bytes=int(record["size_bytes"]),
+            inodes=int(record["inodes"]),
+            entries=int(record["entries"]),
+            implied=tuple(record["implied"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError, OperationError):
+        return None
+    return info if layer_name(info.diff_id) == place.name and (place / "fs").is_dir() else None
+
+
+def _reported(function: Callable[..., None], *arguments: object) -> None:
+    """Call a blocking function of `overlay`, and name what the disk said."""
+    try:
+        function(*arguments)
+    except OSError as error:
+        raise OperationError(Code.INTERNAL, "MOUNT_FAILED", f"{error.filename}: {error.strerror}") from error
+
+
+def _unmount(target: Path) -> None:
+    unmount_or_report(str(target))
+    try:
+        target.rmdir()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _remove_failed(target, error) from error
+
+
+def _remove_failed(place: Path, error: OSError) -> OperationError:
+    return OperationError(Code.INTERNAL, "REMOVE_FAILED", f"{place}: {error.strerror}")
+
+
+def _disk_failed(what: str, error: OSError) -> OperationError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    code, reason = (Code.RESOURCE_EXHAUSTED, "NO_SPACE") if full else (Code.INTERNAL, "STORE_FAILED")
+    return OperationError(code, reason, f"{what}: {error.strerror}")
