@@ -27,7 +27,8 @@ from crio_core.errors import OperationError
 from crio_io.cni import find_plugins
 
 UNSETTLED_NS = 100_000_000
-"""A file that changed less than this before it was read may change again without its times showing it."""
+"""A file that changed less than this before it was read may change again without its times showing it (on Linux before
+6.13, which made the times of a file finer once somebody has looked at them)."""
 WATCH_S = 2.0
 
 Signature = tuple[tuple[str, int, int, int, int], ...]

@@ -16,7 +16,7 @@ from crio_core.cni.version import IMPLIED
 from crio_core.errors import Code, OperationError
 
 STORED_MAX_BYTES = 8 << 20
-_FIELDS = ("network", "conf", "sandbox_id", "ifname", "netns", "args", "capabilities", "result")
+_FIELDS = ("network", "conf", "sandbox_id", "ifname", "args", "capabilities", "result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +28,6 @@ class Attachment:
     """`Network.conf` of the time of the ADD."""
     sandbox_id: str
     ifname: str
-    netns: str
     args: str
     """CNI_ARGS."""
     capabilities: str
@@ -106,7 +105,6 @@ def plan(network: Network, pod: PodNetwork) -> Attachment:
         conf=network.conf,
         sandbox_id=pod.sandbox_id,
         ifname=pod.ifname,
-        netns=pod.netns,
         args=cni_args(pod),
         capabilities=write(capability_args(pod)),
     )

@@ -59,8 +59,6 @@ class Outcome:
     failures: tuple[OperationError, ...] = ()
     attachment: Attachment | None = None
     """After an ADD that succeeded: the attachment with its result."""
-    undone: bool = True
-    """After an ADD that failed: every DEL succeeded. If False, the DEL is still owed."""
 
 
 class Chain:
@@ -102,7 +100,6 @@ class Chain:
             raise LocalError("CHECK needs the result of an ADD")
         self._failures: list[OperationError] = []
         self._undoing = False
-        self._undone = True
         indexes = list(range(len(network.plugins))) if _applies(verb, network) else []
         self._todo = indexes[::-1] if verb is Verb.DEL else indexes
         self._running: int | None = None
@@ -153,8 +150,8 @@ class Chain:
     def _fail(self, error: OperationError) -> OperationError:
         self._failures.append(error)
         if self._undoing:
-            self._undone = False
-        elif self._verb is Verb.ADD:
+            return error
+        if self._verb is Verb.ADD:
             self._undoing = True
             self._todo = list(reversed(range(len(self._network.plugins))))
         elif self._verb is not Verb.GC:
@@ -165,7 +162,7 @@ class Chain:
         attachment = None
         if self._verb is Verb.ADD and not self._failures and self._attachment and self._result is not None:
             attachment = self._attachment.with_result(write(self._result))
-        return Outcome(failures=tuple(self._failures), attachment=attachment, undone=self._undone)
+        return Outcome(failures=tuple(self._failures), attachment=attachment)
 
     def _env(self) -> tuple[tuple[str, str], ...]:
         """CNI SPEC section 2, "Parameters"."""

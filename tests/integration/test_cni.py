@@ -86,7 +86,7 @@ class Site:
         own = (self.tag, self.subnet.removesuffix("0/24"))
         rules = [line for line in firewall().splitlines() if any(mark in line for mark in own)]
         inside = ip("netns", "exec", self.netns, "ip", "-o", "link").splitlines() if self.exists() else []
-        return reserved + ports + rules + [line for line in inside if "eth0" in line]
+        return reserved + ports + rules + [line for line in inside if ": eth" in line]
 
     def exists(self) -> bool:
         """Whether the network namespace is there."""
@@ -277,6 +277,47 @@ async def test_cancelled_add_kills_the_plugin_and_can_be_undone(site: Site, tmp_
     await anyio.to_thread.run_sync(until, lambda: is_dead(pid))
     await runner.delete(network, site.pod)
     assert site.residue() == []
+
+
+async def test_adds_at_the_same_time_give_different_addresses_and_leave_nothing(site: Site) -> None:
+    """A node starts many pods at once, on one bridge and one pool of addresses."""
+    runner = CniRunner([PLUGIN_DIR])
+    network = site.conf()
+    pods = [replace(site.pod, sandbox_id=f"{site.tag}c{index}", ifname=f"eth{index}") for index in range(5)]
+    attached: dict[str, Attachment] = {}
+
+    async def add(pod: PodNetwork) -> None:
+        attached[pod.sandbox_id] = await runner.add(network, pod)
+
+    async with anyio.create_task_group() as group:
+        for pod in pods:
+            group.start_soon(add, pod)
+    assert len({attachment.ips() for attachment in attached.values()}) == len(pods)
+    async with anyio.create_task_group() as group:
+        for pod in pods:
+            group.start_soon(runner.delete, attached[pod.sandbox_id], pod)
+    assert site.residue() == []
+
+
+async def test_environment_of_a_plugin_is_the_servers_without_its_own_cni_variables(tmp_path: Path) -> None:
+    """Plugins need PATH and proxies; a CNI_ARGS of the server's own environment would be told of every pod."""
+    plugins = script(tmp_path / "plugins", "tell", f"env > {tmp_path}/env; echo '{{}}'")
+    runner = CniRunner(
+        [plugins], env={"PATH": os.environ["PATH"], "HTTPS_PROXY": "p", "CNI_ARGS": "X=1", "CNI_OTHER": "y"}
+    )
+    network = parse_network(ConfFile(name="1.conf", content=b'{"cniVersion": "1.0.0", "name": "n", "type": "tell"}'))
+    await runner.add(network, PodNetwork(sandbox_id="c1", name="web", netns="/n"))
+    lines = (tmp_path / "env").read_text().splitlines()
+    seen = dict(line.split("=", 1) for line in lines if line.startswith(("CNI_", "HTTPS_")))
+    assert seen == {
+        "HTTPS_PROXY": "p",
+        "CNI_COMMAND": "ADD",
+        "CNI_PATH": plugins,
+        "CNI_CONTAINERID": "c1",
+        "CNI_NETNS": "/n",
+        "CNI_IFNAME": "eth0",
+        "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAMESPACE=;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=c1;K8S_POD_UID=",
+    }
 
 
 async def test_output_without_end_is_cut_and_is_a_failure(site: Site, tmp_path: Path) -> None:

@@ -117,10 +117,11 @@ def test_stored_network_is_the_network_it_was_made_from(document: dict[str, Any]
     assert stored == dataclasses.replace(network, file_name=stored.file_name)
 
 
-@given(order=st.permutations(range(4)))
+@given(order=st.permutations(range(5)))
 def test_choose_takes_the_first_valid_file_by_name_whatever_the_listing_order(order: list[int]) -> None:
     """Directory listings have no order, and the network of a node must not depend on it."""
     files = [
+        ConfFile(name="00-loopback.conf", content=SEED_LOOPBACK),
         ConfFile(name="05-broken.conf", content=b"{"),
         conf({"name": "ten", "type": "bridge"}, "10-ten.conf"),
         conf({"name": "twenty", "plugins": [{"type": "ptp"}]}, "20-twenty.conflist"),
