@@ -37,12 +37,18 @@ def _opened(text: str) -> Any:
 
 def print_data(data: Any, form: str) -> None:
     """Print a value as `json` or `yaml`."""
+    click.echo(data_text(data, form))
+
+
+def data_text(data: Any, form: str) -> str:
+    """A value as `json` or `yaml`; what is no printable character is escaped in the form's own way."""
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    printable = text.replace("\n", "").isprintable()
     if form == "yaml":
         import yaml  # only for this output
 
-        click.echo(yaml.safe_dump(data, sort_keys=False, allow_unicode=True), nl=False)
-    else:
-        click.echo(json.dumps(data, indent=2, ensure_ascii=False))
+        return str(yaml.safe_dump(data, sort_keys=False, allow_unicode=printable)).rstrip("\n")
+    return text if printable else json.dumps(data, indent=2)
 
 
 def print_lines(lines: Iterable[str]) -> None:

@@ -53,7 +53,7 @@ def pods(draw: st.DrawFn) -> pb.PodSandboxConfig:
 
 def write(directory: Path, values: Any, name: str = "pod.json") -> Path:
     path = directory / name
-    path.write_text(json.dumps(values) if name.endswith("json") else yaml.safe_dump(values, allow_unicode=True))
+    path.write_text(json.dumps(values) if name.endswith("json") else yaml.safe_dump(values))
     return path
 
 

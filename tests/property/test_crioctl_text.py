@@ -1,10 +1,12 @@
 """Words, times, tables, ids and endpoints: the pure parts of crioctl."""
 
+import json
 import re
 from pathlib import Path
 
 import click
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,6 +25,14 @@ def test_cleaned_text_has_no_control_character(text: str) -> None:
     cleaned = clean(text)
     assert cleaned.isprintable()
     assert (cleaned == text) == text.isprintable()
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(st.characters(codec="utf-8"))))
+def test_data_reads_back_and_has_no_control_character(values: dict[str, str]) -> None:
+    """-o json and -o yaml lose nothing that a pod put into its labels, and obey none of it either."""
+    as_json, as_yaml = output.data_text(values, "json"), output.data_text(values, "yaml")
+    assert json.loads(as_json) == yaml.safe_load(as_yaml) == values
+    assert (as_json + as_yaml).replace("\n", "").isprintable()
 
 
 @given(st.lists(st.tuples(st.text(), st.text()), max_size=5))
