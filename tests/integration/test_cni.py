@@ -96,12 +96,12 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     """A namespace, and a bridge that appears with the first ADD; both are removed whatever happens."""
-    number = os.getpid() % 200 + 20
+    second, third = divmod(os.getpid() % 8192, 256)
     tag = f"criotest{os.getpid()}"
     site = Site(
         tag=tag,
         bridge=f"{tag}b"[:15],
-        subnet=f"10.213.{number}.0/24",
+        subnet=f"10.{208 + second}.{third}.0/24",
         data_dir=tmp_path / "ipam",
         netns=tag,
         pod=PodNetwork(sandbox_id=f"{tag}c", namespace="default", name="web", uid="u", netns=f"/run/netns/{tag}"),
@@ -133,7 +133,7 @@ async def test_add_then_check_then_delete_gives_an_address_and_leaves_nothing(si
         "1.0.0", {"type": "tuning", "sysctl": {"net.ipv4.conf.eth0.accept_redirects": "0"}}, {"type": "firewall"}
     )
     attachment = await runner.add(network, site.pod)
-    assert attachment.ips() == (site.subnet.replace("0/24", "2"),)
+    assert attachment.ips() == (site.subnet.removesuffix("0/24") + "2",)
     assert f"inet {attachment.ips()[0]}/24" in ip("netns", "exec", site.netns, "ip", "addr", "show", "eth0")
     assert site.residue() != []
     await runner.check(attachment, site.pod)
@@ -150,7 +150,7 @@ async def test_add_and_delete_in_every_version_that_the_plugins_speak(site: Site
     """Configurations of any age work, the tutorial's 0.2.0 among them."""
     runner = CniRunner([PLUGIN_DIR])
     attachment = await runner.add(site.conf(version, PORTMAP), site.pod)
-    assert attachment.ips() == (site.subnet.replace("0/24", "2"),)
+    assert attachment.ips() == (site.subnet.removesuffix("0/24") + "2",)
     await runner.delete(Attachment.from_json(attachment.to_json()), site.pod)
     assert site.residue() == []
 
