@@ -7,6 +7,9 @@ export PREFIX SYSCONFDIR DESTDIR PYTHON
 # Tests need root for namespaces, mounts and cgroups; an ordinary user gets it through sudo.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 TESTS ?= tests/integration
+# All of them run, also after one that fails.
+CHECKS := "ruff check ." "ruff format --check ." mypy "lint-imports --no-logo" "python -m scripts.rules" \
+  "python -m scripts.generated --check"
 
 .DEFAULT_GOAL := help
 .PHONY: help
@@ -46,12 +49,9 @@ test.integration: system.test venv.dev root ## the tests on real parts; TESTS=pa
 
 .PHONY: check
 check: venv.dev ## lint, format, types, import rules, house rules, generated files
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
-	$(VENV)/bin/lint-imports
-	$(PY) -m scripts.rules
-	$(PY) -m scripts.generated --check
+	@failed=''; for check in $(CHECKS); do \
+	  echo "== $$check"; $(VENV)/bin/$$check || failed="$$failed; $$check"; done; \
+	[ -z "$$failed" ] || { echo "failed:$${failed#;}" >&2; exit 1; }
 
 .PHONY: fix
 fix: venv.dev ## apply what ruff can repair by itself
