@@ -10,15 +10,13 @@ from crio_core.cri import Capability
 from crio_core.errors import Code, OperationError, invalid
 
 # In the kernel's order: a capability's number is its place here (linux/capability.h).
-ALL_CAPABILITIES: tuple[str, ...] = tuple(
-    "CAP_" + name
-    for name in (
-        "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
-        "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
-        "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
-        "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-    ).split()
+_NAMES = (
+    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE NET_BIND_SERVICE "
+    "NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT SYS_PTRACE SYS_PACCT "
+    "SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL "
+    "SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
 )
+ALL_CAPABILITIES: tuple[str, ...] = tuple("CAP_" + name for name in _NAMES.split())
 _KNOWN = frozenset(ALL_CAPABILITIES)
 
 DEFAULT_CAPABILITIES: tuple[str, ...] = (
@@ -70,7 +68,7 @@ def capability_sets(
 ) -> dict[str, list[str]]:
     """The `process.capabilities` object.
 
-    `ALL` is applied before single names, so that `drop: [ALL], add: [X]` leaves X and `add: [ALL], drop: [X]` all but X.
+    `ALL` is applied before single names: `drop: [ALL], add: [X]` leaves X, and `add: [ALL], drop: [X]` all but X.
 
     Args:
         defaults: What a container has that asks for nothing.

@@ -37,10 +37,10 @@ class ContainerPlan:
     sandbox: PodSandboxConfig
     config: ContainerConfig
     rootfs_path: str
-    image: ImageConfig = ImageConfig()
-    rootfs: RootfsFacts = RootfsFacts()
-    host: HostFacts = HostFacts()
-    defaults: SpecDefaults = SpecDefaults()
+    image: ImageConfig = field(default_factory=ImageConfig)
+    rootfs: RootfsFacts = field(default_factory=RootfsFacts)
+    host: HostFacts = field(default_factory=HostFacts)
+    defaults: SpecDefaults = field(default_factory=SpecDefaults)
     namespaces: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     resolv_conf_path: str = ""
     hostname_path: str = ""
@@ -84,11 +84,11 @@ class InfraPlan:
     sandbox_id: str
     sandbox: PodSandboxConfig
     rootfs_path: str
-    image: ImageConfig = ImageConfig()
+    image: ImageConfig = field(default_factory=ImageConfig)
     command: tuple[str, ...] = ()
-    rootfs: RootfsFacts = RootfsFacts()
-    host: HostFacts = HostFacts()
-    defaults: SpecDefaults = SpecDefaults()
+    rootfs: RootfsFacts = field(default_factory=RootfsFacts)
+    host: HostFacts = field(default_factory=HostFacts)
+    defaults: SpecDefaults = field(default_factory=SpecDefaults)
     namespaces: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     shm_path: str = ""
     seccomp_profile: Mapping[str, Any] | None = None

@@ -1,0 +1,98 @@
+"""Kernel settings of a pod: only those that belong to a namespace, and only when the namespace is the pod's own.
+
+Names and values are held to a narrow alphabet: what a helper or a file might read as a separator is refused before
+anything runs (CVE-2022-0811), and a setting whose namespace is the node's would change the node (CVE-2022-0532).
+"""
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+
+from crio_core.cri import NamespaceMode, PodSandboxConfig
+from crio_core.errors import invalid
+
+SYSCTLS_MAX = 256
+NAME_BYTES_MAX = 253
+VALUE_BYTES_MAX = 1024
+
+_NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9_-]*)?(?:\.[A-Za-z0-9_-]+)+")
+_VALUE = re.compile(r"[A-Za-z0-9_.:\-]+(?:[ \t]+[A-Za-z0-9_.:\-]+)*")
+_PORTS = re.compile(r"[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*")
+# The one list that the kernel writes with commas (ip-sysctl, ip_local_reserved_ports).
+_PORT_LISTS = frozenset({"net.ipv4.ip_local_reserved_ports"})
+
+
+class Owner(Enum):
+    """The kind of namespace that a setting belongs to."""
+
+    IPC = "ipc"
+    NETWORK = "network"
+    UTS = "uts"
+
+
+_EXACT: Mapping[str, Owner] = {
+    "kernel.shmall": Owner.IPC,
+    "kernel.shmmax": Owner.IPC,
+    "kernel.shmmni": Owner.IPC,
+    "kernel.shm_rmid_forced": Owner.IPC,
+    "kernel.msgmax": Owner.IPC,
+    "kernel.msgmnb": Owner.IPC,
+    "kernel.msgmni": Owner.IPC,
+    "kernel.sem": Owner.IPC,
+    "kernel.domainname": Owner.UTS,
+}
+
+
+def owner(field: str, name: str) -> Owner:
+    """The namespace that a setting belongs to.
+
+    Raises:
+        OperationError: a name out of the alphabet, or a setting of the whole node.
+    """
+    if len(name) > NAME_BYTES_MAX or not _NAME.fullmatch(name):
+        raise invalid(field, name[: NAME_BYTES_MAX + 1], "the name of a sysctl, such as net.core.somaxconn")
+    if name.startswith("net."):
+        return Owner.NETWORK
+    if name.startswith("fs.mqueue."):
+        return Owner.IPC
+    found = _EXACT.get(name)
+    if found is None:
+        raise invalid(field, name, "a sysctl of a network, IPC or UTS namespace")
+    return found
+
+
+def _check_value(field: str, name: str, value: str) -> None:
+    pattern = _PORTS if name in _PORT_LISTS else _VALUE
+    empty_list = name in _PORT_LISTS and value == ""
+    if len(value) > VALUE_BYTES_MAX or not (empty_list or pattern.fullmatch(value)):
+        raise invalid(f"{field}[{name}]", value[:64], "words of letters, digits, '_', '.', ':' and '-'")
+
+
+def sandbox_sysctls(config: PodSandboxConfig, defaults: Mapping[str, str]) -> dict[str, str]:
+    """The settings to make in a pod's own namespaces: the configured defaults, then the pod's.
+
+    Defaults for a namespace that the pod shares with the node are left out; the pod's own such settings are refused.
+
+    Raises:
+        OperationError: naming the setting.
+    """
+    options = config.linux.security_context.namespace_options
+    shared = set()
+    if options.network is NamespaceMode.NODE:
+        shared = {Owner.NETWORK, Owner.UTS}
+    if options.ipc is NamespaceMode.NODE:
+        shared.add(Owner.IPC)
+    if len(config.linux.sysctls) > SYSCTLS_MAX:
+        raise invalid("linux.sysctls", f"{len(config.linux.sysctls)} settings", f"at most {SYSCTLS_MAX}")
+    found = {}
+    for name, value in defaults.items():
+        if owner("default_sysctls", name) not in shared:
+            _check_value("default_sysctls", name, value)
+            found[name] = value
+    for name, value in config.linux.sysctls.items():
+        kind = owner("linux.sysctls", name)
+        if kind in shared:
+            raise invalid("linux.sysctls", name, f"no {kind.value} setting, as the pod shares the node's namespace")
+        _check_value("linux.sysctls", name, value)
+        found[name] = value
+    return found
