@@ -72,5 +72,6 @@ install.config: ## write SYSCONFDIR/crio/crio.conf (default /etc) unless there i
 
 .PHONY: clean
 clean: ## remove the environment, caches and build results
-	rm -rf $(VENV) build dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info
-	find conmon crio_core crio_io crio_server scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf $(VENV) build dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info && \
+	  find conmon crio_core crio_io crio_server scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + || \
+	  { echo "error: what a run through sudo left belongs to root: sudo make clean" >&2; exit 1; }
