@@ -1,0 +1,304 @@
+"""The journal: what was acknowledged is there after any end, and no damage to a file stops an opening."""
+
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from crio_core.errors import LocalError, OperationError
+from crio_io import journal
+from crio_io.journal import Delete, Journal, LoadResult, Put
+
+pytestmark = [pytest.mark.anyio, pytest.mark.integration]
+
+PAGE_BYTES = 4096
+
+
+def put(name: str, data: bytes = b"data") -> Put:
+    """A record of a container."""
+    return Put(kind="container", id=name, data=data)
+
+
+def content(result: LoadResult) -> dict[str, bytes]:
+    """Rows by id."""
+    return {row.id: row.data for row in result.rows}
+
+
+async def reopened(path: Path) -> LoadResult:
+    """What a later server finds; the files are closed again."""
+    opened, result = await Journal.open(path)
+    await opened.close()
+    return result
+
+
+async def filled(path: Path, rows: int) -> dict[str, bytes]:
+    """A closed journal with rows of all sizes."""
+    opened, _ = await Journal.open(path)
+    chance = random.Random(1)
+    expected = {f"c{number}": chance.randbytes(chance.choice((10, 900, 3000, 20_000))) for number in range(rows)}
+    await opened.write([put(name, data) for name, data in expected.items()])
+    await opened.close()
+    return expected
+
+
+async def test_new_journal_is_empty_and_private(tmp_path: Path) -> None:
+    """Records hold environment variables with secrets (CVE-2021-41103)."""
+    old = os.umask(0)
+    try:
+        opened, result = await Journal.open(tmp_path / "new" / "state.db")
+        await opened.write([put("a")])
+        files = list((tmp_path / "new").iterdir())
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+        await opened.close()
+    finally:
+        os.umask(old)
+    assert result == LoadResult(rows=(), quarantined=(), repairs=())
+
+
+async def test_changes_of_one_write_are_applied_in_order(tmp_path: Path) -> None:
+    """The last word about a row counts, also within one write and across a group."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    await opened.write([put("a", b"1"), put("b"), put("a", b"2"), Delete(kind="container", id="b"), put("c")])
+    await opened.write([Delete(kind="container", id="c"), Delete(kind="container", id="absent"), put("d", b"")])
+    await opened.write([])
+    await opened.close()
+    assert content(await reopened(tmp_path / "j")) == {"a": b"2", "d": b""}
+
+
+async def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
+    """R7, R10: the server is killed in the middle of writing; everything that it was told is committed is there."""
+    path = tmp_path / "j"
+    script = (
+        "import anyio, sys, pathlib\n"
+        "from crio_io.journal import Journal, Put\n"
+        "async def main():\n"
+        "    opened, _ = await Journal.open(pathlib.Path(sys.argv[1]))\n"
+        "    for number in range(100000):\n"
+        "        await opened.write([Put(kind='container', id=f'c{number}', data=b'x' * 500)])\n"
+        "        print(number, flush=True)\n"
+        "anyio.run(main)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as server:
+        assert server.stdout is not None
+        acknowledged = 0
+        while acknowledged < 50:
+            acknowledged = int(server.stdout.readline())
+        server.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *(int(line) for line in server.stdout if line.endswith(b"\n"))])
+    result = await reopened(path)
+    assert result.quarantined == () and {f"c{number}" for number in range(acknowledged + 1)} <= content(result).keys()
+    assert len(result.rows) <= acknowledged + 2
+
+
+@pytest.mark.parametrize("victim", ["j", "j-copy"])
+@pytest.mark.parametrize("damage", ["truncated", "zeroed", "zeroed page", "flipped", "flipped header", "noise", "gone"])
+async def test_damage_to_one_file_loses_nothing(tmp_path: Path, damage: str, victim: str) -> None:
+    """R10: the copy speaks, the bad file is kept aside, and writing goes on."""
+    expected = await filled(tmp_path / "origin" / "j", 60)
+    chance = random.Random(damage + victim)
+    for attempt in range(6):
+        place = tmp_path / f"{damage} {victim} {attempt}"
+        shutil.copytree(tmp_path / "origin", place)
+        spoil(place / victim, damage, chance)
+        opened, result = await Journal.open(place / "j")
+        assert content(result) == expected and result.quarantined == ()
+        await opened.write([put("new"), Delete(kind="container", id="c0")])
+        await opened.close()
+        again = await reopened(place / "j")
+        assert again.repairs == () and content(again).keys() == {*expected, "new"} - {"c0"}
+
+
+def spoil(path: Path, damage: str, chance: random.Random) -> None:
+    """Damage a file in one of the ways of the world."""
+    data = bytearray(path.read_bytes())
+    page = chance.randrange(len(data) // PAGE_BYTES) * PAGE_BYTES
+    match damage:
+        case "truncated":
+            del data[chance.randrange(len(data)) :]
+        case "zeroed":
+            data[:] = bytes(len(data))
+        case "zeroed page":
+            data[page : page + PAGE_BYTES] = bytes(PAGE_BYTES)
+        case "flipped":
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+        case "flipped header":
+            data[chance.randrange(100)] ^= 1 << chance.randrange(8)
+        case "noise":
+            data[:] = chance.randbytes(5000)
+        case _:
+            path.unlink()
+            return
+    path.write_bytes(data)
+
+
+async def test_damage_to_both_files_is_quarantined_and_the_rest_is_served(tmp_path: Path) -> None:
+    """R9: one bad record never stops the others; it is listed with its reason and its bytes are kept."""
+    expected = await filled(tmp_path / "j", 20)
+    for name in ("j", "j-copy"):
+        data = bytearray((tmp_path / name).read_bytes())
+        data[data.index(expected["c7"][:10])] ^= 4
+        (tmp_path / name).write_bytes(data)
+    opened, result = await Journal.open(tmp_path / "j")
+    await opened.write([put("new")])
+    await opened.close()
+    assert result.quarantined == (("container", "c7", "checksum does not match"),)
+    assert content(result) == {name: data for name, data in expected.items() if name != "c7"}
+    assert len(result.repairs) == 2 and all("damaged-1" in repair for repair in result.repairs)
+    with sqlite3.connect(tmp_path / "j") as database:
+        rows = database.execute("SELECT kind, id, reason FROM quarantine").fetchall()
+    database.close()
+    assert rows == [("container", "c7", "checksum does not match")]
+    assert (await reopened(tmp_path / "j")).repairs == ()
+
+
+async def test_any_damage_to_both_files_still_opens(tmp_path: Path) -> None:
+    """R10: whatever is returned is true, whatever cannot be is gone, and the next write works."""
+    expected = await filled(tmp_path / "origin" / "j", 60)
+    chance = random.Random(7)
+    for attempt in range(25):
+        place = tmp_path / str(attempt)
+        shutil.copytree(tmp_path / "origin", place)
+        kinds = ("truncated", "zeroed page", "flipped", "flipped header", "noise")
+        for name in ("j", "j-copy"):
+            spoil(place / name, chance.choice(kinds), chance)
+        opened, result = await Journal.open(place / "j")
+        assert content(result).items() <= expected.items()
+        await opened.write([put("new")])
+        await opened.close()
+        assert content(await reopened(place / "j")) == content(result) | {"new": b"data"}
+
+
+async def test_copy_that_is_one_write_behind_is_brought_up_to_date(tmp_path: Path) -> None:
+    """The server was killed between the two commits: the newer one counts, and it is not called damage."""
+    await filled(tmp_path / "j", 3)
+    stale = (tmp_path / "j-copy").read_bytes()
+    opened, _ = await Journal.open(tmp_path / "j")
+    await opened.write([put("late"), Delete(kind="container", id="c1")])
+    await opened.close()
+    (tmp_path / "j-copy").write_bytes(stale)
+    result = await reopened(tmp_path / "j")
+    assert content(result).keys() == {"c0", "c2", "late"} and "behind" in result.repairs[0]
+    assert not list(tmp_path.glob("*damaged*")) and (await reopened(tmp_path / "j")).repairs == ()
+
+
+async def test_damage_found_while_writing_is_repaired_from_the_copy(tmp_path: Path) -> None:
+    """A disk may go bad under a running server: the write succeeds, and nothing is lost."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    await opened.write([put(f"c{number}", b"x" * 2000) for number in range(50)])
+    store = opened._store
+    first = store._copies[0]
+    assert first is not None
+    first.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    first.execute("PRAGMA shrink_memory")  # Nothing is cached any more.
+    size_bytes = (tmp_path / "j").stat().st_size
+    with (tmp_path / "j").open("r+b") as file:
+        file.seek(PAGE_BYTES)
+        file.write(b"\xff" * (size_bytes - PAGE_BYTES))
+    await opened.write([put("late")])
+    await opened.write([put("later")])
+    await opened.close()
+    result = await reopened(tmp_path / "j")
+    assert len(result.rows) == 52 and result.repairs == () and list(tmp_path.glob("j.damaged-1"))
+
+
+async def test_full_disk_refuses_the_write_and_keeps_the_rest(tmp_path: Path) -> None:
+    """R45: at ENOSPC the caller is told, and what is stored stays readable and removable."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    await opened.write([put(f"c{number}", b"x" * 1000) for number in range(20)])
+    for copy in opened._store._copies:
+        assert copy is not None
+        copy.execute("PRAGMA max_page_count=1")  # SQLite raises it to the present size: not one page more.
+    with pytest.raises(OperationError) as caught:
+        await opened.write([put("big", b"x" * 1_000_000)])
+    assert caught.value.reason == "JOURNAL_FULL"
+    await opened.write([Delete(kind="container", id="c0")])
+    await opened.close()
+    assert content(await reopened(tmp_path / "j")).keys() == {f"c{number}" for number in range(1, 20)}
+
+
+async def test_second_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two writers would each believe their own."""
+    monkeypatch.setattr(journal, "BUSY_S", 0.05)
+    opened, _ = await Journal.open(tmp_path / "j")
+    await opened.write([put("a")])
+    with pytest.raises(OperationError) as caught:
+        await Journal.open(tmp_path / "j")
+    assert caught.value.reason == "JOURNAL_UNAVAILABLE"
+    await opened.close()
+    assert (await reopened(tmp_path / "j")).repairs == ()
+
+
+async def test_journal_of_a_later_version_is_refused_and_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R32: a downgrade must say so, and not call the new format damage."""
+    with monkeypatch.context() as later:
+        later.setattr(journal, "SCHEMA_VERSION", 9)
+        await filled(tmp_path / "j", 3)
+    with pytest.raises(OperationError) as caught:
+        await Journal.open(tmp_path / "j")
+    assert caught.value.reason == "JOURNAL_TOO_NEW" and not list(tmp_path.glob("*damaged*"))
+
+
+async def test_writers_at_once_share_commits(tmp_path: Path) -> None:
+    """Group commit: a hundred waiting writes are a few transactions, and every one of them is there."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    async with anyio.create_task_group() as tasks:
+        for number in range(400):
+            tasks.start_soon(opened.write, [put(f"c{number}")])
+    assert opened._store._commits < 250
+    await opened.close()
+    assert len((await reopened(tmp_path / "j")).rows) == 400
+
+
+async def test_more_writers_than_the_bound_all_get_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound makes callers wait, and loses none."""
+    monkeypatch.setattr(journal, "WAITING_MAX", 3)
+    opened, _ = await Journal.open(tmp_path / "j")
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(opened.write, [put(f"c{number}")])
+    await opened.close()
+    assert len((await reopened(tmp_path / "j")).rows) == 50
+
+
+async def test_cancelled_writer_leaves_the_write_to_be_made(tmp_path: Path) -> None:
+    """A caller leaving stops nothing half-way, and its number is never signalled after it was closed."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    for number in range(50):
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await opened.write([put(f"c{number}")])
+    await opened.write([put("last")])
+    await opened.close()
+    assert "last" in content(await reopened(tmp_path / "j"))
+
+
+@pytest.mark.parametrize(
+    "change", [put(""), put("a\0b"), put("x" * 2000), put("a", b"x" * (journal.DATA_MAX_BYTES + 1))]
+)
+async def test_row_outside_the_bounds_is_a_bug_of_the_caller(tmp_path: Path, change: Put) -> None:
+    """Every buffer has a bound."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    try:
+        with pytest.raises(LocalError):
+            await opened.write([change])
+    finally:
+        await opened.close()
+
+
+async def test_close_twice_is_once_and_writing_afterwards_is_a_bug(tmp_path: Path) -> None:
+    """Shutdown may be asked for from two sides."""
+    opened, _ = await Journal.open(tmp_path / "j")
+    await opened.close()
+    await opened.close()
+    with pytest.raises(LocalError):
+        await opened.write([put("a")])
