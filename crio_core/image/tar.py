@@ -342,6 +342,8 @@ def _decimal(text: bytes) -> int:
 def _time_ns(text: bytes) -> int:
     """Seconds with a decimal fraction, exactly (a float would lose nanoseconds)."""
     whole, _, fraction = text.partition(b".")
+    if fraction and not fraction.isdigit():
+        raise TarInvalidError(f"a pax header has {text[:40]!r} where a time should be")
     negative = whole.startswith(b"-")
     seconds = _decimal(whole.lstrip(b"-"))
     nanos = _decimal(fraction[:9].ljust(9, b"0")) if fraction else 0

@@ -119,30 +119,26 @@ def archive_of_host(programs: Iterable[str], extra: Mapping[str, bytes | str] | 
 
 def busybox_archive() -> bytes:
     """A root filesystem with busybox under the names that tests use."""
-    names = [
-        "sh",
-        "cat",
-        "echo",
-        "sleep",
-        "true",
-        "false",
-        "ls",
-        "id",
-        "env",
-        "mount",
-        "ps",
-        "wget",
-        "nc",
-        "kill",
-        "touch",
-        "mkdir",
-        "rm",
-        "dd",
-        "yes",
-        "head",
-        "hostname",
-        "ip",
-    ]
+    names = (
+        *(
+            "sh",
+            "cat",
+            "echo",
+            "sleep",
+            "true",
+            "false",
+            "ls",
+            "id",
+            "env",
+            "mount",
+            "ps",
+            "wget",
+            "nc",
+            "kill",
+            "touch",
+        ),
+        *("mkdir", "rm", "dd", "yes", "head", "hostname", "ip"),
+    )
     extra: dict[str, bytes | str] = {f"bin/{name}": "busybox" for name in names}
     extra["etc/passwd"] = b"root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
     extra["etc/group"] = b"root:x:0:\nnogroup:x:65534:\n"
