@@ -1,8 +1,8 @@
 """Annotations of a spec: those that runtimes need, and those of a pod that the configuration lets through.
 
-Runtimes act on annotations: as systemd properties (CVE-2024-3154), as limits (CVE-2023-6476), as commands. So nothing of
-a pod passes by default. An entry of the allow-list is a whole key; only one that ends in `*`, `/` or `.` is a prefix.
-The image's labels are never looked at (CVE-2026-53488).
+Runtimes act on annotations: as systemd properties (CVE-2024-3154), as limits (CVE-2023-6476), as commands. So nothing
+of a pod passes by default. An entry of the allow-list is a whole key; only one that ends in `*`, `/` or `.` is a
+prefix. The image's labels are never looked at (CVE-2026-53488).
 """
 
 from collections.abc import Mapping, Sequence

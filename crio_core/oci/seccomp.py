@@ -1,7 +1,7 @@
 """System call filters (runtime-spec, linux.seccomp): the built-in profile, and profiles in the files of a node.
 
-The built-in profile lists what ordinary programs need; everything else answers EPERM. Left out are calls that reach past
-the container (kernel keys, modules, clocks, mounts, other namespaces), and those whose code has broken most often
+The built-in profile lists what ordinary programs need; everything else answers EPERM. Left out are calls that reach
+past the container (kernel keys, modules, clocks, mounts, other namespaces), and those whose code has broken most often
 (io_uring, userfaultfd, AF_ALG and AF_VSOCK sockets). Some come back with the capability that guards them anyway.
 """
 
@@ -14,7 +14,7 @@ RULES_MAX = 4096
 NAMES_MAX = 4096
 _EPERM, _ENOSYS = 1, 38
 
-_ALLOWED: tuple[str, ...] = tuple(
+_ALLOWED_NAMES = (
     # Files and directories
     "access chdir chmod chown chown32 close close_range copy_file_range creat dup dup2 dup3 faccessat faccessat2 "
     "fadvise64 fadvise64_64 fallocate fchdir fchmod fchmodat fchmodat2 fchown fchown32 fchownat fcntl fcntl64 "
@@ -63,8 +63,9 @@ _ALLOWED: tuple[str, ...] = tuple(
     "ipc mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend mq_timedsend_time64 "
     "mq_unlink msgctl msgget msgrcv msgsnd semctl semget semop semtimedop semtimedop_time64 shmat shmctl shmdt shmget "
     # The rest
-    "getrandom ioprio_get ioprio_set sysinfo ".split()
-)  # fmt: skip
+    "getrandom ioprio_get ioprio_set sysinfo"
+)
+_ALLOWED = tuple(_ALLOWED_NAMES.split())
 
 # What a capability brings back. The kernel asks for the capability too; without it the call is not even reached.
 _WITH_CAPABILITY: tuple[tuple[str, tuple[str, ...]], ...] = (

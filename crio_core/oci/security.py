@@ -1,4 +1,4 @@
-"""Labels of the two security modules, where the kernel has them (runtime-spec, process.apparmorProfile, selinuxLabel)."""
+"""Labels of the two security modules, where the kernel has them (runtime-spec, process)."""
 
 import re
 
