@@ -63,6 +63,7 @@ class PrepareSandbox:
     dns: DNSConfig
     shm_bytes: int
     """Size of the pod's /dev/shm; 0 when the pod uses the node's."""
+    cgroup_parent: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +75,16 @@ class AttachNetwork:
     network: str
     netns_path: str
     port_mappings: tuple[PortMapping, ...]
+    annotations: Mapping[str, str]
+    dns: DNSConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetachNetwork:
     """Run the CNI DEL chain: `Released`.
 
-    A plugin is given the namespace only when it still is the one that `netns` names; else it is told that there is none.
+    A plugin is given the namespace only when it still is the one that `netns` names; else it is told that there is
+    none.
     """
 
     sandbox_id: str
@@ -125,8 +129,6 @@ class MountRootfs:
     """Whether the container is privileged and is to see every device of the host."""
     seccomp_path: str
     """File of a Localhost seccomp profile; empty for none."""
-    volumes: tuple[str, ...]
-    """Paths that the image declares as volumes and that no mount of the request covers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +141,9 @@ class CreateContainer:
     spec: bytes
     """The OCI runtime-spec configuration, JSON."""
     make_directories: tuple[str, ...]
-    """Directories that must exist inside the root filesystem first, such as the working directory."""
+    """Directories that must exist inside the root filesystem first: the working directory, the image's volumes."""
+    mount_targets: tuple[str, ...]
+    """Where the request mounts something: refused when the image makes such a path lead astray."""
     log_path: str
     """Absolute path of the log file; empty for none."""
     terminal: bool
@@ -249,6 +253,7 @@ class ApplyLayer:
 
     digest: str
     diff_id: str
+    size_bytes: int
     media_type: str
 
 

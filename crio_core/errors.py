@@ -1,8 +1,8 @@
 """Errors, sorted by who must act on them.
 
-`LocalError` and `RemoteError` are bugs: ours, or of the program at the other end. `OperationError` is an expected outcome,
-such as a missing image or a plugin that failed: it carries the gRPC status that a caller should see, a stable word that
-a program can compare, and a sentence for a person.
+`LocalError` and `RemoteError` are bugs: ours, or of the program at the other end. `OperationError` is an expected
+outcome, such as a missing image or a plugin that failed: it carries the gRPC status that a caller should see, a
+stable word that a program can compare, and a sentence for a person.
 """
 
 from enum import Enum
@@ -62,7 +62,9 @@ class OperationError(CrioError):
 
 def invalid(field: str, value: object, expected: str) -> OperationError:
     """A refusal of one field of a request, in the one form that every refusal has."""
-    return OperationError(Code.INVALID_ARGUMENT, "INVALID_FIELD", f"{field}: {value!r} is not valid: expected {expected}")
+    return OperationError(
+        Code.INVALID_ARGUMENT, "INVALID_FIELD", f"{field}: {value!r} is not valid: expected {expected}"
+    )
 
 
 def not_found(kind: str, name: str) -> OperationError:

@@ -1,13 +1,13 @@
 """Everything that the core can be told: requests, outcomes of effects, and observations.
 
-All names are facts, in the past tense. Monotonic times (`at_ns`) are for deadlines, wall-clock times (`wall_ns`) only for
-what is reported; the two never mix.
+All names are facts, in the past tense. Monotonic times (`at_ns`) are for deadlines, wall-clock times (`wall_ns`) only
+for what is reported; the two never mix.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from crio_core.oci.facts import BindMount, HostDevice, RootfsFacts
+from crio_core.oci.facts import HostDevice, RootfsFacts
 from crio_core.records import Failure, Pin
 from crio_core.requests import Request
 
@@ -84,7 +84,6 @@ class RootfsMounted:
     host_devices: tuple[HostDevice, ...] = ()
     seccomp_profile: str = ""
     """The text of the Localhost profile that was asked for, JSON."""
-    volumes: tuple[BindMount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +109,7 @@ class SignalSent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessExited:
-    """The first process is gone. `code` is None when nobody can know it; `reason` is empty, `OOMKilled` or `Unknown`."""
+    """The first process is gone. `code` is None when nobody can know it; `reason` is empty or `OOMKilled`."""
 
     code: int | None
     finished_at_ns: int

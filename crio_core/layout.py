@@ -9,10 +9,19 @@ from pathlib import PurePosixPath
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """Directories and files under the two roots; every directory is mode 0700."""
+    """Directories and files of a node; every directory is mode 0700.
+
+    Args:
+        namespaces_dir: Where namespaces are pinned; empty for a directory of `runroot`.
+        exits_dir: Where monitors leave exit codes; empty for a directory of `root`, so that they outlive a reboot.
+        attach_dir: Where monitors listen for attach; empty for a directory of `runroot`.
+    """
 
     root: PurePosixPath
     runroot: PurePosixPath
+    namespaces_dir: str = ""
+    exits_dir: str = ""
+    attach_dir: str = ""
 
     @property
     def journal(self) -> PurePosixPath:
@@ -31,12 +40,16 @@ class Layout:
         return self.runroot / "containers"
 
     @property
+    def scratch(self) -> PurePosixPath:
+        return self.runroot / "scratch"
+
+    @property
     def exits(self) -> PurePosixPath:
-        return self.root / "exits"
+        return PurePosixPath(self.exits_dir) if self.exits_dir else self.root / "exits"
 
     @property
     def attach(self) -> PurePosixPath:
-        return self.runroot / "attach"
+        return PurePosixPath(self.attach_dir) if self.attach_dir else self.runroot / "attach"
 
     def sandbox(self, sandbox_id: str) -> PurePosixPath:
         return self.sandboxes / sandbox_id
@@ -51,7 +64,8 @@ class Layout:
         return self.sandbox(sandbox_id) / "shm"
 
     def namespaces(self, sandbox_id: str) -> PurePosixPath:
-        return self.runroot / "ns" / sandbox_id
+        top = PurePosixPath(self.namespaces_dir) if self.namespaces_dir else self.runroot / "ns"
+        return top / sandbox_id
 
     def bundle(self, container_id: str) -> PurePosixPath:
         return self.containers / container_id

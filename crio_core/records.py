@@ -1,8 +1,8 @@
 """What the node knows about each object: frozen records, stored as JSON with a schema version.
 
-A record is flat and holds what listing needs. What the caller said in full stays beside it as JSON text (`request`) and is
-decoded only when a status or a container's spec asks for it: decoding a nested message costs a millisecond, and starting
-with a thousand records must not cost a thousand of them.
+A record is flat and holds what listing needs. What the caller said in full stays beside it as JSON text (`request`)
+and is decoded only when a status or a container's spec asks for it: decoding a nested message costs a millisecond,
+and starting with a thousand records must not cost a thousand of them.
 
 Writing is `orjson.dumps` of the record; reading is `dataclasses-json`, which checks types by the annotations here.
 """
@@ -155,7 +155,7 @@ class SandboxRecord(DataClassJsonMixin):
     failure: Failure | None = None
     doomed: bool = False
     retries: int = 0
-    schema: int = 1
+    version: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +180,8 @@ class ContainerRecord(DataClassJsonMixin):
     annotations: Mapping[str, str] = field(default_factory=dict)
     runtime_handler: str = ""
     log_path: str = ""
-    stop_signal: str = "SIGTERM"
+    stop_signal: str = "15"
+    """The signal that asks it to end, as a number, since not every runtime knows the names of real-time signals."""
     request: str = ""
     infra: bool = False
     holds: tuple[Part, ...] = ()
@@ -200,7 +201,7 @@ class ContainerRecord(DataClassJsonMixin):
     cancelled: bool = False
     doomed: bool = False
     retries: int = 0
-    schema: int = 1
+    version: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,7 +224,7 @@ class ImageRecord(DataClassJsonMixin):
     created_at_ns: int = 0
     pinned: bool = False
     failure: Failure | None = None
-    schema: int = 1
+    version: int = 1
 
 
 Record = SandboxRecord | ContainerRecord | ImageRecord
@@ -248,8 +249,8 @@ def decode(kind: str, data: bytes) -> Record:
         raise LocalError(f"record kind {kind!r} is not known")
     try:
         fields = orjson.loads(data)
-        if fields["schema"] != cls.SCHEMA:
-            raise LocalError(f"{kind} record has schema {fields['schema']!r}, this version reads {cls.SCHEMA}")
+        if fields["version"] != cls.SCHEMA:
+            raise LocalError(f"{kind} record has schema version {fields['version']!r}, this version reads {cls.SCHEMA}")
         return cls.from_dict(fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LocalError(f"{kind} record cannot be read: {error!r}") from error
@@ -257,5 +258,6 @@ def decode(kind: str, data: bytes) -> Record:
 
 def decode_request(cls: type[T], text: str) -> T:
     """The CRI message that a record's `request` holds; `cls` is its class in `crio_core.cri`."""
-    fields: Any = orjson.loads(text)
-    return _decode_dataclass(cls, fields, False)  # type: ignore[no-any-return]
+    decode_dataclass: Any = _decode_dataclass  # dataclasses-json has no types for it, and no public name
+    decoded: T = decode_dataclass(cls, orjson.loads(text), False)
+    return decoded

@@ -61,7 +61,7 @@ class StartContainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StopContainer:
-    """Answered with `replies.Done` when the container has ended, also when it is unknown. A grace of 0 kills at once."""
+    """Answered with `replies.Done` once the container has ended, or if it is unknown. A grace of 0 kills at once."""
 
     container_id: str
     grace_ns: int

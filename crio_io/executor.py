@@ -1,31 +1,31 @@
 """Carries out the core's orders on a real host: one `match`, no decisions.
 
-Each order becomes one call of the module that knows how; its failure is an `OperationError`, which the driver turns into
-the outcome `Failed`.
+Each order becomes one call of the module that knows how; its failure is an `OperationError`, which the driver turns
+into the outcome `Failed`.
 """
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from crio_core.oci.resolv import hostname_text, resolv_conf_text
-
 from crio_core import effects as fx
 from crio_core import events as ev
-from crio_core.cni import Attachment, PodNetwork, stored_network
-from crio_core.cri import PodSandboxMetadata, PortMapping
+from crio_core.cni import Attachment, PodNetwork, bandwidth_from_annotations, stored_network
 from crio_core.errors import LocalError
 from crio_core.layout import Layout
+from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
 from crio_io import devices, mounts, namespaces, rootfs, sandbox_files
 from crio_io.bundle import remove_bundle, write_bundle
-from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
 from crio_io.journal import Delete, Journal, Put
 from crio_io.monitor import ConmonMonitor, MonitorRequest
+from crio_io.pod_cgroups import PodCgroups
+from crio_io.sweep import Sweeper
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 NS_PER_S = 1_000_000_000
@@ -42,7 +42,8 @@ class HostExecutor:
         cni: Runs network plugins.
         exits: Waits for containers to end.
         images: Registries and layers.
-        cgroups: The host's hierarchies.
+        pod_cgroups: Looks after parent cgroups that exist for pods only.
+        sweeper: Removes what no record owns.
         monitor_cgroup: Where monitors are put; empty leaves them where the server is.
         log_size_max_bytes: Where monitors rotate a log; negative for never.
     """
@@ -53,7 +54,8 @@ class HostExecutor:
     cni: CniRunner
     exits: ExitWatcher
     images: ImageStore
-    cgroups: Cgroups
+    pod_cgroups: PodCgroups
+    sweeper: Sweeper
     monitor_cgroup: str = ""
     log_size_max_bytes: int = -1
 
@@ -82,7 +84,7 @@ class HostExecutor:
                 return ev.Released()
             case fx.RemoveSandboxFiles():
                 await sandbox_files.remove(Path(self.layout.sandbox(order.sandbox_id)))
-                await mounts.in_thread("remove pod cgroup", self.cgroups.remove_if_empty, order.cgroup_parent)
+                await mounts.in_thread("remove pod cgroup", self.pod_cgroups.forget, order.cgroup_parent)
                 return ev.Released()
             case fx.ObserveSandbox():
                 return await self._observe_sandbox(order)
@@ -92,7 +94,7 @@ class HostExecutor:
                 return await self._create(order)
             case fx.StartContainer():
                 await self._monitor(order.runtime_handler).runtime.start(order.container_id)
-                return ev.ContainerStarted(wall_ns=mounts.wall_ns())
+                return ev.ContainerStarted(wall_ns=time.time_ns())
             case fx.SignalContainer():
                 runtime = self._monitor(order.runtime_handler).runtime
                 await runtime.kill(order.container_id, order.signal, everyone=order.everyone)
@@ -107,6 +109,8 @@ class HostExecutor:
                 return await self._delete(order)
             case fx.ReleaseRootfs():
                 await self.images.unmount_rootfs(order.container_id)
+                bundle = Path(self.layout.bundle(order.container_id))
+                await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
                 return ev.Released()
             case fx.ReopenLog():
                 bundle = Path(self.layout.bundle(order.container_id))
@@ -124,7 +128,7 @@ class HostExecutor:
                 await self.images.remove(order.diff_id)
                 return ev.Released()
             case fx.SweepStorage():
-                return ev.StorageSwept(removed=await self._sweep(order))
+                return ev.StorageSwept(removed=await self.sweeper.sweep(order))
             case fx.Reply() | fx.ArmTimer() | fx.CancelTimer():
                 raise LocalError(f"{type(order).__name__} is the driver's own work")
             case _:
@@ -139,9 +143,10 @@ class HostExecutor:
     # --- sandboxes ----------------------------------------------------------------------------------------------
 
     async def _prepare_sandbox(self, order: fx.PrepareSandbox) -> ev.SandboxPrepared:
+        await mounts.in_thread("look at pod cgroup", self.pod_cgroups.remember, order.cgroup_parent)
         host = await mounts.in_thread("read host resolv.conf", _read_or_empty, HOST_RESOLV_CONF)
         files = {
-            "resolv.conf": resolv_conf_text(order.dns, host),
+            "resolv.conf": resolv_conf(order.dns, host),
             "hostname": hostname_text(order.hostname),
         }
         await sandbox_files.create(Path(self.layout.sandbox(order.sandbox_id)), files=files, shm_bytes=order.shm_bytes)
@@ -156,7 +161,17 @@ class HostExecutor:
         )
 
     async def _attach(self, order: fx.AttachNetwork) -> ev.NetworkAttached:
-        pod = _pod(order.sandbox_id, order.metadata, order.netns_path, order.port_mappings)
+        meta = order.metadata
+        pod = PodNetwork(
+            sandbox_id=order.sandbox_id,
+            namespace=meta.namespace,
+            name=meta.name,
+            uid=meta.uid,
+            netns=order.netns_path,
+            port_mappings=order.port_mappings,
+            bandwidth=bandwidth_from_annotations(order.annotations),
+            dns=order.dns,
+        )
         attachment = await self.cni.add(stored_network(order.network), pod)
         return ev.NetworkAttached(attachment=attachment.to_json(), ips=attachment.ips())
 
@@ -165,7 +180,15 @@ class HostExecutor:
         if order.netns is not None:
             found = await namespaces.observe(Path(order.netns.path).parent)
             netns = order.netns.path if found.get("net") == order.netns.inode else ""
-        pod = _pod(order.sandbox_id, order.metadata, netns, order.port_mappings)
+        meta = order.metadata
+        pod = PodNetwork(
+            sandbox_id=order.sandbox_id,
+            namespace=meta.namespace,
+            name=meta.name,
+            uid=meta.uid,
+            netns=netns,
+            port_mappings=order.port_mappings,
+        )
         target = Attachment.from_json(order.attachment) if order.attachment else stored_network(order.network)
         await self.cni.delete(target, pod)
         return ev.Released()
@@ -185,12 +208,12 @@ class HostExecutor:
             devices=await devices.requested(order.devices) if order.devices else (),
             host_devices=await devices.every() if order.all_devices else (),
             seccomp_profile=await devices.seccomp_profile(order.seccomp_path) if order.seccomp_path else "",
-            volumes=await self.images.make_volumes(order.container_id, path, order.volumes) if order.volumes else (),
         )
 
     async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:
         bundle = Path(self.layout.bundle(order.container_id))
-        await rootfs.prepare(Path(self.layout.rootfs(order.container_id)), order.make_directories)
+        root = Path(self.layout.rootfs(order.container_id))
+        await rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets)
         await mounts.in_thread(f"write bundle {bundle}", write_bundle, bundle, order.spec, order.log_path)
         created = await self._monitor(order.runtime_handler).create(
             MonitorRequest(
@@ -215,7 +238,6 @@ class HostExecutor:
         await monitor.runtime.delete(order.container_id)
         await monitor.stop(order.container_id, bundle)
         await self.exits.forget(order.container_id)
-        await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
         return ev.Released()
 
     async def _exec(self, order: fx.ExecInContainer) -> ev.ExecFinished:
@@ -227,19 +249,6 @@ class HostExecutor:
         return ev.ExecFinished(
             stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code, timed_out=done.timed_out
         )
-
-
-def _pod(
-    sandbox_id: str, metadata: PodSandboxMetadata, netns: str, port_mappings: tuple[PortMapping, ...]
-) -> PodNetwork:
-    return PodNetwork(
-        sandbox_id=sandbox_id,
-        namespace=metadata.namespace,
-        name=metadata.name,
-        uid=metadata.uid,
-        netns=netns,
-        port_mappings=port_mappings,
-    )
 
 
 def _read_or_empty(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""Credentials, kept out of the core: the node sees a handle, which can be recorded and logged, never what it stands for."""
+"""Credentials, kept out of the core: the node sees a handle, which may be recorded, never what it stands for."""
 
 import hashlib
 from secrets import token_bytes
@@ -6,7 +6,7 @@ from secrets import token_bytes
 from crio_core.cri import AuthConfig
 
 KEPT_MAX = 64
-"""Credentials remembered at one time: a pull goes on without its caller, so they are not forgotten when that one leaves."""
+"""Credentials remembered at one time: a pull goes on without its caller, so they outlast the call."""
 
 _NOBODY = AuthConfig()
 
@@ -14,8 +14,8 @@ _NOBODY = AuthConfig()
 class Vault:
     """The credentials that came last, by handle.
 
-    Equal credentials have equal handles, so that pulls of one image with the same rights are one pull. The handle is keyed
-    by chance that dies with the process: it cannot be turned back, nor compared between two servers.
+    Equal credentials have equal handles, so that pulls of one image with the same rights are one pull. The handle is
+    keyed by chance that dies with the process: it cannot be turned back, nor compared between two servers.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """Between CRI messages and the core's words. It translates, it never decides.
 
-Requests go through one generic reader: the classes of `crio_core.cri` have the messages' own field names, so a reader is
-compiled once for each class from its annotations. Answers are written by hand, one function a message.
+Requests go through one generic reader: the classes of `crio_core.cri` have the messages' own field names, so a reader
+is compiled once for each class from its annotations. Answers are written by hand, one function a message.
 """
 
 import types
@@ -12,11 +12,13 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, TypeVar
 
+import orjson
 from google.protobuf.message import Message
 
 from crio_core import cri
 from crio_core.errors import invalid
 from crio_core.image.config import parse_image_config
+from crio_core.oci.signals import cri_signal
 from crio_core.records import ContainerRecord, ImageRecord, SandboxRecord, SandboxState, decode_request
 from crio_core.replies import CONTAINER_STATES
 from crio_server.cri.v1 import api_pb2 as pb
@@ -34,11 +36,13 @@ def read(cls: type[T], message: Message, path: str = "") -> T:
     Raises:
         OperationError: INVALID_ARGUMENT, naming the field whose value the core's words cannot hold.
     """
-    return _reader(cls)(message, path)  # type: ignore[no-any-return]
+    kind: Any = cls
+    value: T = _reader(kind)(message, path)
+    return value
 
 
 @cache
-def _reader(cls: type) -> Reader:
+def _reader(cls: Any) -> Reader:
     hints = typing.get_type_hints(cls)
     readers = tuple((field.name, _field_reader(field.name, hints[field.name])) for field in fields(cls))
 
@@ -224,24 +228,11 @@ def container_status(record: ContainerRecord) -> pb.ContainerStatus:
         ),
         image_id=record.image_id,
         user=pb.ContainerUser(linux=_container_user(record)),
-        stop_signal=_stop_signal(record.stop_signal),
+        stop_signal=_number(pb.Signal, cri_signal(int(record.stop_signal))),
     )
 
 
-def _stop_signal(name: str) -> pb.Signal:
-    try:
-        return pb.Signal.Value(_cri_signal_name(name))
-    except ValueError:
-        return pb.SIGNAL_RUNTIME_DEFAULT
-
-
-def _cri_signal_name(name: str) -> str:
-    return "SIGNAL_" + name.replace("RTMIN+", "RTMINPLUS").replace("RTMAX-", "RTMAXMINUS")
-
-
 def _container_user(record: ContainerRecord) -> pb.LinuxContainerUser:
-    import orjson
-
     user = orjson.loads(record.process).get("user", {}) if record.process else {}
     return pb.LinuxContainerUser(
         uid=user.get("uid", 0), gid=user.get("gid", 0), supplemental_groups=user.get("additionalGids", ())

@@ -53,7 +53,7 @@ def main() -> None:
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else "spec/lifecycles")
     directory.mkdir(parents=True, exist_ok=True)
     pages = {f"{machine.name}.md": render(machine) for machine in discover()}
-    for stale in set(path.name for path in directory.glob("*.md")) - set(pages):
+    for stale in {path.name for path in directory.glob("*.md")} - set(pages):
         (directory / stale).unlink()
     for name, text in pages.items():
         (directory / name).write_text(text)

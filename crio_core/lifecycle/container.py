@@ -1,8 +1,9 @@
 """The life of a container.
 
-A container is reserved in the journal, its root filesystem mounted, its spec built and the container created by its monitor;
-later it is started, stopped and removed. The exit of its process is an observation that can come at any moment after the
-creation, before or after the result of whatever was ordered meanwhile, so every state says what an exit means there.
+A container is reserved in the journal, its root filesystem mounted, its spec built and the container created by its
+monitor; later it is started, stopped and removed. The exit of its process is an observation that can come at any
+moment after the creation, before or after the result of whatever was ordered meanwhile, so every state says what an
+exit means there.
 
 A stop has a deadline, the earliest that any caller asked for. After it the container is killed, and killed again until
 it is seen to be dead: a stop is answered with success only then.

@@ -1,7 +1,7 @@
 """The life of an image: resolved at a registry, its layers fetched and applied, recorded, and one day removed.
 
-While it is resolved an image has no id yet and is known by the pull that makes it. It is ready, and listed, only when its
-layers are durable and its record is in the journal.
+While it is resolved an image has no id yet and is known by the pull that makes it. It is ready, and listed, only when
+its layers are durable and its record is in the journal.
 """
 
 from dataclasses import dataclass, replace
@@ -18,7 +18,7 @@ S = ImageState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pull:
-    """A pull on its way, or (`image` alone) an image being removed. The id of a pull is its reference and credentials."""
+    """A pull on its way, known by its reference and credentials; or, with `image` alone, an image being removed."""
 
     id: str
     state: ImageState

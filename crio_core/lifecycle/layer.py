@@ -99,7 +99,12 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
         case S.APPLYING:
             if came_from is S.APPLYING:
                 return Arrival(record=record)
-            apply = fx.ApplyLayer(digest=layer.digest, diff_id=layer.diff_id, media_type=layer.media_type)
+            apply = fx.ApplyLayer(
+                digest=layer.digest,
+                diff_id=layer.diff_id,
+                size_bytes=layer.size_bytes,
+                media_type=layer.media_type,
+            )
             return Arrival(record=record, orders=(apply,))
         case S.APPLIED:
             if isinstance(event, LayerApplied):

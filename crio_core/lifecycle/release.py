@@ -1,4 +1,6 @@
-"""What the lifecycles of sandboxes, containers and layers share: giving back what a record holds, and owing what will not go."""
+"""What the lifecycles of sandboxes, containers and layers share: giving back what a record holds, and owing what will
+not go.
+"""
 
 from dataclasses import dataclass
 
@@ -44,5 +46,5 @@ def retry_timer(record_id: str) -> str:
 
 
 def retry_after_ns(retries: int) -> int:
-    """1 s after the first failure, then twice as long each time, at most 5 minutes. `retries` counts failures so far."""
+    """1 s after the first failure, twice as long after each other one, at most 5 minutes."""
     return min(RETRY_FIRST_NS << min(max(retries - 1, 0), DOUBLINGS_MAX), RETRY_LIMIT_NS)

@@ -1,8 +1,9 @@
 """The life of a pod sandbox.
 
-A sandbox is reserved in the journal before anything of it exists. Then its namespaces are pinned, its network attached and,
-where one is needed, its infra container started; each of these is a *part* that the record holds from the moment in which
-it is ordered, and gives back, last taken first, when the sandbox is stopped or its creation fails.
+A sandbox is reserved in the journal before anything of it exists. Then its namespaces are pinned, its network
+attached and, where one is needed, its infra container started; each of these is a *part* that the record holds from
+the moment in which it is ordered, and gives back, last taken first, when the sandbox is stopped or its creation
+fails.
 
 A part that cannot be given back, such as a network whose plugin is missing, stays owed: the release is tried again with
 growing pauses, also after the sandbox was removed and across restarts. What the client sees does not wait for it.
@@ -209,6 +210,7 @@ def _prepare(record: SandboxRecord) -> Arrival[SandboxRecord]:
         sysctls=config.linux.sysctls,
         dns=config.dns_config,
         shm_bytes=SHM_BYTES if "ipc" in kinds else 0,
+        cgroup_parent=config.linux.cgroup_parent,
     )
     return Arrival(record=replace(record, holds=(Part.FILES, Part.NAMESPACES)), orders=(order,))
 
@@ -217,12 +219,15 @@ def _attach(record: SandboxRecord) -> Arrival[SandboxRecord]:
     if Part.NETWORK not in record.plan:
         return Arrival(record=record, then=NetworkSkipped())
     netns = _netns(record)
+    config = sandbox_request(record)
     order = fx.AttachNetwork(
         sandbox_id=record.id,
         metadata=record.metadata,
         network=record.network,
         netns_path=netns.path if netns else "",
-        port_mappings=sandbox_request(record).port_mappings,
+        port_mappings=config.port_mappings,
+        annotations=config.annotations,
+        dns=config.dns_config,
     )
     return Arrival(record=replace(record, holds=(*record.holds, Part.NETWORK)), orders=(order,))
 

@@ -3,8 +3,8 @@
     node = Node(settings)
     effects = node.step(CallArrived(call_id=1, request=RunPodSandbox(config=...), at_ns=..., wall_ns=..., new_id=...))
 
-The caller executes the effects, lane by lane, and feeds back an `EffectEnded` for each. A step is synchronous and applies
-its event whole, or raises `LocalError` and leaves the node as it was.
+The caller executes the effects, lane by lane, and feeds back an `EffectEnded` for each. A step is synchronous and
+applies its event whole, or raises `LocalError` and leaves the node as it was.
 """
 
 from collections.abc import Callable, Mapping

@@ -1,4 +1,6 @@
-"""What a request must be like before anything is reserved for it. Each refusal names the field, the value and what was expected."""
+"""What a request must be like before anything is reserved for it. Each refusal names the field, the value and what was
+expected.
+"""
 
 import re
 from pathlib import PurePosixPath
@@ -79,7 +81,7 @@ def container(config: ContainerConfig) -> None:
             raise OperationError(
                 Code.UNIMPLEMENTED,
                 "IMAGE_MOUNTS_UNIMPLEMENTED",
-                f"config.mounts[{index}].image: {mount.image.image!r}: mounting images is not implemented by this version",
+                f"config.mounts[{index}].image: {mount.image.image!r}: image mounts are not implemented yet",
             )
         absolute_path(f"config.mounts[{index}].host_path", mount.host_path)
     if config.stop_signal not in set(Signal):

@@ -1,4 +1,4 @@
-"""Images: finding them by any of their names, pulling them once however many ask, and letting go of what nobody needs."""
+"""Images: finding them by any of their names, pulling them once however many ask, removing what nobody needs."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.events import LayerDescriptor
-from crio_core.image.reference import normalise, parse_image_id
+from crio_core.image.reference import normalise, parse_image_id, parse_reference
 from crio_core.lifecycle import image as im
 from crio_core.lifecycle.layer import LAYER, Layer, LayerUnused, LayerWanted
 from crio_core.node.state import State
@@ -34,11 +34,22 @@ def find_image(state: State, spec: ImageSpec) -> ImageRecord | None:
     for one in state.images.values():
         if any(known in names for known in (*one.tags, *one.digests)):
             return one
+    short = _short_name(name)
+    if short:
+        found = [one for one in state.images.values() if any(tag.endswith(short) for tag in one.tags)]
+        if len(found) == 1:
+            return found[0]
     if ID_PREFIX.fullmatch(name):
         found = [one for key, one in state.images.items() if key.removeprefix("sha256:").startswith(name)]
         if len(found) == 1:
             return found[0]
     return None
+
+
+def _short_name(text: str) -> str:
+    """How the tags end that a short name may stand for, whatever registry it was found in; empty for a full name."""
+    reference = parse_reference(text, "image.image").tagged()
+    return f"/{reference}" if reference.is_short and not reference.digest else ""
 
 
 def canonical_names(text: str) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, r
 from crio_core.node import images, pods, specs
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, Failure, ImageRecord, Part, SandboxRecord, SandboxState
-from crio_core.replies import Done
 
 _PARTS: Mapping[type, Part] = {
     fx.DetachNetwork: Part.NETWORK,
@@ -62,12 +61,15 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
             if owner in state.containers and event.outcome == ev.ContainerObserved(status="running"):
                 pods.advance_container(state, owner, ct.FoundRunning(wall_ns=event.wall_ns))
         case fx.ReopenLog():
-            failed = isinstance(event.outcome, ev.Failed)
-            state.answer(owner, "reopen-log", event.outcome.failure if failed else Done())  # type: ignore[union-attr]
+            state.answer(owner, "reopen-log", _failure(event.outcome))
         case fx.SweepStorage():
             pass
         case _:
             _advance_owner(state, owner, _lifecycle_event(state, owner, order, event))
+
+
+def _failure(outcome: ev.Outcome) -> Failure | None:
+    return outcome.failure if isinstance(outcome, ev.Failed) else None
 
 
 def _lifecycle_event(state: State, owner: str, order: fx.Order, event: ev.EffectEnded) -> object:
@@ -108,7 +110,7 @@ def _advance_owner(state: State, owner: str, event: object) -> None:
 
 def _saved(state: State, owner: str, order: fx.SaveRecord, outcome: ev.Outcome) -> None:
     record = order.record
-    failure = outcome.failure if isinstance(outcome, ev.Failed) else None
+    failure = _failure(outcome)
     match record:
         case SandboxRecord(state=SandboxState.RESERVED):
             first: object = ev.RecordSaved() if failure is None else sb.RecordNotSaved(failure=failure)
@@ -125,8 +127,8 @@ def _saved(state: State, owner: str, order: fx.SaveRecord, outcome: ev.Outcome) 
 
 def _deleted(state: State, owner: str, order: fx.DeleteRecord, outcome: ev.Outcome) -> None:
     if order.kind == ImageRecord.KIND and owner in state.pulls:
-        failed = isinstance(outcome, ev.Failed)
-        _advance_owner(state, owner, im.ImageNotDeleted(failure=outcome.failure) if failed else outcome)  # type: ignore[union-attr]
+        failure = _failure(outcome)
+        _advance_owner(state, owner, outcome if failure is None else im.ImageNotDeleted(failure=failure))
     else:
         _look_after(state, order.kind, order.record_id, failed=isinstance(outcome, ev.Failed))
 

@@ -16,7 +16,7 @@ from crio_core.cri import (
     NamespaceMode,
     NamespaceOption,
 )
-from crio_core.errors import Code, OperationError
+from crio_core.errors import Code, OperationError, invalid
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.release import PartReleased, Resumed
@@ -96,13 +96,17 @@ def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: s
     state.emit(new_id, fx.SaveRecord(record=record))
 
 
+def _title(record: SandboxRecord) -> str:
+    return f"{record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt}"
+
+
 def _join_sandbox(state: State, call_id: int, record: SandboxRecord, text: str) -> None:
     if record.request != text:
         raise OperationError(
             Code.ALREADY_EXISTS,
             "SANDBOX_NAME_TAKEN",
-            f"metadata: {record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt} is sandbox "
-            f"{record.id}, made from another configuration: expected the same one, or another attempt",
+            f"metadata: {_title(record)} is sandbox {record.id}, made from another configuration: expected "
+            "the same one, or another attempt",
         )
     if record.state is SandboxState.READY:
         state.reply(call_id, Created(id=record.id), lane=record.id)
@@ -112,8 +116,8 @@ def _join_sandbox(state: State, call_id: int, record: SandboxRecord, text: str) 
         raise OperationError(
             Code.ALREADY_EXISTS,
             "SANDBOX_NAME_TAKEN",
-            f"metadata: {record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt} is sandbox "
-            f"{record.id}, which is {record.state.value}: remove it, or use another attempt",
+            f"metadata: {_title(record)} is sandbox {record.id}, which is {record.state.value}: remove it, "
+            "or use another attempt",
         )
 
 
@@ -151,6 +155,12 @@ def create_container(state: State, call_id: int, request: rq.CreateContainer, ne
             Code.FAILED_PRECONDITION,
             "SANDBOX_NOT_READY",
             f"pod_sandbox_id: sandbox {sandbox.id} is {sandbox.state.value}: expected a ready one",
+        )
+    if config.linux.security_context.namespace_options.pid is NamespaceMode.POD and Part.INFRA not in sandbox.plan:
+        raise invalid(
+            "config.linux.security_context.namespace_options.pid",
+            "POD",
+            f"CONTAINER or NODE, as sandbox {sandbox.id} was made without a PID namespace to share",
         )
     text = orjson.dumps(config).decode()
     known_id = state.container_names.get((sandbox.id, config.metadata.name, config.metadata.attempt))
@@ -297,9 +307,11 @@ def exec_sync(state: State, call_id: int, request: rq.ExecSync) -> None:
 def advance_sandbox(state: State, sandbox_id: str, event: object) -> None:
     """Apply an event to a sandbox and do what its lifecycle asks for."""
     record, outputs = sb.SANDBOX.step(state.sandboxes[sandbox_id], event)
-    if record.state in NAMELESS_SANDBOX and state.sandbox_names.get(sandbox_key(record)) == record.id:
-        if not state.awaited(record.id, "create") or record.state is SandboxState.GONE:
-            state.sandbox_names.pop(sandbox_key(record))
+    nameless = record.state in NAMELESS_SANDBOX
+    if record.state is not SandboxState.GONE:
+        nameless = nameless and not state.awaited(record.id, "create")
+    if nameless and state.sandbox_names.get(sandbox_key(record)) == record.id:
+        state.sandbox_names.pop(sandbox_key(record))
     if record.state is SandboxState.GONE:
         state.sandboxes.pop(sandbox_id)
         state.members.pop(sandbox_id)
@@ -436,7 +448,7 @@ def _stuck(state: State, record: ContainerRecord) -> None:
         failure = Failure(
             code=Code.DEADLINE_EXCEEDED.value,
             reason="CONTAINER_UNKILLABLE",
-            message=f"sandbox {sandbox.id}: container {record.id} does not end: its process {record.pid} survives SIGKILL",
+            message=f"sandbox {sandbox.id}: process {record.pid} of container {record.id} survives SIGKILL",
         )
         advance_sandbox(state, sandbox.id, sb.ContainersStuck(failure=failure))
 

@@ -28,7 +28,7 @@ def _by_prefix(kind: str, field: str, prefix: str, ids: Iterable[str]) -> str | 
         raise OperationError(
             Code.INVALID_ARGUMENT,
             "AMBIGUOUS_ID",
-            f"{field}: {prefix!r} is not valid: expected the start of one {kind} id, it is that of {len(found)}: {shown}",
+            f"{field}: {prefix!r} is not valid: expected the start of one {kind} id, not of {len(found)}: {shown}",
         )
     return found[0] if found else None
 

@@ -1,8 +1,7 @@
-"""What the core needs to know of the configuration and of the host, fixed for the life of a node unless it is reloaded."""
+"""What the core needs to know of the configuration and of the host."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 
 from crio_core.layout import Layout
 from crio_core.oci.facts import HostFacts, SpecDefaults
@@ -31,4 +30,3 @@ class Settings:
     pause_command: tuple[str, ...] = ("/pause",)
     pinned_images: tuple[str, ...] = ()
     """Glob patterns of references that may not be collected, besides the pause image."""
-    pod_logs: PurePosixPath = PurePosixPath("/var/log/pods")

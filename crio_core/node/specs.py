@@ -1,4 +1,4 @@
-"""From records to what the runtime is told: the container's spec, its log path, its stop signal, the process of an exec."""
+"""From records to what the runtime is told: specs, log paths, stop signals, the processes of execs."""
 
 from collections.abc import Mapping
 from hashlib import sha256
@@ -15,8 +15,8 @@ from crio_core.lifecycle.container import SpecBuilt
 from crio_core.lifecycle.sandbox import sandbox_request
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
+from crio_core.oci import signals
 from crio_core.oci.plan import ContainerPlan, InfraPlan
-from crio_core.oci.signals import stop_signal_name
 from crio_core.oci.spec import container_spec, infra_spec
 from crio_core.oci.spec import exec_process as build_exec_process
 from crio_core.records import ContainerRecord, ContainerState, ImageRecord, SandboxRecord, decode_request
@@ -30,7 +30,7 @@ def infra_id(sandbox_id: str) -> str:
 
 
 def needs_infra(config: PodSandboxConfig, handler: Handler, settings: Settings) -> bool:
-    """Whether a pod needs a process of its own: to hold a shared PID namespace, to be a VM, or because it is configured."""
+    """Whether a pod needs a process of its own: for a shared PID namespace, as a VM, or because it is configured."""
     shared_pid = config.linux.security_context.namespace_options.pid is NamespaceMode.POD
     return shared_pid or handler.vm or not settings.drop_infra
 
@@ -49,16 +49,13 @@ def image_config(image: ImageRecord) -> ImageConfig:
 
 
 def stop_signal(config: ContainerConfig, image: ImageRecord) -> str:
-    """The signal that asks the container to end: the request's, else the image's, else SIGTERM."""
-    return stop_signal_name(config.stop_signal, image_config(image).stop_signal)
+    """The number of the signal that asks the container to end: the request's, else the image's, else SIGTERM's."""
+    return str(signals.stop_signal(config, image_config(image)))
 
 
 def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
     """The order that mounts a container's root filesystem and looks up what its spec needs."""
     config = decode_request(ContainerConfig, container.request)
-    image = state.images.get(container.image_id)
-    covered = {str(PurePosixPath(mount.container_path)) for mount in config.mounts}
-    volumes = image_config(image).volumes if image else ()
     context = config.linux.security_context
     localhost = context.seccomp.profile_type is ProfileType.LOCALHOST
     return fx.MountRootfs(
@@ -67,7 +64,6 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
         devices=config.devices,
         all_devices=context.privileged,
         seccomp_path=context.seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
-        volumes=tuple(path for path in volumes if str(PurePosixPath(path)) not in covered),
     )
 
 
@@ -93,7 +89,8 @@ def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> S
         sandbox_id=sandbox.id,
         runtime_handler=container.runtime_handler,
         spec=orjson.dumps(spec),
-        make_directories=(process["cwd"],),
+        make_directories=(process["cwd"], *image_config(image).volumes),
+        mount_targets=tuple(mount.container_path for mount in config.mounts),
         log_path=container.log_path,
         terminal=config.tty,
         stdin=config.stdin,
@@ -157,7 +154,6 @@ def _plan(
         resolv_conf_path=str(layout.resolv_conf(sandbox.id)),
         hostname_path=str(layout.hostname(sandbox.id)),
         shm_path=str(layout.shm(sandbox.id)) if "ipc" in namespaces else "/dev/shm",
-        volumes=mounted.volumes,
         devices=mounted.devices,
         host_devices=mounted.host_devices,
         seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,

@@ -1,4 +1,4 @@
-"""What a node remembers, and the bookkeeping that every step shares: tables that can be undone, calls, lanes, effects."""
+"""What a node remembers, and the bookkeeping of every step: tables that can be undone, calls, effects."""
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
@@ -18,7 +18,6 @@ CALLS_MAX = 10_000
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
-_ABSENT = object()
 
 
 class Table(Generic[K, V]):
@@ -52,12 +51,12 @@ class Table(Generic[K, V]):
         return tuple(self._items.items())
 
     def put(self, key: K, value: V) -> None:
-        before = self._items.get(key, _ABSENT)
-        self._items[key] = value
-        if before is _ABSENT:
-            self._undo.append(lambda: self._items.pop(key))
+        if key in self._items:
+            before = self._items[key]
+            self._undo.append(lambda: self._items.__setitem__(key, before))
         else:
-            self._undo.append(lambda: self._items.__setitem__(key, before))  # type: ignore[arg-type]
+            self._undo.append(lambda: self._items.pop(key))
+        self._items[key] = value
 
     def pop(self, key: K) -> V | None:
         if key not in self._items:
@@ -111,7 +110,23 @@ class State:
     """Sandboxes to be told within this step that the image of their infra container is there, or why not."""
 
     def __post_init__(self) -> None:
-        for name in ["sandboxes", "containers", "images", "pulls", "layers", "sessions", "sandbox_names", "container_names", "members", "waiters", "calls", "inflight", "infra_pulls", "unsaved", "quarantined"]:
+        for name in [
+            "sandboxes",
+            "containers",
+            "images",
+            "pulls",
+            "layers",
+            "sessions",
+            "sandbox_names",
+            "container_names",
+            "members",
+            "waiters",
+            "calls",
+            "inflight",
+            "infra_pulls",
+            "unsaved",
+            "quarantined",
+        ]:
             setattr(self, name, Table(self.undo))
 
     # --- effects ------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What the two services share: one wrapper around every handler, and answers that are serialized already.
 
-A service is a class with a coroutine for each method that it has: request message in, reply message out. Methods that it
-does not have answer UNIMPLEMENTED and name themselves.
+A service is a class with a coroutine for each method that it has: request message in, reply message out. Methods that
+it does not have answer UNIMPLEMENTED and name themselves.
 """
 
 from collections.abc import Awaitable, Callable, Mapping

@@ -1,6 +1,6 @@
 """The CRI's RuntimeService, as far as it is implemented."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ class RuntimeService:
         refresh_network: Looks at the CNI configuration now, and tells the node if it has changed.
     """
 
-    def __init__(self, driver: Driver, facts: NodeFacts, refresh_network: Callable[[], None]) -> None:
+    def __init__(self, driver: Driver, facts: NodeFacts, refresh_network: Callable[[], Awaitable[None]]) -> None:
         self._driver = driver
         self._facts = facts
         self._refresh_network = refresh_network
@@ -95,7 +95,7 @@ class RuntimeService:
         )
 
     async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
-        self._refresh_network()
+        await self._refresh_network()
         status = await self._driver.call(rq.Status())
         assert isinstance(status, NodeStatus)
         conditions = [
@@ -135,7 +135,7 @@ class RuntimeService:
     # --- sandboxes ----------------------------------------------------------------------------------------------
 
     async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
-        self._refresh_network()
+        await self._refresh_network()
         config = translate.read(cri.PodSandboxConfig, request.config, "config")
         made = await self._driver.call(rq.RunPodSandbox(config=config, runtime_handler=request.runtime_handler))
         assert isinstance(made, Created)

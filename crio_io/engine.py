@@ -1,0 +1,283 @@
+"""The whole runtime in one process, without a server: what `crio` serves and what other programs embed.
+
+async with open_engine(EngineOptions(root=..., runroot=...)) as engine:
+    pod = await engine.run_pod(PodSandboxConfig(...))
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import anyio
+
+from crio_core import requests as rq
+from crio_core.cri import AuthConfig, ContainerConfig, ImageSpec, PodSandboxConfig
+from crio_core.errors import Code, OperationError
+from crio_core.events import JournalLoaded, NetworkChanged
+from crio_core.layout import Layout
+from crio_core.node import Handler, Node, Settings
+from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
+from crio_core.records import ContainerRecord, ContainerState
+from crio_core.replies import ContainerFound, Created, Executed, Pulled, Result
+from crio_io import host
+from crio_io.cgroups import Cgroups
+from crio_io.cni import CniRunner
+from crio_io.cni_watch import NetworkConfigs, NetworkState
+from crio_io.driver import Driver
+from crio_io.executor import HostExecutor
+from crio_io.exits import ExitWatcher
+from crio_io.images import ImageStore, RegistryOptions
+from crio_io.journal import Journal
+from crio_io.monitor import ConmonMonitor
+from crio_io.pod_cgroups import PodCgroups
+from crio_io.runtime import OciRuntime
+from crio_io.sweep import Sweeper
+from crio_io.vault import Vault
+
+log = logging.getLogger(__name__)
+
+NS_PER_S = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeOptions:
+    """One OCI runtime: its program, where it keeps its state, and its monitor program."""
+
+    path: str = "runc"
+    root: str = "/run/runc"
+    vm: bool = False
+    allowed_annotations: tuple[str, ...] = ()
+    monitor_path: str = "conmon"
+    monitor_env: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineOptions:
+    """How an engine is set up; the defaults are those of `crio`."""
+
+    root: Path = Path("/var/lib/crio")
+    runroot: Path = Path("/run/crio")
+    runtimes: Mapping[str, RuntimeOptions] = field(default_factory=lambda: {"runc": RuntimeOptions()})
+    default_runtime: str = "runc"
+    systemd_cgroup: bool = False
+    monitor_cgroup: str = ""
+    cni_config_dir: str = "/etc/cni/net.d"
+    cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
+    cni_default_network: str = ""
+    drop_infra: bool = True
+    pause_image: str = "registry.k8s.io/pause:3.10"
+    pause_command: tuple[str, ...] = ("/pause",)
+    pinned_images: tuple[str, ...] = ()
+    log_size_max_bytes: int = -1
+    namespaces_dir: str = ""
+    exits_dir: str = ""
+    attach_dir: str = ""
+    defaults: SpecDefaults = SpecDefaults()
+    registries: RegistryOptions = RegistryOptions()
+
+
+class Engine:
+    """A running node. Every method raises `OperationError` when the node refuses or the work fails."""
+
+    def __init__(self, driver: Driver, images: ImageStore, vault: Vault, networks: NetworkConfigs) -> None:
+        self.driver = driver
+        self.images = images
+        self.vault = vault
+        self._networks = networks
+
+    async def refresh_network(self) -> None:
+        """Look at the CNI configuration now."""
+        self.network_seen(await self._networks.state())
+
+    def network_seen(self, state: NetworkState) -> None:
+        """Tell the node which network pods get."""
+        network = state.network.conf if state.network else ""
+        reason = state.error.message if state.error else ""
+        if (network, reason) != self._last_network:
+            self._last_network = (network, reason)
+            self.driver.feed(NetworkChanged(network=network, reason=reason))
+            for fault in state.faults:
+                log.warning("CNI configuration: %s", fault)
+
+    _last_network: tuple[str, str] = ("", "")
+
+    async def pull(self, reference: str, auth: AuthConfig | None = None) -> str:
+        """Pull an image; returns its id."""
+        handle = self.vault.keep(auth or AuthConfig())
+        pulled = await self.driver.call(rq.PullImage(image=ImageSpec(image=reference), auth=handle))
+        assert isinstance(pulled, Pulled)
+        return pulled.image_id
+
+    async def run_pod(self, config: PodSandboxConfig, runtime_handler: str = "") -> str:
+        """Make a pod sandbox and wait until it is ready; returns its id."""
+        made = await self.driver.call(rq.RunPodSandbox(config=config, runtime_handler=runtime_handler))
+        assert isinstance(made, Created)
+        return made.id
+
+    async def create_container(self, sandbox_id: str, config: ContainerConfig) -> str:
+        """Create a container in a ready sandbox; returns its id."""
+        made = await self.driver.call(rq.CreateContainer(sandbox_id=sandbox_id, config=config))
+        assert isinstance(made, Created)
+        return made.id
+
+    async def start_container(self, container_id: str) -> None:
+        """Run a created container's process."""
+        await self.driver.call(rq.StartContainer(container_id=container_id))
+
+    async def wait_container(self, container_id: str) -> ContainerRecord:
+        """Wait until a container has exited; returns it with its exit code."""
+
+        def exited(answer: Result) -> bool:
+            assert isinstance(answer, ContainerFound)
+            return answer.container.state is ContainerState.EXITED
+
+        answer = await self.driver.until(rq.ContainerStatus(container_id=container_id), exited)
+        assert isinstance(answer, ContainerFound)
+        return answer.container
+
+    async def exec(self, container_id: str, command: tuple[str, ...], timeout_s: float = 0) -> Executed:
+        """Run a command in a running container; returns its output and exit code."""
+        done = await self.driver.call(
+            rq.ExecSync(container_id=container_id, command=command, timeout_ns=int(timeout_s * NS_PER_S))
+        )
+        assert isinstance(done, Executed)
+        return done
+
+    async def stop_container(self, container_id: str, grace_s: float = 10) -> None:
+        """Stop a container: its stop signal, then after `grace_s` a kill."""
+        await self.driver.call(rq.StopContainer(container_id=container_id, grace_ns=int(grace_s * NS_PER_S)))
+
+    async def remove_container(self, container_id: str) -> None:
+        """Remove a container, killed first if it runs."""
+        await self.driver.call(rq.RemoveContainer(container_id=container_id))
+
+    async def stop_pod(self, sandbox_id: str) -> None:
+        """Stop a pod: kill its containers, give back its network."""
+        await self.driver.call(rq.StopPodSandbox(sandbox_id=sandbox_id))
+
+    async def remove_pod(self, sandbox_id: str) -> None:
+        """Remove a pod and its containers."""
+        await self.driver.call(rq.RemovePodSandbox(sandbox_id=sandbox_id))
+
+
+def _program(path: str, what: str) -> str:
+    found = shutil.which(path)
+    if found is None:
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "PROGRAM_NOT_FOUND",
+            f"{what}: {path!r} is not an executable file, nor one in $PATH",
+        )
+    return os.path.realpath(found) if os.path.isabs(path) else found
+
+
+def _monitors(options: EngineOptions, layout: Layout, cgroups: Cgroups) -> dict[str, ConmonMonitor]:
+    monitors = {}
+    for name, runtime in options.runtimes.items():
+        oci = OciRuntime(
+            name,
+            _program(runtime.path, f"runtime {name}"),
+            runtime.root,
+            systemd_cgroup=options.systemd_cgroup,
+            scratch=Path(layout.scratch),
+        )
+        monitors[name] = ConmonMonitor(
+            _program(runtime.monitor_path, f"monitor of runtime {name}"),
+            oci,
+            exit_dir=Path(layout.exits),
+            socket_dir=Path(layout.attach),
+            cgroups=cgroups,
+            env=runtime.monitor_env or {"PATH": os.environ.get("PATH", os.defpath)},
+        )
+    return monitors
+
+
+def settings_of(options: EngineOptions, layout: Layout, facts: HostFacts) -> Settings:
+    """What the core decides by."""
+    return Settings(
+        layout=layout,
+        host=facts,
+        defaults=options.defaults,
+        handlers={
+            name: Handler(name=name, vm=one.vm, allowed_annotations=one.allowed_annotations)
+            for name, one in options.runtimes.items()
+        },
+        default_handler=options.default_runtime,
+        drop_infra=options.drop_infra,
+        pause_image=options.pause_image,
+        pause_command=options.pause_command,
+        pinned_images=options.pinned_images,
+    )
+
+
+@asynccontextmanager
+async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
+    """Set up a node under its own directories and run it until the block ends.
+
+    Containers go on running after that; the next engine with the same directories finds them.
+
+    Raises:
+        OperationError: A program is missing, or the directories are in use by another engine.
+    """
+    layout = Layout(
+        root=PurePosixPath(options.root),
+        runroot=PurePosixPath(options.runroot),
+        namespaces_dir=options.namespaces_dir,
+        exits_dir=options.exits_dir,
+        attach_dir=options.attach_dir,
+    )
+    for directory in (layout.root, layout.runroot, layout.sandboxes, layout.containers, layout.exits, layout.attach):
+        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+    cgroup_driver = CgroupDriver.SYSTEMD if options.systemd_cgroup else CgroupDriver.CGROUPFS
+    here = await host.look(cgroup_driver)
+    monitors = _monitors(options, layout, here.cgroups)
+    vault = Vault()
+    async with AsyncExitStack() as stack:
+        journal, loaded = await Journal.open(Path(layout.journal))
+        stack.push_async_callback(journal.close)
+        for repair in loaded.repairs:
+            log.warning("journal: %s", repair)
+        images = await stack.enter_async_context(ImageStore.opened(layout, options.registries, vault))
+        sweeper = Sweeper(layout, images, tuple(monitors.values()))
+        await sweeper.look()
+        executor = HostExecutor(
+            layout=layout,
+            journal=journal,
+            monitors=monitors,
+            cni=CniRunner(options.cni_plugin_dirs),
+            exits=ExitWatcher(Path(layout.exits), Path(layout.containers), here.cgroups),
+            images=images,
+            pod_cgroups=PodCgroups(here.cgroups, cgroup_driver, Path(layout.scratch) / "cgroups"),
+            sweeper=sweeper,
+            monitor_cgroup=options.monitor_cgroup,
+            log_size_max_bytes=options.log_size_max_bytes,
+        )
+        driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
+        networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
+        engine = Engine(driver, images, vault, networks)
+        await stack.enter_async_context(driver.running())
+        driver.feed(
+            JournalLoaded(
+                rows=tuple((row.kind, row.id, row.data) for row in loaded.rows),
+                boot_id=here.boot_id,
+                at_ns=time.monotonic_ns(),
+                wall_ns=time.time_ns(),
+                quarantined={f"{kind}/{record_id}": reason for kind, record_id, reason in loaded.quarantined},
+            )
+        )
+        async with anyio.create_task_group() as tasks:
+            await engine.refresh_network()
+            tasks.start_soon(networks.watch, engine.network_seen)
+            yield engine
+            with anyio.move_on_after(DRAIN_S, shield=True):
+                await driver.drained()
+            tasks.cancel_scope.cancel()
+
+
+DRAIN_S = 10.0
+"""How long work that is under way may take when an engine ends; what is cut off then is resumed by the next one."""

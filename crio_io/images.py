@@ -1,0 +1,208 @@
+"""Images on the host: the core's orders in the words of the registry client and of the store."""
+
+import platform as host_platform
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core.errors import Code, OperationError
+from crio_core.image.auth import Auth, Credentials, parse_auth_file
+from crio_core.image.digest import parse_digest
+from crio_core.image.platform import platform_of_machine
+from crio_core.image.reference import parse_reference
+from crio_core.image.registries import RegistriesConfig, candidates, parse_registries
+from crio_core.image.resolved import LayerDescriptor, ResolvedImage
+from crio_core.layout import Layout
+from crio_io import mounts
+from crio_io.registry.blob import Progress
+from crio_io.registry.client import RegistryClient
+from crio_io.storage.store import Store, Usage
+from crio_io.vault import Vault
+
+RESOLVED_MAX = 64
+"""Resolved images remembered between the effects of their pulls; a forgotten one is asked for again."""
+PARTIAL_BLOB_AGE_S = 86400.0
+"""How long a partial download is kept for a pull that goes on with it."""
+CONF_BYTES_MAX = 1024 * 1024
+CONF_FILES_MAX = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegistryOptions:
+    """How registries are reached: the files of containers-registries.conf(5), credentials, certificates.
+
+    Args:
+        conf: The main file; it need not exist.
+        conf_dir: Its drop-ins.
+        search: Registries for short names, in place of what the files say; empty leaves it to them.
+        insecure: Hosts and address ranges that may be spoken to without TLS.
+        auth_file: Credentials for pulls that bring none; empty for none.
+        certs_dirs: Directories with a directory of certificates for each host.
+    """
+
+    conf: Path = Path("/etc/containers/registries.conf")
+    conf_dir: Path = Path("/etc/containers/registries.conf.d")
+    search: tuple[str, ...] = ()
+    insecure: tuple[str, ...] = ()
+    auth_file: str = ""
+    certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+
+
+class ImageStore:
+    """Executes the core's orders about images. Make one with `opened`."""
+
+    def __init__(self, layout: Layout, options: RegistryOptions, vault: Vault, store: Store) -> None:
+        self.store = store
+        self._layout = layout
+        self._options = options
+        self._vault = vault
+        self._platform = platform_of_machine(host_platform.machine())
+        self._client = RegistryClient(certs_dirs=options.certs_dirs)
+        self._resolved: dict[tuple[str, str], ResolvedImage] = {}
+        self._progress: dict[str, Progress] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, layout: Layout, options: RegistryOptions, vault: Vault) -> AsyncIterator["ImageStore"]:
+        """Open the store below the layout's root, and close it and every connection at the end."""
+        store = Store(Path(layout.storage))
+        await store.open()
+        images = cls(layout, options, vault, store)
+        try:
+            yield images
+        finally:
+            await images._client.aclose()
+            await store.aclose()
+
+    @property
+    def progress(self) -> Mapping[str, Progress]:
+        """How far each blob that is being fetched has come, by digest."""
+        return self._progress
+
+    def reload(self, options: RegistryOptions) -> None:
+        """Reach registries by other options from now on."""
+        self._options = options
+
+    # --- pulling ------------------------------------------------------------------------------------------------
+
+    async def resolve(self, order: fx.ResolveImage) -> ev.ImageResolved:
+        """Ask the registries what a reference means."""
+        found = await self._ask(order.reference, order.auth)
+        tags = (str(found.reference),) if found.reference.tag and not found.reference.digest else ()
+        return ev.ImageResolved(
+            image_id=str(found.config_digest),
+            tags=tags,
+            digests=(str(found.reference.by_digest(found.repo_digest)),),
+            config=found.config.decode(),
+            user=found.image_config.user,
+            layers=tuple(
+                ev.LayerDescriptor(
+                    digest=str(layer.digest),
+                    diff_id=str(layer.diff_id),
+                    size_bytes=layer.size_bytes,
+                    media_type=layer.media_type,
+                )
+                for layer in found.layers
+            ),
+        )
+
+    async def _ask(self, reference: str, auth: str) -> ResolvedImage:
+        config = await mounts.in_thread("read registries.conf", _registries, self._options)
+        places = candidates(config, parse_reference(reference, "image.image"))
+        found = await self._client.resolve(places, self._platform, await self._auth(auth))
+        self._resolved.pop((reference, auth), None)
+        self._resolved[(reference, auth)] = found
+        while len(self._resolved) > RESOLVED_MAX:
+            del self._resolved[next(iter(self._resolved))]
+        return found
+
+    async def _auth(self, handle: str) -> Auth:
+        auths: Mapping[str, Credentials] = {}
+        if self._options.auth_file:
+            path = Path(self._options.auth_file)
+            auths = parse_auth_file(await mounts.in_thread(f"read auth file {path}", _read_bounded, path))
+        return Auth(cri=self._vault.get(handle), auths=auths)
+
+    async def fetch(self, order: fx.FetchLayer) -> ev.LayerFetched:
+        """Download a layer's blob."""
+        found = self._resolved.get((order.reference, order.auth)) or await self._ask(order.reference, order.auth)
+
+        def note(progress: Progress) -> None:
+            self._progress[order.digest] = progress
+
+        try:
+            await self._client.fetch_blob(
+                found.sources, _descriptor(order), self.store, note, await self._auth(order.auth)
+            )
+        finally:
+            self._progress.pop(order.digest, None)
+        return ev.LayerFetched()
+
+    async def apply(self, order: fx.ApplyLayer) -> ev.LayerApplied:
+        """Unpack a downloaded layer."""
+        info = await self.store.apply_layer(_descriptor(order))
+        return ev.LayerApplied(size_bytes=info.size_bytes)
+
+    async def remove(self, diff_id: str) -> None:
+        """Delete an unpacked layer."""
+        await self.store.remove_layer(parse_digest(diff_id))
+
+    # --- root filesystems ---------------------------------------------------------------------------------------
+
+    async def mount_rootfs(self, container_id: str, layers: Sequence[str]) -> Path:
+        """Mount a container's root filesystem in its bundle."""
+        path = Path(self._layout.rootfs(container_id))
+        return await self.store.mount_rootfs(container_id, tuple(parse_digest(one) for one in layers), path)
+
+    async def unmount_rootfs(self, container_id: str) -> None:
+        """Unmount a container's root filesystem and delete what it wrote."""
+        await self.store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
+
+    async def sweep(self, layers: Sequence[str], containers: Sequence[str]) -> tuple[str, ...]:
+        """Delete what no record owns."""
+        return await self.store.sweep(
+            frozenset(parse_digest(one) for one in layers), frozenset(), frozenset(containers), PARTIAL_BLOB_AGE_S
+        )
+
+    def usage(self) -> Usage:
+        """What all layers take on disk."""
+        return self.store.usage()
+
+
+def _descriptor(order: fx.FetchLayer | fx.ApplyLayer) -> LayerDescriptor:
+    return LayerDescriptor(
+        digest=parse_digest(order.digest),
+        size_bytes=order.size_bytes,
+        media_type=order.media_type,
+        diff_id=parse_digest(order.diff_id),
+    )
+
+
+def _registries(options: RegistryOptions) -> RegistriesConfig:
+    """Read anew for each pull: the files are small, and what they say is then always true."""
+    files = []
+    if options.conf.exists():
+        files.append((str(options.conf), _read_bounded(options.conf)))
+    if options.conf_dir.is_dir():
+        drop_ins = sorted(options.conf_dir.glob("*.conf"))[:CONF_FILES_MAX]
+        files += [(str(path), _read_bounded(path)) for path in drop_ins]
+    if options.search:
+        listed = ", ".join(f'"{host}"' for host in options.search)
+        files.append(("crio.conf", f"unqualified-search-registries = [{listed}]".encode()))
+    return parse_registries(files, options.insecure)
+
+
+def _read_bounded(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            content = file.read(CONF_BYTES_MAX + 1)
+    except OSError as error:
+        raise OperationError(Code.FAILED_PRECONDITION, "FILE_UNREADABLE", f"{path}: {error.strerror}") from error
+    if len(content) > CONF_BYTES_MAX:
+        raise OperationError(
+            Code.FAILED_PRECONDITION, "FILE_TOO_LARGE", f"{path}: expected at most {CONF_BYTES_MAX} bytes"
+        )
+    return content

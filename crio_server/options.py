@@ -1,0 +1,123 @@
+"""From the configuration to what an engine is set up with, and to what a reload can change under it."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from crio_core.errors import Code, OperationError
+from crio_core.node import Handler, Settings
+from crio_core.oci.facts import Rlimit, SpecDefaults
+from crio_io.engine import EngineOptions, RuntimeOptions
+from crio_io.images import RegistryOptions
+from crio_server.config import Config, RuntimeHandler
+
+PROFILE_BYTES_MAX = 1024 * 1024
+DEFAULT_MONITOR = "conmon"
+
+
+def engine_options(config: Config) -> EngineOptions:
+    """How to set up the engine of a server.
+
+    Raises:
+        OperationError: A file that the configuration names cannot be used.
+    """
+    return EngineOptions(
+        root=Path(config.root),
+        runroot=Path(config.runroot),
+        runtimes={one.name: _runtime(config, one) for one in config.runtimes},
+        default_runtime=config.default_runtime,
+        systemd_cgroup=config.cgroup_manager == "systemd",
+        monitor_cgroup=config.conmon_cgroup if config.conmon_cgroup.startswith("/") else "",
+        cni_config_dir=config.network_dir,
+        cni_plugin_dirs=config.plugin_dirs,
+        cni_default_network=config.cni_default_network,
+        drop_infra=config.drop_infra_ctr,
+        pause_image=config.pause_image,
+        pause_command=tuple(shlex.split(config.pause_command)),
+        pinned_images=config.pinned_images,
+        log_size_max_bytes=config.log_size_max_bytes,
+        namespaces_dir=config.namespaces_dir,
+        exits_dir=config.container_exits_dir,
+        attach_dir=config.container_attach_socket_dir,
+        defaults=_defaults(config),
+        registries=_registries(config),
+    )
+
+
+def live_settings(config: Config, settings: Settings) -> tuple[Settings, RegistryOptions]:
+    """What changes under a running engine when its configuration is read again."""
+    handlers = {
+        one.name: Handler(name=one.name, vm=one.runtime_type == "vm", allowed_annotations=one.allowed_annotations)
+        for one in config.runtimes
+        if one.name in settings.handlers
+    }
+    return (
+        replace(
+            settings,
+            defaults=_defaults(config),
+            handlers=handlers,
+            default_handler=config.default_runtime,
+            drop_infra=config.drop_infra_ctr,
+            pause_image=config.pause_image,
+            pause_command=tuple(shlex.split(config.pause_command)),
+            pinned_images=config.pinned_images,
+        ),
+        _registries(config),
+    )
+
+
+def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:
+    return RuntimeOptions(
+        path=handler.command,
+        root=handler.runtime_root,
+        vm=handler.runtime_type == "vm",
+        allowed_annotations=handler.allowed_annotations,
+        monitor_path=handler.monitor_path or config.conmon or DEFAULT_MONITOR,
+        monitor_env=dict(item.split("=", 1) for item in handler.monitor_env or config.conmon_env),
+    )
+
+
+def _defaults(config: Config) -> SpecDefaults:
+    return SpecDefaults(
+        default_capabilities=tuple(f"CAP_{name}" for name in config.default_capabilities),
+        default_env=config.default_env,
+        default_sysctls=dict(item.split("=", 1) for item in config.default_sysctls),
+        default_ulimits=tuple(_ulimit(item) for item in config.default_ulimits),
+        seccomp_profile=_profile(config.seccomp_profile) if config.seccomp_profile else None,
+        apparmor_profile=config.apparmor_profile,
+        pids_limit=config.pids_limit,
+        read_only=config.read_only,
+    )
+
+
+def _ulimit(item: str) -> Rlimit:
+    name, _, limits = item.partition("=")
+    soft, _, hard = limits.partition(":")
+    return Rlimit(name=name.upper(), soft=int(soft), hard=int(hard))
+
+
+def _profile(path: str) -> dict[str, Any]:
+    try:
+        with Path(path).open("rb") as file:
+            profile = json.loads(file.read(PROFILE_BYTES_MAX))
+    except (OSError, ValueError) as error:
+        raise OperationError(
+            Code.INVALID_ARGUMENT, "INVALID_CONFIG", f"crio.runtime.seccomp_profile: {path!r}: {error}"
+        ) from error
+    if not isinstance(profile, dict):
+        raise OperationError(
+            Code.INVALID_ARGUMENT, "INVALID_CONFIG", f"crio.runtime.seccomp_profile: {path!r}: expected a JSON object"
+        )
+    return profile
+
+
+def _registries(config: Config) -> RegistryOptions:
+    return RegistryOptions(
+        conf=Path(config.registries_conf),
+        conf_dir=Path(config.registries_conf_dir),
+        search=config.registries,
+        insecure=config.insecure_registries,
+        auth_file=config.global_auth_file,
+    )

@@ -1,0 +1,200 @@
+"""The server: an engine behind a unix socket, until a signal ends it.
+
+SIGTERM and SIGINT stop it cleanly, and containers go on running. SIGHUP reads the configuration again.
+"""
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from grpclib.server import Server
+
+from crio_core.errors import Code, OperationError
+from crio_io.engine import Engine, open_engine
+from crio_server.commands.version import VERSION
+from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
+from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
+from crio_server.options import engine_options, live_settings
+from crio_server.services.image import ImageService
+from crio_server.services.rpc import CachedCodec, Servable
+from crio_server.services.runtime import NodeFacts, RuntimeService
+
+log = logging.getLogger("crio")
+
+SOCKET_MODE = 0o660
+BACKLOG = 128
+STOP_S = 5.0
+"""How long calls that are under way may take at the end before they are cut off."""
+_LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
+
+
+def serve(
+    config: Config,
+    warnings: tuple[ConfigWarning, ...],
+    *,
+    notices: tuple[str, ...] = (),
+    reread: Callable[[], Loaded] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. Ends the process with code 1 and one line if it cannot start."""
+    _set_up_logging(config)
+    for notice in notices:
+        log.info("%s", notice)
+    for warning in warnings:
+        log.warning("%s", warning)
+    try:
+        asyncio.run(_Serving(config, reread).run())
+    except OperationError as error:
+        sys.exit(f"crio: {error.message}")
+    except PermissionError as error:
+        sys.exit(f"crio: {error}: crio needs root")
+
+
+def _set_up_logging(config: Config) -> None:
+    handler: logging.Handler
+    handler = logging.FileHandler(config.log_file) if config.log_file else logging.StreamHandler()
+    if config.log_format == "json":
+        text = '{"time":"%(asctime)s","level":"%(levelname)s","name":"%(name)s","msg":"%(message)s"}'
+    else:
+        text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(logging.Formatter(text))
+    logging.basicConfig(level=_LEVELS[config.log_level], handlers=[handler], force=True)
+    if config.log_level != "trace":
+        logging.getLogger("asyncio").setLevel(logging.INFO)
+        logging.getLogger("hpack").setLevel(logging.WARNING)
+        logging.getLogger("transitions").setLevel(logging.WARNING)
+
+
+def bound_socket(path: str) -> socket.socket:
+    """A listening unix socket of mode 0660 at `path`; a stale one is replaced, a live one is not.
+
+    Raises:
+        OperationError: Another server answers there, or something that is no socket is in the way.
+    """
+    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OperationError(Code.FAILED_PRECONDITION, "SOCKET_TAKEN", f"listen: {path!r} exists and is no socket")
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(1)
+            try:
+                probe.connect(path)
+            except (ConnectionRefusedError, FileNotFoundError):
+                Path(path).unlink(missing_ok=True)
+            else:
+                raise OperationError(
+                    Code.FAILED_PRECONDITION, "SOCKET_TAKEN", f"listen: another server is serving at {path!r}"
+                )
+    listening = socket.socket(socket.AF_UNIX)
+    # The mode is set before anybody can connect, whatever the umask is.
+    before = os.umask(0o777 & ~SOCKET_MODE)
+    try:
+        listening.bind(path)
+    finally:
+        os.umask(before)
+    listening.listen(BACKLOG)
+    listening.setblocking(False)
+    return listening
+
+
+class _Serving:
+    """One run of the server."""
+
+    def __init__(self, config: Config, reread: Callable[[], Loaded] | None) -> None:
+        self._config = config
+        self._reread = reread
+        self._engine: Engine | None = None
+
+    async def run(self) -> None:
+        """Bind, open the engine, serve, and end in the opposite order."""
+        listening = bound_socket(self._config.listen)
+        try:
+            async with open_engine(engine_options(self._config)) as engine:
+                self._engine = engine
+                await self._serve(engine, listening)
+        finally:
+            Path(self._config.listen).unlink(missing_ok=True)
+            listening.close()
+
+    async def _serve(self, engine: Engine, listening: socket.socket) -> None:
+        ended = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        server = Server(self._services(engine), codec=CachedCodec())
+        await server.start(sock=listening)
+        # What was allocated until now lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        log.info("crio %s serves at %s (pid %d)", VERSION, self._config.listen, os.getpid())
+        await ended.wait()
+        log.info("stopping: containers go on running")
+        server.close()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(server.wait_closed(), STOP_S)
+
+    def _services(self, engine: Engine) -> list[Servable]:
+        config = self._config
+        facts = NodeFacts(
+            version=VERSION,
+            systemd_cgroup=config.cgroup_manager == "systemd",
+            handlers=tuple(one.name for one in config.runtimes),
+            verbose=self._verbose,
+        )
+
+        async def usage() -> tuple[str, int, int]:
+            found = engine.images.usage()
+            return str(engine.images.store.root), found.size_bytes, found.inodes
+
+        return [
+            Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network)),
+            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage)),
+        ]
+
+    def _verbose(self) -> Mapping[str, Any]:
+        config = self._config
+        return {
+            "config": {
+                "root": config.root,
+                "runroot": config.runroot,
+                "listen": config.listen,
+                "cgroupDriver": config.cgroup_manager,
+                "defaultRuntime": config.default_runtime,
+                "runtimes": {one.name: one.command for one in config.runtimes},
+                "cniConfDir": config.network_dir,
+                "cniPluginDirs": list(config.plugin_dirs),
+                "pauseImage": config.pause_image,
+            },
+            "pid": os.getpid(),
+        }
+
+    def _reload(self) -> None:
+        """SIGHUP: take what can be taken now; a configuration that is wrong changes nothing."""
+        if self._reread is None or self._engine is None:
+            return
+        try:
+            loaded = self._reread()
+        except OperationError as error:
+            log.error("reload: the configuration in force is kept: %s", error.message)
+            return
+        for warning in loaded.warnings:
+            log.warning("%s", warning)
+        changes, refused = reload(self._config, loaded.config)
+        for change in changes:
+            log.info("reload: %s", change)
+        for change in refused:
+            log.warning("reload: needs a restart: %s", change)
+        self._config = apply_changes(self._config, loaded.config)
+        logging.getLogger().setLevel(_LEVELS[self._config.log_level])
+        settings, registries = live_settings(self._config, self._engine.driver.node.settings)
+        self._engine.driver.node.reload(settings)
+        self._engine.images.reload(registries)
