@@ -1,0 +1,450 @@
+"""Carries out the core's orders on a simulated node.
+
+Each order is a generator that yields between its steps: whoever runs it may stop there, and what was done so far stays
+done. So an order can fail half-way, and a server can die half-way, without a line about it in the order itself.
+"""
+
+from collections.abc import Callable, Generator
+from typing import Protocol
+
+import orjson
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core.errors import Code, LocalError, OperationError
+from crio_core.oci.facts import RootfsFacts
+from crio_core.records import Pin, encode
+from crio_core.sim.chance import Chance
+from crio_core.sim.profiles import MS, S, Faults
+from crio_core.sim.world import NEVER_NS, Life, Process, World
+
+SIGKILL_CODE = 137
+SIGTERM_CODE = 143
+CRASH_CODE = 139
+SHORT_NS = 30 * MS
+EXIT_FILE_NS = 2 * MS
+EXIT_FILE_LATE_NS = 8 * S
+LAYER_BYTES = 1_000_000
+
+Steps = Generator[None, None, ev.Outcome]
+
+
+class Host(Protocol):
+    """What carrying out orders needs of the simulation."""
+
+    @property
+    def at_ns(self) -> int: ...
+
+    @property
+    def wall_ns(self) -> int: ...
+
+    @property
+    def faults(self) -> Faults: ...
+
+    def later(self, after_ns: int, what: Callable[[], None]) -> None:
+        """Have something happen in the world, whatever becomes of the server."""
+        ...
+
+    def noticed(self, container_id: str) -> None:
+        """Something happened that whoever waits for this container's end should look at."""
+        ...
+
+
+def _failure(code: Code, reason: str, message: str) -> OperationError:
+    return OperationError(code, reason, message)
+
+
+def life_of(args: tuple[str, ...]) -> Life:
+    """What a command does on a simulated node.
+
+    `sleep SECONDS|inf`, `exit CODE`, `crash`, `deaf` (ignores its stop signal), `slow SECONDS` (takes that long to stop),
+    `stuck SECONDS|inf` (survives SIGKILL that long); anything else runs until it is stopped.
+    """
+    word, value = (args[0].rpartition("/")[2], args[1] if len(args) > 1 else "") if args else ("", "")
+    amount = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
+    time_ns = NEVER_NS if amount is None else amount * S
+    match word:
+        case "sleep":
+            return Life(ends_after_ns=time_ns)
+        case "exit":
+            return Life(ends_after_ns=SHORT_NS, code=(amount or 0) & 255)
+        case "crash":
+            return Life(ends_after_ns=SHORT_NS, code=CRASH_CODE)
+        case "deaf":
+            return Life(deaf=True)
+        case "slow":
+            return Life(term_ns=time_ns)
+        case "stuck":
+            return Life(stuck_ns=time_ns)
+        case _:
+            return Life()
+
+
+class Hands:
+    """Does orders to a world.
+
+    Args:
+        world: What is changed.
+        host: The simulation around it.
+        chance: Decides what is left open: how processes behave.
+    """
+
+    def __init__(self, world: World, host: Host, chance: Chance) -> None:
+        self._world = world
+        self._host = host
+        self._chance = chance
+        self.network_broken = False
+        """No plugin works: attaching and detaching fail."""
+        self.disk_full = False
+        self._orders: dict[type, Callable[..., Steps]] = {
+            fx.SaveRecord: self._save,
+            fx.DeleteRecord: self._delete_record,
+            fx.PrepareSandbox: self._prepare,
+            fx.AttachNetwork: self._attach,
+            fx.DetachNetwork: self._detach,
+            fx.ReleaseNamespaces: self._release_namespaces,
+            fx.RemoveSandboxFiles: self._remove_files,
+            fx.ObserveSandbox: self._observe_sandbox,
+            fx.MountRootfs: self._mount,
+            fx.CreateContainer: self._create,
+            fx.StartContainer: self._start,
+            fx.SignalContainer: self._signal,
+            fx.ObserveContainer: self._observe_container,
+            fx.DeleteContainer: self._delete_container,
+            fx.ReleaseRootfs: self._release_rootfs,
+            fx.ReopenLog: self._reopen,
+            fx.ExecInContainer: self._exec,
+            fx.ResolveImage: self._resolve,
+            fx.FetchLayer: self._fetch,
+            fx.ApplyLayer: self._apply,
+            fx.RemoveLayer: self._remove_layer,
+            fx.SweepStorage: self._sweep,
+        }
+
+    def steps(self, order: fx.Order) -> Steps:
+        """The steps of one order; nothing is done until they are run.
+
+        Raises:
+            LocalError: The order is the simulation's own work, or waiting.
+        """
+        make = self._orders.get(type(order))
+        if make is None:
+            raise LocalError(f"{type(order).__name__} is not carried out in steps")
+        return make(order)
+
+    # --- journal ----------------------------------------------------------------------------------------------
+
+    def _need_space(self, what: str) -> None:
+        if self.disk_full:
+            raise _failure(Code.RESOURCE_EXHAUSTED, "DISK_FULL", f"{what}: no space left on device")
+
+    def _save(self, order: fx.SaveRecord) -> Steps:
+        record = order.record
+        self._need_space("journal")
+        yield
+        self._world.write(self._world.rows, (record.KIND, record.id), encode(record))
+        return ev.RecordSaved()
+
+    def _delete_record(self, order: fx.DeleteRecord) -> Steps:
+        yield
+        self._world.erase(self._world.rows, (order.kind, order.record_id))
+        return ev.RecordDeleted()
+
+    # --- sandboxes --------------------------------------------------------------------------------------------
+
+    def _prepare(self, order: fx.PrepareSandbox) -> Steps:
+        world = self._world
+        yield
+        world.files.setdefault(order.sandbox_id, False)
+        yield
+        self._need_space("sandbox files")
+        if order.shm_bytes:
+            world.files[order.sandbox_id] = True
+        for kind in order.namespaces:
+            yield
+            world.pins.setdefault(order.sandbox_id, {}).setdefault(kind, world.next_inode())
+        pins = world.pins.get(order.sandbox_id, {})
+        return ev.SandboxPrepared(
+            pins=tuple(
+                Pin(kind=kind, path=f"/run/crio/ns/{order.sandbox_id}/{kind}", inode=inode)
+                for kind, inode in pins.items()
+            )
+        )
+
+    def _attach(self, order: fx.AttachNetwork) -> Steps:
+        world = self._world
+        sandbox_id = order.sandbox_id
+        inode = world.pins.get(sandbox_id, {}).get("net")
+        if inode is None or order.netns_path != f"/run/crio/ns/{sandbox_id}/net":
+            world.violations.append(f"network of sandbox {sandbox_id} asked for without its namespace")
+        yield
+        world.network_owed[sandbox_id] = world.network_owed.get(sandbox_id, 0) + 1
+        if self.network_broken:
+            raise _failure(Code.UNAVAILABLE, "CNI_PLUGIN_MISSING", "plugin bridge is not there")
+        yield
+        if sandbox_id not in world.addresses:
+            world.write(world.addresses, sandbox_id, self._free_address())
+        yield
+        world.links[sandbox_id] = inode or 0
+        return ev.NetworkAttached(attachment=f"attached {sandbox_id}", ips=(world.addresses[sandbox_id],))
+
+    def _free_address(self) -> str:
+        taken = dict.fromkeys(self._world.addresses.values(), True)
+        number = 2
+        while (address := f"10.88.{number >> 8}.{number & 255}") in taken:
+            number += 1
+        return address
+
+    def _detach(self, order: fx.DetachNetwork) -> Steps:
+        world = self._world
+        sandbox_id = order.sandbox_id
+        yield
+        if self.network_broken:
+            raise _failure(Code.UNAVAILABLE, "CNI_PLUGIN_MISSING", "plugin bridge is not there")
+        inode = world.pins.get(sandbox_id, {}).get("net")
+        if order.netns is not None and inode == order.netns.inode:
+            world.links.pop(sandbox_id, None)
+        yield
+        world.erase(world.addresses, sandbox_id)
+        yield
+        world.network_owed.pop(sandbox_id, None)
+        return ev.Released()
+
+    def _release_namespaces(self, order: fx.ReleaseNamespaces) -> Steps:
+        world = self._world
+        pins = world.pins.get(order.sandbox_id, {})
+        for kind in tuple(pins):
+            yield
+            pins.pop(kind, None)
+            if kind == "net":
+                world.links.pop(order.sandbox_id, None)  # The other end goes with its namespace.
+        yield
+        world.pins.pop(order.sandbox_id, None)
+        return ev.Released()
+
+    def _remove_files(self, order: fx.RemoveSandboxFiles) -> Steps:
+        world = self._world
+        yield
+        if order.sandbox_id in world.files:
+            world.files[order.sandbox_id] = False
+        yield
+        world.files.pop(order.sandbox_id, None)
+        return ev.Released()
+
+    def _observe_sandbox(self, order: fx.ObserveSandbox) -> Steps:
+        yield
+        pins = self._world.pins.get(order.sandbox_id, {})
+        return ev.SandboxObserved(intact=all(pins.get(pin.kind) == pin.inode for pin in order.pins))
+
+    # --- containers -------------------------------------------------------------------------------------------
+
+    def _mount(self, order: fx.MountRootfs) -> Steps:
+        world = self._world
+        yield
+        self._need_space("writable layer")
+        missing = [layer for layer in order.layers if layer not in world.layers]
+        if missing:
+            raise _failure(Code.INTERNAL, "LAYER_MISSING", f"layer {missing[0]} is not in the store")
+        world.write(world.writable, order.container_id, True)
+        yield
+        world.mounts[order.container_id] = order.layers
+        return ev.RootfsMounted(path=f"/run/crio/containers/{order.container_id}/rootfs", facts=RootfsFacts())
+
+    def _create(self, order: fx.CreateContainer) -> Steps:
+        world = self._world
+        key = order.container_id
+        if key not in world.mounts:
+            world.violations.append(f"container {key} created without its root filesystem")
+        yield
+        self._need_space("bundle")
+        world.bundles[key] = True
+        yield
+        monitor = world.monitors[key] = world.next_pid()
+        yield
+        world.cgroups[key] = True
+        world.runtime[key] = True
+        yield
+        args = orjson.loads(order.spec)["process"]["args"]
+        process = Process(key, world.next_pid(), self._host.at_ns, self._fated(life_of(tuple(args))))
+        world.processes[key] = process
+        return ev.ContainerCreated(pid=process.pid, pid_start_ticks=process.start_ticks, monitor_pid=monitor)
+
+    def _fated(self, life: Life) -> Life:
+        faults, chance = self._host.faults, self._chance
+        if not (chance.happens(faults.deaf) or chance.happens(faults.stuck)):
+            return life
+        stuck_ns = NEVER_NS if chance.happens(0.2) else 1 * S + chance.below(60) * S
+        return Life(
+            ends_after_ns=life.ends_after_ns,
+            code=life.code,
+            deaf=life.deaf or chance.happens(0.5),
+            term_ns=life.term_ns,
+            stuck_ns=max(life.stuck_ns, stuck_ns if chance.happens(0.5) else 0),
+        )
+
+    def _start(self, order: fx.StartContainer) -> Steps:
+        process = self._world.processes.get(order.container_id)
+        yield
+        if process is None or not process.alive:
+            raise _failure(Code.INTERNAL, "RUNTIME_FAILED", f"container {order.container_id} has no process to start")
+        if not process.running:
+            process.running = True
+            if process.life.ends_after_ns < NEVER_NS:
+                self._host.later(process.life.ends_after_ns, lambda: self.end(process, process.life.code))
+        yield
+        return ev.ContainerStarted(wall_ns=self._host.wall_ns)
+
+    def _signal(self, order: fx.SignalContainer) -> Steps:
+        yield
+        process = self._world.processes.get(order.container_id)
+        if process is not None and process.alive:
+            if order.signal == "SIGKILL":
+                self.kill(process)
+            elif process.running and not process.life.deaf:
+                self._host.later(process.life.term_ns, lambda: self.end(process, SIGTERM_CODE))
+        yield
+        return ev.SignalSent()
+
+    def _observe_container(self, order: fx.ObserveContainer) -> Steps:
+        yield
+        process = self._world.processes.get(order.container_id)
+        if process is None or order.container_id not in self._world.runtime:
+            return ev.ContainerObserved(status="absent")
+        if not process.alive:
+            return ev.ContainerObserved(status="stopped")
+        return ev.ContainerObserved(status="running" if process.running else "created")
+
+    def _delete_container(self, order: fx.DeleteContainer) -> Steps:
+        world = self._world
+        key = order.container_id
+        yield
+        process = world.processes.get(key)
+        if process is not None and process.alive:
+            self.kill(process)
+            if process.alive:
+                raise _failure(Code.INTERNAL, "RUNTIME_FAILED", f"container {key}: process {process.pid} does not die")
+        yield
+        world.runtime.pop(key, None)
+        world.cgroups.pop(key, None)
+        world.processes.pop(key, None)
+        yield
+        world.monitors.pop(key, None)
+        self._host.noticed(key)
+        yield
+        world.erase(world.exits, key)
+        yield
+        world.bundles.pop(key, None)
+        return ev.Released()
+
+    def _release_rootfs(self, order: fx.ReleaseRootfs) -> Steps:
+        world = self._world
+        yield
+        if world.alive(order.container_id):
+            world.violations.append(f"root filesystem of container {order.container_id} released under its process")
+        world.mounts.pop(order.container_id, None)
+        yield
+        world.erase(world.writable, order.container_id)
+        return ev.Released()
+
+    def _reopen(self, order: fx.ReopenLog) -> Steps:
+        yield
+        if order.container_id not in self._world.monitors:
+            raise _failure(Code.UNAVAILABLE, "MONITOR_GONE", f"container {order.container_id} has no monitor")
+        return ev.LogReopened()
+
+    def _exec(self, order: fx.ExecInContainer) -> Steps:
+        yield
+        process = self._world.processes.get(order.container_id)
+        if process is None or not process.alive or not process.running:
+            raise _failure(Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {order.container_id} has ended")
+        args = orjson.loads(order.process)["args"]
+        if args[0] == "hang":
+            return ev.ExecFinished(stdout=b"", stderr=b"", exit_code=SIGKILL_CODE, timed_out=order.timeout_ns > 0)
+        code = life_of(tuple(args)).code
+        return ev.ExecFinished(stdout=" ".join(args).encode(), stderr=b"", exit_code=code, timed_out=False)
+
+    # --- processes --------------------------------------------------------------------------------------------
+
+    def kill(self, process: Process) -> None:
+        """SIGKILL: at once, or when the kernel lets the process die."""
+        if process.doomed:
+            return
+        if process.life.stuck_ns == 0:
+            self.end(process, SIGKILL_CODE)
+            return
+        process.doomed = True
+        if process.life.stuck_ns < NEVER_NS:
+            self._host.later(process.life.stuck_ns, lambda: self.end(process, SIGKILL_CODE))
+
+    def end(self, process: Process, code: int) -> None:
+        """The process ends; its monitor, if it has one, writes that down."""
+        world, host, key = self._world, self._host, process.container_id
+        if not process.alive or (process.doomed and code != SIGKILL_CODE):
+            return
+        process.alive = False
+        process.code = code
+        if self._chance.happens(host.faults.monitor_dies):
+            world.kill_monitor(key)
+        late = self._chance.happens(host.faults.exit_late)
+        boot, monitor, finished_at_ns = world.boots, world.monitors.get(key), host.wall_ns
+
+        def reap() -> None:
+            if monitor is not None and world.boots == boot and world.monitors.get(key) == monitor:
+                world.write(world.exits, key, (code, finished_at_ns))
+                del world.monitors[key]
+                host.noticed(key)
+
+        host.later(EXIT_FILE_LATE_NS if late else EXIT_FILE_NS, reap)
+        host.noticed(key)
+
+    # --- images -----------------------------------------------------------------------------------------------
+
+    def _resolve(self, order: fx.ResolveImage) -> Steps:
+        yield
+        found = self._world.images.get(order.reference)
+        if found is None:
+            raise _failure(Code.NOT_FOUND, "IMAGE_UNKNOWN", f"{order.reference}: manifest unknown")
+        return found
+
+    def _fetch(self, order: fx.FetchLayer) -> Steps:
+        world = self._world
+        if order.diff_id not in world.layers:
+            yield
+            self._need_space("download")
+            world.downloads.setdefault(order.diff_id, False)
+            yield
+            world.downloads[order.diff_id] = True
+        yield
+        return ev.LayerFetched()
+
+    def _apply(self, order: fx.ApplyLayer) -> Steps:
+        world = self._world
+        yield
+        if order.diff_id not in world.layers:
+            self._need_space("layer")
+            if not world.downloads.get(order.diff_id):
+                raise _failure(Code.DATA_LOSS, "BLOB_MISSING", f"layer {order.diff_id} has not been downloaded")
+            world.write(world.layers, order.diff_id, LAYER_BYTES)
+            world.sync()
+        yield
+        world.downloads.pop(order.diff_id, None)
+        return ev.LayerApplied(size_bytes=world.layers[order.diff_id])
+
+    def _remove_layer(self, order: fx.RemoveLayer) -> Steps:
+        world = self._world
+        yield
+        users = [key for key, layers in world.mounts.items() if order.diff_id in layers]
+        if users:
+            world.violations.append(f"layer {order.diff_id} removed under the root filesystem of container {users[0]}")
+        world.erase(world.layers, order.diff_id)
+        return ev.Released()
+
+    def _sweep(self, order: fx.SweepStorage) -> Steps:
+        world = self._world
+        removed = []
+        for table, owners in ((world.layers, order.layers), (world.writable, order.containers)):
+            for key in [key for key in table if key not in owners]:
+                yield
+                world.erase(table, key)
+                removed.append(key)
+        return ev.StorageSwept(removed=tuple(removed))

@@ -1,0 +1,438 @@
+"""A whole node in memory: the real core, a simulated world, a virtual clock, and accidents on demand.
+
+    sim = Simulation(seed=7)
+    call = sim.call(RunPodSandbox(config=...))
+    sim.run()
+    assert sim.calls[call].result
+
+Everything that is left to chance comes from the seed: how long effects take and so in which order they end, what fails,
+what is lost. Two simulations with one seed that are told the same do the same.
+"""
+
+import heapq
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core.errors import Code, OperationError
+from crio_core.events import ImageResolved
+from crio_core.layout import Layout
+from crio_core.node import Node, Settings
+from crio_core.oci.facts import HostFacts, SpecDefaults
+from crio_core.records import Failure
+from crio_core.replies import Result
+from crio_core.requests import CreateContainer, Request, RunPodSandbox
+from crio_core.sim.chance import Chance
+from crio_core.sim.hands import Hands
+from crio_core.sim.images import REGISTRY
+from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, S, Faults, Latency
+from crio_core.sim.world import NEVER_NS, World
+
+NETWORK = "simulated network"
+UNEXPECTED_STEPS_MAX = 5
+"""An order that is to fail does so after at most this many of its steps."""
+RECONCILE_NS = 60 * S
+"""How long an exit of which nobody heard stays unseen."""
+EXIT_GRACE_NS = 500 * MS
+"""How long the exit file of a container without process and monitor is waited for."""
+WALL_EPOCH_NS = 1_700_000_000 * S
+BOOT_NS = 20 * S
+
+SETTINGS = Settings(
+    layout=Layout(root=PurePosixPath("/var/lib/crio"), runroot=PurePosixPath("/run/crio")),
+    host=HostFacts(),
+    defaults=SpecDefaults(),
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class Call:
+    """A call and what became of it; times are those of the virtual clock."""
+
+    id: int
+    request: Request
+    asked_at_ns: int
+    result: Result | None = None
+    answered_at_ns: int = 0
+    cancelled: bool = False
+    died: bool = False
+    """The server crashed before it answered."""
+
+    @property
+    def open(self) -> bool:
+        """Whether an answer is still owed."""
+        return self.result is None and not self.cancelled and not self.died
+
+
+class _Running:
+    """An effect under way."""
+
+    __slots__ = ("effect", "hung")
+
+    def __init__(self, effect: fx.Effect) -> None:
+        self.effect = effect
+        self.hung = False
+
+
+class Simulation:
+    """A simulated node with a server on it.
+
+    Args:
+        seed: Everything left to chance follows from it.
+        settings: What the server is configured with.
+        latency: How long effects take.
+        faults: What goes wrong of itself; `faults` may be set anew at any time.
+        registry: The images that can be pulled, by reference.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        *,
+        settings: Settings = SETTINGS,
+        latency: Latency = ORDINARY,
+        faults: Faults = NO_FAULTS,
+        registry: Mapping[str, ImageResolved] = REGISTRY,
+    ) -> None:
+        self.seed = seed
+        chance = Chance(seed)
+        self._latency_chance = chance.split()
+        self._fault_chance = chance.split()
+        self._id_chance = chance.split()
+        self.settings = settings
+        self.latency = latency
+        self.faults = faults
+        self.at_ns = 1 * S
+        self._wall_offset_ns = WALL_EPOCH_NS
+        self.world = World(chance.split(), registry)
+        self.hands = Hands(self.world, self, chance.split())
+        self.network = NETWORK
+        self.node: Node | None = None
+        self.calls: dict[int, Call] = {}
+        self.steps = 0
+        self.quarantined: dict[str, str] = {}
+        self.fail_next: list[tuple[type, int]] = []
+        """Orders that will fail: the next one of this type, after so many of its steps."""
+        self.stuck_lanes: dict[str, bool] = {}
+        """Prefixes of lanes in which no effect ends until `release`."""
+        self.on_reply: Callable[[Call], None] | None = None
+        self.on_event: Callable[[ev.Event, tuple[fx.Effect, ...]], None] | None = None
+        self._queue: list[tuple[int, int, int, Callable[[], None]]] = []
+        self._count = 0
+        self._life = 0
+        """Number of the server's run: what an earlier one had under way is not heard of any more."""
+        self._next_call = 1
+        self._lanes: dict[str, deque[fx.Effect]] = {}
+        self._running: dict[int, _Running] = {}
+        self._timers: dict[str, int] = {}
+        self._watches: dict[str, fx.Effect] = {}
+        self.start_server()
+
+    # --- clock ------------------------------------------------------------------------------------------------
+
+    @property
+    def wall_ns(self) -> int:
+        """The time of day."""
+        return self.at_ns + self._wall_offset_ns
+
+    def later(self, after_ns: int, what: Callable[[], None]) -> None:
+        """Have something happen in the world, whatever becomes of the server."""
+        self._push(after_ns, 0, what)
+
+    def _push(self, after_ns: int, life: int, what: Callable[[], None]) -> None:
+        self._count += 1
+        heapq.heappush(self._queue, (self.at_ns + after_ns, self._count, life, what))
+
+    def tick(self) -> bool:
+        """Let the next thing happen; False when there is nothing left to happen."""
+        while self._queue:
+            due_ns, _, life, what = heapq.heappop(self._queue)
+            if life and life != self._life:
+                continue
+            self.at_ns = max(self.at_ns, due_ns)
+            what()
+            return True
+        return False
+
+    def run(self, for_ns: int | None = None, *, ticks_max: int = 1_000_000) -> bool:
+        """Run until nothing is left to happen, or for a time; False when the bound on ticks ended it first."""
+        until_ns = None if for_ns is None else self.at_ns + for_ns
+        for _ in range(ticks_max):
+            while self._queue and self._queue[0][2] and self._queue[0][2] != self._life:
+                heapq.heappop(self._queue)
+            if not self._queue or (until_ns is not None and self._queue[0][0] > until_ns):
+                if until_ns is not None:
+                    self.at_ns = max(self.at_ns, until_ns)
+                return True
+            self.tick()
+        return False
+
+    # --- the server -------------------------------------------------------------------------------------------
+
+    @property
+    def serving(self) -> bool:
+        """Whether there is a server."""
+        return self.node is not None
+
+    def start_server(self) -> None:
+        """A server starts on what the journal holds."""
+        self._life += 1
+        self.node = Node(self.settings)
+        rows = tuple((kind, key, data) for (kind, key), data in self.world.rows.items())
+        self.feed(
+            ev.JournalLoaded(
+                rows=rows,
+                boot_id=self.world.boot_id,
+                at_ns=self.at_ns,
+                wall_ns=self.wall_ns,
+                quarantined=dict(self.quarantined),
+            )
+        )
+        self.set_network(self.network)
+
+    def crash_server(self) -> None:
+        """SIGKILL: what was under way is cut off at a step of chance, what was ordered behind it never begins."""
+        if self.node is None:
+            return
+        self.node = None
+        self._life += 1
+        for running in tuple(self._running.values()):
+            self._carry_out(running.effect.order, stop_after=self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1))
+        self._running.clear()
+        self._lanes.clear()
+        self._timers.clear()
+        self._watches.clear()
+        for call in self.calls.values():
+            if call.open:
+                call.died = True
+
+    def crash_machine(self) -> None:
+        """A power cut, and the boot after it; the server is not started."""
+        self.crash_server()
+        self.world.power_cut()
+        self._wall_offset_ns += BOOT_NS
+        self.at_ns = 1 * S
+        # What the old boot had going is no more.
+        self._queue.clear()
+
+    def set_network(self, network: str) -> None:
+        """The configuration directory gives this pod network from now on; empty for none."""
+        self.network = network
+        if self.node is not None:
+            self.feed(ev.NetworkChanged(network=network, reason="" if network else "no network configuration"))
+
+    def release(self) -> None:
+        """Nothing goes wrong any more, and what hung or was stuck goes on."""
+        self.faults = NO_FAULTS
+        self.fail_next.clear()
+        self.stuck_lanes.clear()
+        self.hands.network_broken = False
+        self.hands.disk_full = False
+        for process in tuple(self.world.processes.values()):
+            if process.doomed and process.alive and process.life.stuck_ns >= NEVER_NS:
+                self.hands.end(process, 137)
+        for running in tuple(self._running.values()):
+            if running.hung:
+                running.hung = False
+                self._begin(running)
+
+    # --- calls ------------------------------------------------------------------------------------------------
+
+    def call(self, request: Request) -> int:
+        """Ask the server something; the answer comes to `calls`. A server that is down refuses at once."""
+        call_id = self._next_call
+        self._next_call += 1
+        call = self.calls[call_id] = Call(id=call_id, request=request, asked_at_ns=self.at_ns)
+        if self.node is None:
+            call.died = True
+            return call_id
+        new_id = self._id_chance.hex_id() if isinstance(request, RunPodSandbox | CreateContainer) else ""
+        self.feed(
+            ev.CallArrived(call_id=call_id, request=request, at_ns=self.at_ns, wall_ns=self.wall_ns, new_id=new_id)
+        )
+        return call_id
+
+    def ask(self, request: Request) -> Result:
+        """Call, and run until the answer is there.
+
+        Raises:
+            OperationError: It was refused, or nothing is left to happen and there is no answer.
+        """
+        call = self.calls[self.call(request)]
+        while call.open and self.tick():
+            pass
+        if call.result is None:
+            raise OperationError(Code.DEADLINE_EXCEEDED, "NO_ANSWER", f"{request!r} was never answered")
+        if isinstance(call.result, Failure):
+            raise call.result.error()
+        return call.result
+
+    def cancel(self, call_id: int) -> None:
+        """The caller goes away."""
+        call = self.calls[call_id]
+        if call.open:
+            call.cancelled = True
+            self.feed(ev.CallCancelled(call_id=call_id))
+
+    # --- the driver's work ------------------------------------------------------------------------------------
+
+    def feed(self, event: ev.Event) -> None:
+        """Step the node and set going what it orders, as `crio_io.driver` does."""
+        assert self.node is not None
+        effects = self.node.step(event)
+        self.steps += 1
+        if self.on_event is not None:
+            self.on_event(event, effects)
+        for effect in effects:
+            match effect.order:
+                case fx.Reply() if effect.lane not in self._lanes:
+                    self._reply(effect.order)
+                case fx.ArmTimer():
+                    self._arm(effect.order)
+                case fx.CancelTimer():
+                    self._timers.pop(effect.order.timer_id, None)
+                case _:
+                    queue = self._lanes.get(effect.lane)
+                    if queue is not None:
+                        queue.append(effect)
+                    else:
+                        self._lanes[effect.lane] = deque((effect,))
+                        self._next(effect.lane)
+
+    def _reply(self, order: fx.Reply) -> None:
+        call = self.calls[order.call_id]
+        if call.result is not None:
+            self.world.violations.append(f"call {call.id} was answered twice: {call.request!r}")
+        call.result = order.result  # type: ignore[assignment]
+        call.answered_at_ns = self.at_ns
+        if self.on_reply is not None:
+            self.on_reply(call)
+
+    def _arm(self, order: fx.ArmTimer) -> None:
+        self._count += 1
+        mark = self._timers[order.timer_id] = self._count
+
+        def fire() -> None:
+            if self._timers.get(order.timer_id) == mark:
+                del self._timers[order.timer_id]
+                self.feed(ev.TimerFired(timer_id=order.timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns))
+
+        self._push(order.after_ns, self._life, fire)
+
+    def _next(self, lane: str) -> None:
+        """Begin what stands first in a lane."""
+        queue = self._lanes[lane]
+        while queue:
+            effect = queue[0]
+            if not isinstance(effect.order, fx.Reply):
+                self._begin(_Running(effect))
+                return
+            self._reply(effect.order)
+            queue.popleft()
+        del self._lanes[lane]
+
+    def _begin(self, running: _Running) -> None:
+        effect = running.effect
+        if isinstance(effect.order, fx.WatchContainer):
+            self._watches[effect.order.container_id] = effect
+            self._push(1 * MS, self._life, lambda: self._look(effect))
+            return
+        self._running[effect.id] = running
+        if self._fault_chance.happens(self.faults.hang) or any(effect.lane.startswith(one) for one in self.stuck_lanes):
+            running.hung = True
+            return
+        self._push(self._time_of(effect.order), self._life, lambda: self._finish(effect))
+
+    def _time_of(self, order: fx.Order) -> int:
+        latency, chance = self.latency, self._latency_chance
+        time_ns = latency.floor_ns.get(type(order), 1)
+        if latency.spread > 1:
+            time_ns += int(time_ns * (latency.spread - 1) * chance.below(1024)) >> 10
+        if chance.happens(latency.tail_probability):
+            time_ns = int(time_ns * latency.tail)
+        if isinstance(order, fx.ExecInContainer) and b'"hang"' in order.process:
+            time_ns = order.timeout_ns + 50 * MS if order.timeout_ns else 3600 * S
+        return max(time_ns, 1)
+
+    def _finish(self, effect: fx.Effect) -> None:
+        del self._running[effect.id]
+        outcome = self._carry_out(effect.order, stop_after=self._fault_of(effect.order))
+        self._ended(effect, outcome)
+
+    def _ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
+        self.feed(ev.EffectEnded(effect_id=effect.id, outcome=outcome, at_ns=self.at_ns, wall_ns=self.wall_ns))
+        self._lanes[effect.lane].popleft()
+        self._next(effect.lane)
+
+    def _fault_of(self, order: fx.Order) -> int | None:
+        for index, (kind, steps) in enumerate(self.fail_next):
+            if type(order) is kind:
+                del self.fail_next[index]
+                return steps
+        if self._fault_chance.happens(self.faults.fail):
+            return self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1)
+        return None
+
+    def _carry_out(self, order: fx.Order, *, stop_after: int | None) -> ev.Outcome:
+        """Do an order, or as much of it as comes before `stop_after` of its steps."""
+        steps = self.hands.steps(order)
+        done = 0
+        try:
+            while stop_after is None or done < stop_after:
+                next(steps)
+                done += 1
+        except StopIteration as end:
+            if stop_after is None:
+                outcome: ev.Outcome = end.value
+                return outcome
+        except OperationError as error:
+            return ev.Failed(failure=Failure.of(error))
+        steps.close()
+        name = type(order).__name__
+        failure = Failure(code=Code.INTERNAL.value, reason="INJECTED", message=f"{name} failed after {done} steps")
+        return ev.Failed(failure=failure)
+
+    # --- ends of containers -----------------------------------------------------------------------------------
+
+    def noticed(self, container_id: str) -> None:
+        """Whoever waits for a container's end looks again, at once or, if the news is lost, at the next regular look."""
+        effect = self._watches.get(container_id)
+        if effect is not None:
+            lost = self._fault_chance.happens(self.faults.exit_unheard)
+            self._push(RECONCILE_NS if lost else 1, self._life, lambda: self._look(effect))
+
+    def _look(self, effect: fx.Effect, *, last: bool = False) -> None:
+        order = effect.order
+        assert isinstance(order, fx.WatchContainer)
+        key = order.container_id
+        if self._watches.get(key) is not effect:
+            return
+        process = self.world.processes.get(key)
+        if process is not None and process.alive and process.pid == order.pid and process.start_ticks == order.pid_start_ticks:
+            return
+        found = self.world.exits.get(key)
+        if found is None and not last:
+            if self.world.monitors.get(key) != order.monitor_pid or order.monitor_pid == 0:
+                self._push(EXIT_GRACE_NS, self._life, lambda: self._look(effect, last=True))
+            return
+        del self._watches[key]
+        if found is None:
+            outcome = ev.ProcessExited(code=None, finished_at_ns=self.wall_ns, reason="Unknown")
+        else:
+            outcome = ev.ProcessExited(code=found[0], finished_at_ns=found[1])
+        self._ended(effect, outcome)
+
+    # --- rest -------------------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> tuple[str, ...]:
+        """Lanes with work under way, watches apart."""
+        return tuple(lane for lane in self._lanes if not lane.endswith("/watch"))
+
+    @property
+    def timers(self) -> tuple[str, ...]:
+        """Timers that are armed."""
+        return tuple(self._timers)

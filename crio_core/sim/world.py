@@ -1,0 +1,206 @@
+"""What exists outside the server on a simulated node, and what of it nobody owns.
+
+Three kinds of things, by what ends them. Processes, mounts, namespaces, links, cgroups and whatever lies under the run
+directory end with the machine. Files on disk outlive it, as far as they were written back: a power cut takes the newest
+writes away, in the order in which they were made (as a journalling file system does), back to the last sync. And the
+journal's rows are such files.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from crio_core.events import ImageResolved
+from crio_core.records import ContainerRecord, ImageRecord, Record, SandboxRecord, decode
+from crio_core.sim.chance import Chance
+
+K = TypeVar("K")
+V = TypeVar("V")
+Row = tuple[str, str]
+NEVER_NS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Life:
+    """What a container's process does of itself, and how it answers signals.
+
+    Args:
+        ends_after_ns: How long it runs when nobody stops it; `NEVER_NS` for ever.
+        code: Its exit code then.
+        deaf: It ignores the stop signal.
+        term_ns: How long it takes to end after the stop signal.
+        stuck_ns: How long it survives SIGKILL, in uninterruptible sleep; `NEVER_NS` until the world lets go of it.
+    """
+
+    ends_after_ns: int = NEVER_NS
+    code: int = 0
+    deaf: bool = False
+    term_ns: int = 0
+    stuck_ns: int = 0
+
+
+class Process:
+    """A container's first process."""
+
+    __slots__ = ("alive", "code", "container_id", "doomed", "life", "pid", "running", "start_ticks")
+
+    def __init__(self, container_id: str, pid: int, start_ticks: int, life: Life) -> None:
+        self.container_id = container_id
+        self.pid = pid
+        self.start_ticks = start_ticks
+        self.life = life
+        self.running = False
+        """False while the runtime holds it before the exec."""
+        self.alive = True
+        self.doomed = False
+        """SIGKILL was delivered and will work when the kernel lets it."""
+        self.code: int | None = None
+
+
+class World:
+    """Everything outside the core. Keys are the ids of sandboxes and containers, and diff ids of layers."""
+
+    def __init__(self, chance: Chance, images: Mapping[str, ImageResolved]) -> None:
+        self._chance = chance
+        self.images: dict[str, ImageResolved] = dict(images)
+        """What the registry has, by reference."""
+        self.boots = 1
+        self._next_pid = 100
+        self._next_inode = 4026532000
+        self._unsynced: list[Callable[[], object]] = []
+        # What ends with the machine.
+        self.files: dict[str, bool] = {}
+        """Sandbox directories; True when shared memory is mounted in them."""
+        self.pins: dict[str, dict[str, int]] = {}
+        self.links: dict[str, int] = {}
+        """Network interfaces of pods, with the inode of the namespace that holds the other end."""
+        self.mounts: dict[str, tuple[str, ...]] = {}
+        """Mounted root filesystems, with their layers."""
+        self.bundles: dict[str, bool] = {}
+        self.monitors: dict[str, int] = {}
+        self.runtime: dict[str, bool] = {}
+        """Containers that the runtime knows."""
+        self.cgroups: dict[str, bool] = {}
+        self.processes: dict[str, Process] = {}
+        # What is on disk.
+        self.rows: dict[Row, bytes] = {}
+        self.addresses: dict[str, str] = {}
+        """Addresses that the plugins have given away."""
+        self.writable: dict[str, bool] = {}
+        """Writable layers of containers."""
+        self.exits: dict[str, tuple[int, int]] = {}
+        """Exit files: code and time."""
+        self.layers: dict[str, int] = {}
+        self.downloads: dict[str, bool] = {}
+        """Blobs that were downloaded and not unpacked; True when complete. A cache: nobody owns it."""
+        # What only the simulation knows.
+        self.network_owed: dict[str, int] = {}
+        """Sandboxes whose network was asked for since its last successful release, with the number of times."""
+        self.violations: list[str] = []
+        """What a program must never ask of a node, and did."""
+
+    @property
+    def boot_id(self) -> str:
+        return f"boot-{self.boots}"
+
+    def next_pid(self) -> int:
+        self._next_pid += 1
+        return self._next_pid
+
+    def next_inode(self) -> int:
+        self._next_inode += 1
+        return self._next_inode
+
+    # --- disk -------------------------------------------------------------------------------------------------
+
+    def write(self, table: dict[K, V], key: K, value: V) -> None:
+        """Put something on disk; a power cut may take it away until the next sync."""
+        before = table.get(key)
+        if before is None and key not in table:
+            self._unsynced.append(lambda: table.pop(key, None))
+        else:
+            self._unsynced.append(lambda: table.__setitem__(key, before))  # type: ignore[arg-type]
+        table[key] = value
+
+    def erase(self, table: dict[K, V], key: K) -> None:
+        """Take something from disk, if it is there."""
+        if key in table:
+            before = table.pop(key)
+            self._unsynced.append(lambda: table.__setitem__(key, before))
+
+    def sync(self) -> None:
+        """Everything written so far survives a power cut."""
+        self._unsynced.clear()
+
+    # --- ends -------------------------------------------------------------------------------------------------
+
+    def kill_monitor(self, container_id: str) -> None:
+        """The monitor dies; its container runs on, and nobody will write down how it ends."""
+        self.monitors.pop(container_id, None)
+
+    def power_cut(self) -> None:
+        """The machine stops at once and boots again: new boot id, numbers begin anew, the run directory is empty."""
+        lost = self._chance.below(len(self._unsynced) + 1)
+        for undo in reversed(self._unsynced[len(self._unsynced) - lost :]):
+            undo()
+        self._unsynced.clear()
+        for process in self.processes.values():
+            process.alive = False
+        for table in (self.files, self.pins, self.links, self.mounts, self.bundles, self.monitors, self.runtime):
+            table.clear()
+        self.cgroups.clear()
+        self.processes.clear()
+        self.boots += 1
+        # Numbers are used again after a boot, which is what makes remembering them dangerous.
+        self._next_pid = 100
+        self._next_inode = 4026532000
+
+    # --- questions --------------------------------------------------------------------------------------------
+
+    def alive(self, container_id: str) -> bool:
+        """Whether the container's first process exists."""
+        process = self.processes.get(container_id)
+        return process is not None and process.alive
+
+    def records(self) -> tuple[Record, ...]:
+        """What the journal holds."""
+        return tuple(decode(kind, data) for (kind, _), data in self.rows.items())
+
+    def residue(self, records: Iterable[Record]) -> tuple[str, ...]:
+        """Everything that none of these records owns, each with its kind and key, in order."""
+        sandboxes: dict[str, bool] = {}
+        containers: dict[str, bool] = {}
+        layers: dict[str, bool] = {}
+        for record in records:
+            match record:
+                case SandboxRecord():
+                    sandboxes[record.id] = True
+                case ContainerRecord():
+                    containers[record.id] = True
+                    layers.update(dict.fromkeys(record.layers, True))
+                case ImageRecord():
+                    layers.update(dict.fromkeys(record.layers, True))
+        found: list[str] = []
+        for kind, table, owners in self._kinds(sandboxes, containers, layers):
+            found += [f"{kind} {key}" for key in table if key not in owners]
+        return tuple(sorted(found))
+
+    def _kinds(
+        self, sandboxes: Mapping[str, bool], containers: Mapping[str, bool], layers: Mapping[str, bool]
+    ) -> tuple[tuple[str, Mapping[str, object], Mapping[str, bool]], ...]:
+        return (
+            ("sandbox files", self.files, sandboxes),
+            ("namespaces", self.pins, sandboxes),
+            ("link", self.links, sandboxes),
+            ("address", self.addresses, sandboxes),
+            ("network owed", self.network_owed, sandboxes),
+            ("mount", self.mounts, containers),
+            ("writable layer", self.writable, containers),
+            ("bundle", self.bundles, containers),
+            ("monitor", self.monitors, containers),
+            ("runtime state", self.runtime, containers),
+            ("cgroup", self.cgroups, containers),
+            ("process", {key: one for key, one in self.processes.items() if one.alive}, containers),
+            ("exit file", self.exits, containers),
+            ("layer", self.layers, layers),
+        )
