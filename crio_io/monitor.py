@@ -36,7 +36,8 @@ POLL_S = 0.005
 PROCESSES_FILE = "monitor.json"
 
 _REOPEN_LOG = b"2 0 0\n"
-_LEFTOVERS = ("pidfile", "conmon-pidfile", "ctl", "winsz", "attach", "oom", "exit", PROCESSES_FILE)
+# With a dot: where the runtime writes its pid file before it renames it.
+_LEFTOVERS = (".pidfile", "pidfile", "conmon-pidfile", "ctl", "winsz", "attach", "oom", "exit", PROCESSES_FILE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +150,8 @@ class ConmonMonitor:
         for pid, start_ticks in monitors.items():
             with anyio.move_on_after(STOP_S):
                 await _wait_gone(pid, start_ticks)
-            processes.kill(pid, start_ticks)
+            if processes.kill(pid, start_ticks):
+                await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, container_id)
         await mounts.in_thread(f"clear bundle {bundle}", self._clear, container_id, bundle)
 
     def _argv(self, request: MonitorRequest) -> Sequence[str]:
@@ -241,6 +243,7 @@ class ConmonMonitor:
         await mounts.in_thread(f"kill the monitor of {request.container_id}", _kill_by_argv, argv)
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
         (self._exit_dir / request.container_id).unlink(missing_ok=True)
+        await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
         if request.log_path and not had_log:
             Path(request.log_path).unlink(missing_ok=True)
         await self.runtime.delete(request.container_id)
@@ -252,6 +255,8 @@ class ConmonMonitor:
                 link.unlink()
         for name in _LEFTOVERS:
             (bundle / name).unlink(missing_ok=True)
+        _remove_unfinished(bundle, "conmon-pidfile")
+        _remove_unfinished(bundle, "exit")
 
 
 def recorded(bundle: Path) -> Created | None:
@@ -262,6 +267,14 @@ def recorded(bundle: Path) -> Created | None:
         return None
     except (OSError, TypeError, orjson.JSONDecodeError) as error:
         raise OperationError(Code.DATA_LOSS, "BUNDLE_DAMAGED", f"{bundle / PROCESSES_FILE}: {error}") from error
+
+
+def _remove_unfinished(directory: Path, name: str) -> None:
+    """Remove what a monitor was writing when it was killed: it writes to NAME.XXXXXX and renames."""
+    with suppress(FileNotFoundError):
+        for path in directory.iterdir():
+            if path.name.startswith(f"{name}.") and len(path.name) == len(name) + 7:
+                path.unlink(missing_ok=True)
 
 
 async def _read_line(fd: int) -> bytes:

@@ -264,6 +264,7 @@ class OciRuntime:
             yield path
         finally:
             path.unlink(missing_ok=True)
+            path.with_name(f".{path.name}").unlink(missing_ok=True)  # Where runc writes it before it renames it.
 
 
 def _kill_exec(runtime_pid: int, pid_file: Path) -> None:
