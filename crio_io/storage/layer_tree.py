@@ -10,6 +10,7 @@ remembered: whoever mounts the layers gives them what the layers below say of th
 import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Callable
 
 from crio_core.image import tar
@@ -17,6 +18,7 @@ from crio_core.image import tar
 CHUNK_BYTES = 512 * 1024
 DEPTH_MAX = 256
 LINKS_FOLLOWED_MAX = 40
+IMPLIED_MAX = 100_000
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 _WHITEOUT = b".wh."
 _OPAQUE_MARK = b".wh..wh..opq"
@@ -149,38 +151,39 @@ class Tree:
 
     def _make_parents(self, path: bytes) -> None:
         """Make the directories above `path` that the archive left out; links among them lead inside the root."""
-        parts = path.split(b"/")[:-1]
+        parts = deque(path.split(b"/")[:-1])
         done = b""
         followed = 0
         while parts:
-            part = parts.pop(0)
+            part = parts.popleft()
             if part == b"..":
                 done = done.rpartition(b"/")[0]
                 continue
-            here = f"{os.fsdecode(done)}/{os.fsdecode(part)}" if done else os.fsdecode(part)
-            here_bytes = os.fsencode(here)
+            here = done + b"/" + part if done else part
             try:
-                mode = os.lstat(here_bytes).st_mode
+                mode = os.lstat(here).st_mode
             except FileNotFoundError:
                 self.count()
-                os.mkdir(here_bytes, 0o755)
-                self.implied[here_bytes] = None
+                os.mkdir(here, 0o755)
+                self.implied[here] = None
+                if len(self.implied) > IMPLIED_MAX:
+                    raise LayerRefusedError("ARCHIVE_INVALID", f"more than {IMPLIED_MAX} directories are left out")
             else:
                 if stat.S_ISLNK(mode):
                     followed += 1
-                    link = os.readlink(here_bytes)
+                    link = os.readlink(here)
                     if followed > LINKS_FOLLOWED_MAX or len(parts) > DEPTH_MAX:
                         raise LayerRefusedError("ARCHIVE_INVALID", f"too many links above {shown(path)}")
                     if link.startswith(b"/"):
                         done = b""
-                    parts = [word for word in link.split(b"/") if word not in (b"", b".")] + parts
+                    parts.extendleft(reversed([word for word in link.split(b"/") if word not in (b"", b".")]))
                     continue
                 if not stat.S_ISDIR(mode):
-                    remove(here_bytes)
-                    self._whiteouts.discard(here_bytes)
-                    os.mkdir(here_bytes, 0o755)
-                    os.setxattr(here_bytes, OPAQUE_XATTR, b"y")
-            done = here_bytes
+                    remove(here)
+                    self._whiteouts.discard(here)
+                    os.mkdir(here, 0o755)
+                    os.setxattr(here, OPAQUE_XATTR, b"y")
+            done = here
 
     def _whiteout(self, directory: bytes, base: bytes) -> None:
         """Hide what lower layers have under a name, or in a directory; what this layer itself has stays."""

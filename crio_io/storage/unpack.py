@@ -68,7 +68,7 @@ class Unpacking:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            return  # it has failed, and `result` says why
+            size_bytes = self.layer.size_bytes  # it has failed, and `result` says why
         self._told_bytes = size_bytes
 
     @property
@@ -82,10 +82,10 @@ class Unpacking:
         Raises:
             OperationError: The layer was refused, or its content is not what the image's configuration says.
         """
-        while self._told_bytes < self.layer.size_bytes and self._child.returncode is None:
+        self.available(self.layer.size_bytes)
+        while self._told_bytes < self.layer.size_bytes:
+            await anyio.wait_writable(self._control_fd)
             self.available(self.layer.size_bytes)
-            if self._told_bytes < self.layer.size_bytes:
-                await anyio.wait_writable(self._control_fd)
         await self._child.wait_exit()
         await self._child.wait_output()
         completed = self._child.completed(self._child.returncode or 0)

@@ -87,7 +87,8 @@ def test_cve_2024_3727_digest_of_any_other_form_is_refused() -> None:
     """CVE-2024-3727: an unchecked digest reached paths and URLs. Only exact algorithm, length and alphabet pass."""
     bad = ["", "sha256", "sha256:", "sha256:" + "a" * 63, "sha256:" + "a" * 65, "sha256:" + "A" * 64, "md5:" + "a" * 32,
            "sha512:" + "a" * 64, "sha256:../../../etc/passwd", "sha256:" + "a" * 63 + "\n", "sha256:" + "a" * 63 + "/",
-           " sha256:" + "a" * 64, "sha256:" + "\u0661" * 64, "sha1:" + "a" * 40, None, 7, b"sha256:" + b"a" * 64]  # fmt: skip
+           " sha256:" + "a" * 64, "sha256:" + "\u0661" * 64, "sha1:" + "a" * 40, None, 7,
+           b"sha256:" + b"a" * 64]  # fmt: skip
     for text in bad:
         with pytest.raises(OperationError):
             parse_digest(text)
