@@ -24,6 +24,7 @@ LINKS_MAX = 40  # what the kernel itself follows
 PARTS_MAX = 2048
 _AGAIN_MAX = 16  # openat2 answers EAGAIN when a rename passed by
 
+_KERNEL_DIRECTORIES = ("dev", "proc", "sys")
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
 
@@ -73,8 +74,11 @@ def _gather(rootfs: Path) -> RootfsFacts:
 
 def _prepare(rootfs: Path, directories: tuple[str, ...], files: tuple[str, ...], targets: tuple[str, ...]) -> None:
     with _opened(rootfs) as root:
+        for name in _KERNEL_DIRECTORIES:
+            _refuse_link(root, name)
         for path in targets:
-            _checked(root, path)
+            if _checked(root, path) == "/":
+                raise _led_away(path, "/")
         for path in directories:
             with _failing(path):
                 os.close(_make_directory(root, _checked(root, path)))
@@ -131,7 +135,7 @@ def _read(root: int, path: str) -> bytes:
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return b""
-        raise _refused(path, error.strerror) from error
+        raise _refused(path, error.strerror or str(error)) from error
     try:
         status = os.fstat(found)
         if not stat.S_ISREG(status.st_mode):
@@ -204,12 +208,23 @@ def _checked(root: int, path: str) -> str:
         found = _resolve(root, asked)
     for guarded in ("/proc", "/sys"):
         if is_within(found, guarded) and not is_within(asked, guarded):
-            message = f"{asked}: a link of the image leads it to {found}"
-            raise OperationError(Code.INVALID_ARGUMENT, "PATH_REFUSED", message)
-    if found in ("/", "/dev") and asked != found:
-        message = f"{asked}: a link of the image leads it to {found}"
-        raise OperationError(Code.INVALID_ARGUMENT, "PATH_REFUSED", message)
+            raise _led_away(asked, found)
+    if found == "/dev" and asked != found:
+        raise _led_away(asked, found)
     return found
+
+
+def _led_away(path: str, found: str) -> OperationError:
+    message = f"{path}: a link of the image leads it to {found}"
+    return OperationError(Code.INVALID_ARGUMENT, "PATH_REFUSED", message)
+
+
+def _refuse_link(root: int, name: str) -> None:
+    """The kernel's own file systems are mounted on real directories: a link there would move them (CVE-2026-41579)."""
+    with _failing(f"/{name}"):
+        target = _read_link(root, [], name)
+    if target is not None:
+        raise _led_away(f"/{name}", target)
 
 
 def _make_directory(root: int, resolved: str) -> int:
