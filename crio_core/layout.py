@@ -24,6 +24,12 @@ class Layout:
     attach_dir: str = ""
 
     @property
+    def directories(self) -> tuple[PurePosixPath, ...]:
+        """What has to exist before anything else can."""
+        pins = self.namespaces("any").parent
+        return (self.root, self.runroot, self.sandboxes, self.containers, self.scratch, pins, self.exits, self.attach)
+
+    @property
     def journal(self) -> PurePosixPath:
         return self.root / "state.db"
 

@@ -231,7 +231,7 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
         exits_dir=options.exits_dir,
         attach_dir=options.attach_dir,
     )
-    for directory in (layout.root, layout.runroot, layout.sandboxes, layout.containers, layout.exits, layout.attach):
+    for directory in layout.directories:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     cgroup_driver = CgroupDriver.SYSTEMD if options.systemd_cgroup else CgroupDriver.CGROUPFS
     here = await host.look(cgroup_driver)
