@@ -9,9 +9,9 @@ caller stops reading the container for it; a client that takes nothing for `STAL
 import os
 import select
 import time
-from contextlib import suppress
 from errno import EAGAIN
-from socket import AF_UNIX, SOCK_SEQPACKET, socket
+
+from conmon.low import AF_UNIX, SOCK_SEQPACKET, Suppress, accept, socket
 
 PACKET_BYTES = 8192  # clients of conmon read with a buffer of this size and one byte
 INPUT_BYTES = 32768
@@ -29,7 +29,7 @@ def listen(folder: str, name: str, kind: int, mode: int) -> socket:
     """
     folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with suppress(FileNotFoundError):  # nothing is left of an earlier monitor: the usual case
+        with Suppress(FileNotFoundError):  # nothing is left of an earlier monitor: the usual case
             os.unlink(name, dir_fd=folder_fd)
         server = socket(AF_UNIX, kind, 0)
         server.setblocking(False)
@@ -93,14 +93,13 @@ class Attach:
     def accept(self) -> None:
         """Take a new client; above `CLIENTS_MAX` it is turned away."""
         try:
-            connection, _ = self._server.accept()
+            fd = accept(self._server)
         except OSError:
             return  # the client left first, or descriptors ran out: the next event tries again
         if len(self.clients) >= CLIENTS_MAX:
-            connection.close()
+            os.close(fd)
             return
-        connection.setblocking(False)
-        fd = connection.detach()
+        os.set_blocking(fd, False)
         self.clients[fd] = Client(fd)
         self._poll.register(fd, select.EPOLLIN)
 
@@ -241,6 +240,16 @@ class Attach:
         for client in tuple(self.clients.values()):
             if client.packets and now_ns - client.moved_ns >= STALL_NS:
                 self._drop(client)
+
+    def release(self) -> None:
+        """Close the descriptors and nothing else."""
+        for fd in tuple(self.clients):
+            os.close(fd)
+        self.clients.clear()
+        if self._stdin_fd >= 0:
+            os.close(self._stdin_fd)
+            self._stdin_fd = -1
+        self._server.close()
 
     def close(self) -> None:
         """Hang up on every client and stop listening."""

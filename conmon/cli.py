@@ -2,14 +2,15 @@
 
 import os
 import sys
-from contextlib import suppress
 
 from conmon import linux
 from conmon.diagnostics import Diagnostics
 from conmon.journald import SHORT_ID_LETTERS, JournalLog
 from conmon.logs import LINE_BYTES_MAX, FileLog
 from conmon.loop import Inherited, Loop, stdio_null
+from conmon.low import Suppress
 from conmon.options import Options, UsageError, check, help_text, parse
+from conmon.runtime import read_oom_score, write_oom_score
 from conmon.sync import write_file
 
 VERSION = "2.1.6"  # the version of the command line; callers compare it
@@ -137,17 +138,20 @@ def _start(options: Options) -> int:
                 write_file(options.conmon_pidfile, b"%d" % child)
             os._exit(0)
     inherited = Inherited(sync_fd=sync_fd, start_fd=start_fd, attach_fd=attach_fd, held_fds=held_fds)
-    return serve(Loop(options, inherited, environment, logs, passthrough=passthrough), options, passthrough)
-
-
-def serve(loop: Loop, options: Options, passthrough: bool) -> int:
-    """Leave the caller's session and watch the container to its end."""
+    oom_score = read_oom_score()
+    write_oom_score(b"-1000")
+    loop = Loop(options, inherited, environment, logs, passthrough=passthrough, oom_score=oom_score)
     if not passthrough:
         null = stdio_null()
         for target in range(3):
             os.dup2(null, target)
         os.close(null)
-    with suppress(PermissionError):  # already the leader of a session
+    return serve(loop, options)
+
+
+def serve(loop: Loop, options: Options) -> int:
+    """Leave the caller's session and watch the container to its end."""
+    with Suppress(PermissionError):  # already the leader of a session
         os.setsid()
     linux.set_subreaper(True)
     try:

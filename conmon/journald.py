@@ -5,10 +5,8 @@ A datagram holds fields, each `NAME=value` and a newline; a value with a newline
 does not stop the container: the line is dropped and its bytes are counted.
 """
 
-import os
-from socket import AF_UNIX, SOCK_DGRAM, socket
-
 from conmon.logs import LINE_BYTES_MAX, STDOUT
+from conmon.low import AF_UNIX, SOCK_DGRAM, socket
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 SHORT_ID_LETTERS = 12
@@ -73,4 +71,8 @@ class JournalLog:
             if rest:
                 self._send(stream, rest, partial=True)
         self._parts.clear()
-        os.close(self._socket.detach())
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket as it is."""
+        self._socket.close()

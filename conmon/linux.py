@@ -35,6 +35,12 @@ def set_subreaper(enabled: bool) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
+def set_task_name(name: bytes) -> None:
+    """The name that `ps` and /proc/self/comm show for this process."""
+    if _prctl(PR_SET_NAME, name[:TASK_NAME_BYTES], 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NAME)")
+
+
 def argument_area() -> tuple[int, int]:
     """Address and size of this process's arguments, as /proc/self/stat has them (proc(5), fields 48 and 49)."""
     with open("/proc/self/stat", "rb", buffering=0) as stat:

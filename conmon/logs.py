@@ -229,7 +229,10 @@ class RecordFile:
             self._torn = True
 
     def close(self) -> None:
-        os.close(self._fd)
+        """Close the descriptor, once."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 class FileLog:
@@ -284,4 +287,8 @@ class FileLog:
                 self._file.write(records, formatter.header_bytes(stamp))
         if sync:
             self._file.sync()
+        self._file.close()
+
+    def close(self) -> None:
+        """Close the file as it is."""
         self._file.close()

@@ -4,22 +4,37 @@ Every wake-up has a cause: a descriptor is ready, a signal arrived, or one of th
 are needed (a held line, a slow client, `--timeout`). A monitor whose container is quiet sleeps.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 import select
-import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
-from socket import SOCK_SEQPACKET
 
 from conmon import attach, linux, monitor, oom, runtime, sync
 from conmon.control import ControlLines, ReopenLogs, Resize
 from conmon.diagnostics import Diagnostics
 from conmon.journald import JournalLog
 from conmon.logs import STDERR, STDOUT, FileLog
+from conmon.low import (
+    SIGCHLD,
+    SIGINT,
+    SIGKILL,
+    SIGQUIT,
+    SIGTERM,
+    SIGUSR1,
+    SOCK_SEQPACKET,
+    Suppress,
+    default_signal,
+    handle_signal,
+    set_wakeup_fd,
+)
 from conmon.notify import NotifyRelay
 from conmon.options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 READ_BYTES = 65536
 SIGNAL_BYTES = 64
@@ -28,7 +43,7 @@ TERMINAL_DRAIN_BYTES_MAX = 1024 * 1024
 HANGUP_WAIT_NS = 100_000_000
 DROPPED_NOTE_NS = 1_000_000_000
 READABLE = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR
-FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+FORWARDED = (SIGTERM, SIGINT, SIGQUIT)
 
 
 class Inherited:
@@ -55,12 +70,19 @@ def _heard(signum: int, frame: object) -> None:
 class Loop:
     """One monitor at work.
 
+    Making one opens everything that it needs; `run` then does the work, in the same process or in one forked from it.
+    What is made before a fork costs memory once instead of in each monitor.
+
     Args:
         options: Checked by `options.check`.
         inherited: What the caller passed.
         environment: For the runtime and the exit command.
         logs: Open log drivers.
+        oom_score: The OOM score adjustment that the runtime gets, as text; empty to leave it.
         passthrough: The runtime gets the monitor's own stdio, and there is nothing to log or attach to.
+
+    Raises:
+        OSError: The bundle or the socket folder does not take what has to be in it.
     """
 
     def __init__(
@@ -71,12 +93,14 @@ class Loop:
         logs: tuple[FileLog | JournalLog, ...],
         *,
         passthrough: bool,
+        oom_score: bytes,
     ) -> None:
         self._options = options
         self._inherited = inherited
         self._environment = environment
         self._logs = logs
         self._passthrough = passthrough
+        self._oom_score = oom_score
         self._say = Diagnostics(options.cid, level=options.log_level, syslog=options.syslog)
         self._machine = monitor.Monitor(is_exec=options.exec)
         self._poll = select.epoll()
@@ -91,6 +115,7 @@ class Loop:
         self._terminal_fd = -1
         self._keep_fds: list[int] = []
         self._error_fd = -1
+        self._wake_fd = -1
         self._runtime_pid = 0
         self._link = ""
         self._window: Resize | None = None
@@ -98,63 +123,105 @@ class Loop:
         self._noted_bytes = 0
         self._code = 0
         self._over = False
+        self._theirs: tuple[int, ...] = ()
+        try:
+            self._child = self._prepare()
+        except OSError:
+            self.release()
+            raise
 
     def run(self) -> int:
         """Watch one container from its creation to its end; the code for the monitor's own exit."""
-        self._listen_to_signals()
-        self._spawn()
+        self._begin()
         while not self._over:
             self._turn()
         return self._code
 
+    def rehearse(self, child: int) -> None:
+        """Do the whole work around a process that is a child already, and leave no trace in this process."""
+        self._begin()
+        while not self._over:
+            if self._machine.state is monitor.RUNNING:
+                self._signal(child, SIGKILL)
+            self._turn()
+        self._forget_signals()
+        self.release()
+
+    def release(self) -> None:
+        """Close every descriptor and leave files and names alone: another process has them now, or nobody needs them."""
+        if self._console is not None:
+            del self._handlers[self._console.fd]
+            self._console.detach()
+        if self._notify is not None:
+            del self._handlers[self._notify.fd]
+            self._notify.detach()
+        for fd in {*self._handlers, *self._outputs, *self._keep_fds, *self._theirs}:
+            os.close(fd)
+        self._handlers.clear()
+        self._outputs.clear()
+        self._keep_fds.clear()
+        self._theirs = ()
+        if self._attach is not None:
+            self._attach.release()
+        for log in self._logs:
+            log.close()
+        self._poll.close()
+
     # Setting up
 
-    def _listen_to_signals(self) -> None:
-        reader, writer = os.pipe()
-        os.set_blocking(reader, False)
-        os.set_blocking(writer, False)
-        signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-        for number in (signal.SIGCHLD, signal.SIGUSR1, *FORWARDED):
-            signal.signal(number, _heard)
-        self._watch(reader, self._on_signals)
-
-    def _spawn(self) -> None:
-        options = self._options
-        oom_score = runtime.read_oom_score()
-        runtime.write_oom_score(b"-1000")
-        if options.sdnotify_socket:
-            self._notify = NotifyRelay(options.bundle, options.sdnotify_socket)
-            self._watch(self._notify.fd, self._notify.relay)
-        stdio, ours, theirs = self._make_stdio()
-        if options.bundle and not self._passthrough:
-            self._open_bundle()
-        if self._attach is not None and ours[0] >= 0:
-            self._attach.set_stdin(ours[0])
-        elif self._attach is not None and not options.terminal:
-            self._attach.close_stdin()
-        if options.exec_attach and self._inherited.attach_fd >= 0:
+    def _begin(self) -> None:
+        set_wakeup_fd(self._wake_fd)
+        for number in (SIGCHLD, SIGUSR1, *FORWARDED):
+            handle_signal(number, _heard)
+        if self._options.exec_attach and self._inherited.attach_fd >= 0:
             sync.write_all(self._inherited.attach_fd, sync.sync_message(self._key(), 0))
-        child = runtime.Child(
-            runtime.arguments(options, self._console.path if self._console else ""),
-            self._environment,
-            stdio,
-            oom_score=oom_score,
-            start_fd=self._inherited.start_fd if options.exec_attach else -1,
-            replace_listen_pid=options.replace_listen_pid,
-        )
-        self._runtime_pid = child.spawn()
-        for fd in theirs:
+        self._runtime_pid = self._child.spawn()
+        for fd in self._theirs:
             os.close(fd)
+        self._theirs = ()
         if self._inherited.start_fd >= 0:
             os.close(self._inherited.start_fd)
         if self._passthrough:
             for target in range(3):
                 os.dup2(stdio_null(), target)
 
-    def _make_stdio(self) -> tuple[tuple[int, int, int], tuple[int, int], tuple[int, ...]]:
-        """Descriptors for the runtime's stdio; our ends of input and output; theirs to close after the fork."""
+    def _forget_signals(self) -> None:
+        set_wakeup_fd(-1)
+        for number in (SIGCHLD, SIGUSR1, *FORWARDED):
+            default_signal(number)
+
+    def _prepare(self) -> runtime.Child:
+        options = self._options
+        reader, self._wake_fd = os.pipe()
+        self._keep_fds.append(self._wake_fd)
+        os.set_blocking(reader, False)
+        os.set_blocking(self._wake_fd, False)
+        self._watch(reader, self._on_signals)
+        if options.sdnotify_socket:
+            self._notify = NotifyRelay(options.bundle, options.sdnotify_socket)
+            self._watch(self._notify.fd, self._notify.relay)
+        stdio, input_fd = self._make_stdio()
+        if options.bundle and not self._passthrough:
+            self._open_bundle()
+        if self._attach is not None and input_fd >= 0:
+            self._attach.set_stdin(input_fd)
+        elif input_fd >= 0:
+            self._keep_fds.append(input_fd)
+        elif self._attach is not None and not options.terminal:
+            self._attach.close_stdin()
+        return runtime.Child(
+            runtime.arguments(options, self._console.path if self._console else ""),
+            self._environment,
+            stdio,
+            oom_score=self._oom_score,
+            start_fd=self._inherited.start_fd if options.exec_attach else -1,
+            replace_listen_pid=options.replace_listen_pid,
+        )
+
+    def _make_stdio(self) -> tuple[tuple[int, int, int], int]:
+        """Descriptors for the runtime's stdio, and our end of its input or -1."""
         if self._passthrough:
-            return (-1, -1, -1), (-1, -1), ()
+            return (-1, -1, -1), -1
         null = stdio_null()
         error_read, error_write = os.pipe()
         self._error_fd = error_read
@@ -162,15 +229,16 @@ class Loop:
         if self._options.terminal:
             self._console = runtime.ConsoleSocket("/tmp")
             self._watch(self._console.fd, self._on_console)
-            return (null, null, error_write), (-1, -1), (error_write, null)
+            self._theirs = (error_write, null)
+            return (null, null, error_write), -1
         out_read, out_write = os.pipe()
         self._outputs[out_read] = STDOUT
         in_read = in_write = -1
         if self._options.stdin:
             in_read, in_write = os.pipe()
             os.set_blocking(in_write, False)
-        theirs = (error_write, out_write, null) + ((in_read,) if in_read >= 0 else ())
-        return (in_read if in_read >= 0 else null, out_write, error_write), (in_write, out_read), theirs
+        self._theirs = (error_write, out_write, null) + ((in_read,) if in_read >= 0 else ())
+        return (in_read if in_read >= 0 else null, out_write, error_write), in_write
 
     def _open_bundle(self) -> None:
         options = self._options
@@ -301,7 +369,7 @@ class Loop:
         if self._error_fd >= 0:
             os.set_blocking(self._error_fd, False)
             # A runtime that said nothing may have left a process behind that holds the pipe.
-            with suppress(BlockingIOError):
+            with Suppress(BlockingIOError):
                 words = os.read(self._error_fd, sync.MESSAGE_BYTES_MAX)
         return words.decode(errors="replace") or f"the runtime ended with status {code} and wrote no reason"
 
@@ -412,7 +480,7 @@ class Loop:
         if isinstance(effect, monitor.ReadPid):
             self._feed(self._read_pid())
         elif isinstance(effect, monitor.ReportPid):
-            self._begin(effect.pid)
+            self._start_watching(effect.pid)
         elif isinstance(effect, monitor.ReportFailure):
             self._say.warn(effect.message)
             self._tell(-1, effect.message)
@@ -456,7 +524,7 @@ class Loop:
         self._watch(fd, ended)
         return monitor.PidKnown(pid)
 
-    def _begin(self, pid: int) -> None:
+    def _start_watching(self, pid: int) -> None:
         if self._options.api_version >= 1 or not self._options.exec:
             self._tell(pid, "")
         self._oom = oom.watch(pid)
@@ -484,12 +552,12 @@ class Loop:
                 return
 
     def _kill_group(self, pid: int) -> None:
-        with suppress(ProcessLookupError):  # it may have ended by itself: then its exit is on the way
+        with Suppress(ProcessLookupError):  # it may have ended by itself: then its exit is on the way
             group = os.getpgid(pid)
             if group > 1 and group != os.getpgid(0):
-                os.killpg(group, signal.SIGKILL)
+                os.killpg(group, SIGKILL)
             else:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, SIGKILL)
         self._timers[self._on_kill_wait] = time.monotonic_ns() + monitor.KILL_WAIT_NS
 
     def _drain(self) -> None:
@@ -584,9 +652,7 @@ class Loop:
 
     def _run_exit_command(self) -> None:
         """Run the exit command as a child and wait for it, and for what the runtime may have left to reap."""
-        signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGUSR1, *FORWARDED):
-            signal.signal(number, signal.SIG_DFL)
+        self._forget_signals()
         linux.set_subreaper(False)
         child = os.fork()
         if child == 0:
@@ -607,7 +673,7 @@ class Loop:
 
 def _remove(path: str) -> None:
     """Take a name away; one that is not there is the usual case."""
-    with suppress(FileNotFoundError):
+    with Suppress(FileNotFoundError):
         os.unlink(path)
 
 

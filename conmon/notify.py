@@ -1,9 +1,9 @@
 """Relays readiness from a container to systemd on the host: only `READY=1` and `WATCHDOG=1` pass (sd_notify(3))."""
 
 import os
-from socket import AF_UNIX, SOCK_DGRAM, socket
 
 from conmon.attach import listen
+from conmon.low import AF_UNIX, SOCK_DGRAM, socket
 
 MESSAGE_BYTES_MAX = 32768
 PASSED = (b"READY=1", b"WATCHDOG=1")
@@ -25,6 +25,11 @@ class NotifyRelay:
     @property
     def fd(self) -> int:
         return self._inside.fileno()
+
+    def detach(self) -> None:
+        """Close the descriptors and leave the name."""
+        self._inside.close()
+        self._outside.close()
 
     def relay(self, fd: int) -> None:
         """Pass on one message, or drop it."""

@@ -7,7 +7,8 @@ polls as urgent when it changes; on version 1 an eventfd does (Documentation/adm
 
 import os
 import select
-from contextlib import suppress
+
+from conmon.low import Suppress
 
 CGROUP_ROOT = "/sys/fs/cgroup"
 COUNTERS_BYTES_MAX = 4096
@@ -61,7 +62,7 @@ class OomWatch:
     def read(self) -> int:
         """Kills since the watch began; 0 when the cgroup is gone and nothing can be known."""
         if self._event_fd >= 0:
-            with suppress(BlockingIOError):  # no event since the last look; the counter is still worth reading
+            with Suppress(BlockingIOError):  # no event since the last look; the counter is still worth reading
                 os.read(self._event_fd, 8)
         try:
             kills = oom_kills(os.pread(self._counter_fd, COUNTERS_BYTES_MAX, 0))

@@ -5,14 +5,26 @@ The command line is that of runc and of every runtime made after it: `create --b
 """
 
 import os
-import signal
 import termios
-from contextlib import suppress
 from fcntl import ioctl
-from socket import AF_UNIX, CMSG_SPACE, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socket
 from sys import byteorder
 
 from conmon import linux
+from conmon.low import (
+    AF_UNIX,
+    CMSG_SPACE,
+    SCM_RIGHTS,
+    SIGKILL,
+    SIGPIPE,
+    SIGXFSZ,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    Suppress,
+    accept,
+    default_signal,
+    set_wakeup_fd,
+    socket,
+)
 from conmon.options import Options
 
 RUNTIME_MISSING_CODE = 127
@@ -105,8 +117,8 @@ class Child:
             os._exit(RUNTIME_MISSING_CODE)
 
     def _become(self, parent: int) -> None:
-        signal.set_wakeup_fd(-1)
-        linux.prctl(linux.PR_SET_PDEATHSIG, signal.SIGKILL)
+        set_wakeup_fd(-1)
+        linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
         if os.getppid() != parent:
             os._exit(RUNTIME_MISSING_CODE)
         for target, fd in enumerate(self.stdio):
@@ -120,8 +132,8 @@ class Child:
             os.close(self.start_fd)
         if self.oom_score:
             write_oom_score(self.oom_score)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):
-            signal.signal(number, signal.SIG_DFL)
+        for number in (SIGPIPE, SIGXFSZ):
+            default_signal(number)
         try:
             os.execve(self.argv[0], self.argv, self.environment)
         except OSError as error:
@@ -152,9 +164,8 @@ class ConsoleSocket:
         Raises:
             OSError: The runtime hung up without sending a descriptor.
         """
-        connection, _ = self._server.accept()
+        connection = socket(AF_UNIX, SOCK_STREAM, 0, accept(self._server))
         self.close()
-        connection.setblocking(True)
         try:
             _, control, _, _ = connection.recvmsg(CONSOLE_NAME_BYTES_MAX, CMSG_SPACE(4))
         finally:
@@ -165,6 +176,10 @@ class ConsoleSocket:
                 os.set_inheritable(master, False)
                 return master
         raise OSError("the runtime sent no terminal")
+
+    def detach(self) -> None:
+        """Close the descriptor and leave the name."""
+        self._server.close()
 
     def close(self) -> None:
         """Stop listening and take the name away."""
@@ -185,7 +200,7 @@ def prepare_terminal(master: int) -> int:
     Returns:
         The descriptor to keep, or -1 when the kernel gives none.
     """
-    with suppress(termios.error):  # the terminal of a VM runtime may refuse; its own mode stays
+    with Suppress(termios.error):  # the terminal of a VM runtime may refuse; its own mode stays
         mode = termios.tcgetattr(master)
         mode[1] |= termios.ONLCR
         termios.tcsetattr(master, termios.TCSANOW, mode)

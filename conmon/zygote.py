@@ -1,0 +1,293 @@
+"""One small process that forks monitors: everything is imported, tried out and frozen before the first fork.
+
+    crio-conmon --zygote SOCKET
+
+The zygote leaves its caller's session, holds a lock on `SOCKET.lock` and listens on SOCKET (mode 0600, clients of its own
+user only). It outlives the server; a second zygote for the same socket ends at once with code 0, so a server that finds
+nobody listening just starts one. Monitors are its children and their own sessions: they do not notice when it dies.
+
+Protocol: a connection of SOCK_SEQPACKET carries one request and one reply. A request is one packet of fields with NUL
+between them, and descriptors as SCM_RIGHTS:
+
+    ping                                        -> pong <pid>
+    quit                                        -> bye              (monitors live on)
+    spawn  <cwd>  <pipes>  <n>  <n environment entries>  <command line of crio-conmon, without its name>
+                                                -> spawned <pid>    with a pidfd of the monitor
+    anything else                               -> refused <reason>
+
+`pipes` names the descriptors in order, separated by commas: `sync`, `start` and `attach` are the pipes that conmon takes
+from `_OCI_SYNCPIPE`, `_OCI_STARTPIPE` and `_OCI_ATTACHPIPE`; `hold` is kept open until the container has ended. A command
+line that is wrong, or a log or folder that cannot be opened, is refused with the reason; from then on results are told on
+the sync pipe, as conmon does. The pidfd becomes readable when the monitor is gone, however it ended.
+"""
+
+import errno
+import fcntl
+import gc
+import os
+import sys
+
+from conmon import linux
+from conmon.cli import START_BYTES_MAX, open_logs, prepare, serve
+from conmon.logs import STDOUT, FileLog
+from conmon.loop import Inherited, Loop, stdio_null
+from conmon.low import (
+    AF_UNIX,
+    CMSG_SPACE,
+    SCM_RIGHTS,
+    SIGCHLD,
+    SO_PEERCRED,
+    SOCK_SEQPACKET,
+    SOL_SOCKET,
+    Suppress,
+    accept,
+    ignore_signal,
+    pause,
+    socket,
+)
+from conmon.options import Options, UsageError
+from conmon.runtime import read_oom_score, write_oom_score
+from conmon.sync import write_file
+
+REQUEST_BYTES_MAX = 128 * 1024
+DESCRIPTORS_MAX = 16
+CLIENT_WAIT_S = 2.0
+BACKLOG = 128
+REHEARSALS = 24  # the interpreter settles the form of a function in its first dozens of calls
+PIPES = ("sync", "start", "attach")
+
+
+class Refused(Exception):
+    """A request that this zygote does not carry out; the text says why."""
+
+
+class Request:
+    """What a `spawn` packet says."""
+
+    __slots__ = ("cwd", "environment", "pipes", "words")
+
+    def __init__(self, cwd: str, pipes: tuple[str, ...], environment: dict[str, str], words: list[str]) -> None:
+        self.cwd = cwd
+        self.pipes = pipes
+        self.environment = environment
+        self.words = words
+
+
+def parse_request(packet: bytes, descriptors: int) -> Request:
+    """Read a `spawn` packet that came with this many descriptors.
+
+    Raises:
+        Refused: It is not one.
+    """
+    fields = packet.decode(errors="surrogateescape").split("\0")
+    if fields[0] != "spawn" or len(fields) < 4 or not fields[3].isdigit():
+        raise Refused("not a request that this monitor knows")
+    pipes = tuple(fields[2].split(",")) if fields[2] else ()
+    if len(pipes) != descriptors:
+        raise Refused(f"{len(pipes)} descriptors are named, {descriptors} came")
+    if any(pipe not in (*PIPES, "hold") for pipe in pipes) or any(pipes.count(pipe) > 1 for pipe in PIPES):
+        raise Refused(f"descriptors {fields[2]!r}")
+    end = 4 + int(fields[3])
+    if end > len(fields):
+        raise Refused("the environment is cut off")
+    environment = dict(entry.split("=", 1) for entry in fields[4:end] if "=" in entry)
+    return Request(fields[1], pipes, environment, fields[end:])
+
+
+def rehearse() -> None:
+    """Run a whole monitor around a child that ends at once, so that the forked ones find every page as it will be."""
+    folder = f"/tmp/crio-conmon-{os.urandom(8).hex()}"
+    os.mkdir(folder, 0o700)
+    try:
+        child = os.fork()
+        if child == 0:
+            pause()
+            os._exit(0)
+        words = ["-c", "rehearsal", "-u", "rehearsal", "-r", "/bin/true", "-b", folder, "-p", f"{folder}/pid"]
+        words += [
+            "--full-attach",
+            "-l",
+            f"{folder}/log",
+            "--no-sync-log",
+            "--exit-dir",
+            folder,
+            "--persist-dir",
+            folder,
+        ]
+        write_file(f"{folder}/pid", b"%d" % child)
+        options = prepare(words, folder)
+        reader, writer = os.pipe()
+        inherited = Inherited(sync_fd=writer, start_fd=-1, attach_fd=-1, held_fds=())
+        loop = Loop(options, inherited, {}, open_logs(options)[0], passthrough=False, oom_score=b"")
+        loop.rehearse(child)
+        os.close(reader)
+        log = FileLog(f"{folder}/log")
+        log.write(STDOUT, b"a line\n")
+        log.finish(sync=False)
+    finally:
+        for name in os.listdir(folder):
+            os.unlink(f"{folder}/{name}")
+        os.rmdir(folder)
+
+
+class Zygote:
+    """The listening process.
+
+    Args:
+        path: Where the socket is.
+
+    Raises:
+        BlockingIOError: Another zygote holds the lock.
+        OSError: The folder does not take a socket.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._area = linux.argument_area()
+        self._oom_score = read_oom_score()
+        write_oom_score(b"-1000")
+        self._lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with Suppress(FileNotFoundError):
+            os.unlink(path)
+        self._server = socket(AF_UNIX, SOCK_SEQPACKET, 0)
+        mask = os.umask(0o177)
+        try:
+            self._server.bind(path)
+        finally:
+            os.umask(mask)
+        self._server.listen(BACKLOG)
+        linux.set_title(self._area, f"crio-conmon zygote {path}".encode())
+
+    def serve(self) -> int:
+        """Answer requests until told to quit."""
+        while True:
+            connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, accept(self._server))
+            try:
+                connection.settimeout(CLIENT_WAIT_S)
+                if not self._answer(connection):
+                    return 0
+            except OSError as error:
+                # The client left or sent nothing in time. It cannot be told; the next one can be served.
+                if error.errno in (errno.EBADF, errno.EINVAL):
+                    raise
+            finally:
+                connection.close()
+
+    def _answer(self, connection: socket) -> bool:
+        credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
+        packet, control, flags, _ = connection.recvmsg(REQUEST_BYTES_MAX, CMSG_SPACE(4 * DESCRIPTORS_MAX))
+        fds = _descriptors(control)
+        try:
+            if int.from_bytes(credentials[4:8], sys.byteorder) not in (0, os.getuid()):
+                raise Refused("this zygote serves its own user")
+            if flags:
+                raise Refused(f"the request is longer than {REQUEST_BYTES_MAX} bytes or has too many descriptors")
+            if packet == b"ping":
+                connection.send(b"pong %d" % os.getpid())
+            elif packet == b"quit":
+                connection.send(b"bye")
+                return False
+            else:
+                self._spawn(connection, parse_request(packet, len(fds)), fds)
+        except Refused as refusal:
+            connection.send(f"refused {refusal}".encode())
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _spawn(self, connection: socket, request: Request, fds: list[int]) -> None:
+        """Make the monitor here, so that its memory is shared, and give it a process of its own."""
+        try:
+            os.chdir(request.cwd)
+            options, loop, start_fd = make_monitor(request, fds, self._oom_score)
+        except (UsageError, OSError) as error:
+            raise Refused(str(error)) from error
+        finally:
+            os.chdir("/")
+        title = f"conmon -c {options.cid} -n {options.name}".encode()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.close(self._lock_fd)
+                self._server.close()
+                connection.close()
+                os.chdir(request.cwd)
+                linux.set_title(self._area, title)
+                if start_fd >= 0:
+                    os.read(start_fd, START_BYTES_MAX)
+                code = serve(loop, options)
+            finally:
+                os._exit(code)
+        loop.release()
+        if options.conmon_pidfile:
+            write_file(options.conmon_pidfile, b"%d" % pid)
+        pidfd = os.pidfd_open(pid)
+        try:
+            rights = pidfd.to_bytes(4, sys.byteorder)
+            connection.sendmsg([b"spawned %d" % pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        finally:
+            os.close(pidfd)
+
+
+def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
+    fds: list[int] = []
+    for level, kind, data in control:
+        if level == SOL_SOCKET and kind == SCM_RIGHTS:
+            whole = len(data) - len(data) % 4
+            fds += [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, whole, 4)]
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return fds
+
+
+def make_monitor(request: Request, fds: list[int], oom_score: bytes) -> tuple[Options, Loop, int]:
+    """The monitor that a request asks for, and the pipe that it has to wait on before it begins, or -1.
+
+    Raises:
+        UsageError: The command line is wrong.
+        OSError: A file, folder or socket that the monitor needs cannot be had.
+    """
+    pipes = dict(zip(request.pipes, fds, strict=True))
+    sync_fd, start_fd, attach_fd = (pipes.get(name, -1) for name in PIPES)
+    held_fds = tuple(fd for name, fd in zip(request.pipes, fds, strict=True) if name == "hold")
+    options = prepare(request.words, request.cwd)
+    logs, passthrough = open_logs(options)
+    if passthrough:
+        raise UsageError("the passthrough driver needs a monitor that its caller started")
+    inherited = Inherited(
+        sync_fd=sync_fd,
+        start_fd=start_fd,
+        attach_fd=attach_fd,
+        held_fds=held_fds,
+    )
+    loop = Loop(options, inherited, request.environment, logs, passthrough=False, oom_score=oom_score)
+    return options, loop, start_fd
+
+
+def main(words: list[str]) -> int:
+    """Become the zygote for a socket; the code to exit with."""
+    if not words:
+        os.write(2, b"crio-conmon: --zygote needs the path of a socket\n")
+        return 1
+    if os.fork():
+        return 0
+    os.setsid()
+    try:
+        zygote = Zygote(words[0])
+    except BlockingIOError:
+        return 0
+    null = stdio_null()
+    for target in range(3):
+        os.dup2(null, target)
+    os.close(null)
+    os.chdir("/")
+    linux.set_task_name(b"conmon")
+    for _ in range(REHEARSALS):
+        rehearse()
+    ignore_signal(SIGCHLD)
+    gc.collect()
+    gc.disable()
+    gc.freeze()
+    return zygote.serve()
