@@ -37,7 +37,10 @@ PROCESSES_FILE = "monitor.json"
 
 _REOPEN_LOG = b"2 0 0\n"
 # With a dot: where the runtime writes its pid file before it renames it.
-_LEFTOVERS = (".pidfile", "pidfile", "conmon-pidfile", "ctl", "winsz", "attach", "oom", "exit", PROCESSES_FILE)
+_LEFTOVERS = (
+    *(".pidfile", "pidfile", "conmon-pidfile", "ctl", "winsz", "attach"),
+    *("oom", "exit", "exit.json", PROCESSES_FILE),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,8 +258,8 @@ class ConmonMonitor:
                 link.unlink()
         for name in _LEFTOVERS:
             (bundle / name).unlink(missing_ok=True)
-        _remove_unfinished(bundle, "conmon-pidfile")
-        _remove_unfinished(bundle, "exit")
+        for name in ("conmon-pidfile", "exit"):
+            _remove_unfinished(bundle, name)
 
 
 def recorded(bundle: Path) -> Created | None:
@@ -329,14 +332,14 @@ def _monitors(bundle: Path) -> Mapping[int, int]:
 
 
 def _kill_by_argv(argv: Sequence[str]) -> None:
-    """Kill every process with exactly this command line; the container's id in it makes it nobody else's.
+    """Kill every process with exactly these arguments; the container's id among them makes it nobody else's.
 
     The monitor forks and leaves its parent's group, so between two looks there may be one more: look until none is.
     """
-    wanted = [os.fsencode(word) for word in argv]
+    wanted = [os.fsencode(word) for word in argv[1:]]  # The program itself may run by way of an interpreter.
     deadline_s = time.monotonic() + STOP_S
     while time.monotonic() < deadline_s:
-        found = [(pid, start) for pid, start, words in _command_lines() if words == wanted]
+        found = [(pid, start) for pid, start, words in _command_lines() if words[-len(wanted) :] == wanted]
         if not found:
             return
         for pid, start in found:
