@@ -10,6 +10,7 @@ Writing is `orjson.dumps` of the record; reading is `dataclasses-json`, which ch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import lru_cache
 from typing import Any, ClassVar, Self, TypeVar
 
 import orjson
@@ -20,6 +21,8 @@ from crio_core.cri import ContainerMetadata, PodSandboxMetadata
 from crio_core.errors import Code, LocalError, OperationError
 
 T = TypeVar("T")
+REQUESTS_KEPT_MAX = 128
+"""Decoded requests that are kept, the latest: a pod's is wanted several times while it is made and taken down."""
 
 
 class SandboxState(Enum):

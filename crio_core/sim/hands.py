@@ -382,7 +382,7 @@ class Hands:
         if not process.alive or (process.doomed and code != SIGKILL_CODE):
             return
         process.alive = False
-        process.code = code
+        process.code = world.ends[key] = code
         if self._chance.happens(host.faults.monitor_dies):
             world.kill_monitor(key)
         late = self._chance.happens(host.faults.exit_late)

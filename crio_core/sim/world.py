@@ -96,6 +96,10 @@ class World:
         # What only the simulation knows.
         self.network_owed: dict[str, int] = {}
         """Sandboxes whose network was asked for since its last successful release, with the number of times."""
+        self.ends: dict[str, int] = {}
+        """How processes really ended."""
+        self.unknowable: dict[str, bool] = {}
+        """Containers whose end nobody could write down, or whose exit file a power cut may have taken."""
         self.violations: list[str] = []
         """What a program must never ask of a node, and did."""
 
@@ -137,6 +141,7 @@ class World:
     def kill_monitor(self, container_id: str) -> None:
         """The monitor dies; its container runs on, and nobody will write down how it ends."""
         self.monitors.pop(container_id, None)
+        self.unknowable[container_id] = True
 
     def power_cut(self) -> None:
         """The machine stops at once and boots again: new boot id, numbers begin anew, the run directory is empty."""
@@ -146,6 +151,7 @@ class World:
         self._unsynced.clear()
         for process in self.processes.values():
             process.alive = False
+            self.unknowable[process.container_id] = True
         for table in (self.files, self.pins, self.links, self.mounts, self.bundles, self.monitors, self.runtime):
             table.clear()
         self.cgroups.clear()

@@ -1,0 +1,278 @@
+"""Runs programs and holds their outcome against the invariants (`spec/invariants.md`); shrinks the ones that break one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core import replies as rp
+from crio_core import requests as rq
+from crio_core.cri import ImageSpec
+from crio_core.errors import LocalError, OperationError
+from crio_core.lifecycle.container import START_ERROR_CODE, UNKNOWN_EXIT_CODE
+from crio_core.records import ContainerRecord, ContainerState, Failure, Part, SandboxRecord, SandboxState, encode
+from crio_core.sim.profiles import FAULTS
+from crio_core.sim.programs import Action, Players, Program
+from crio_core.sim.simulation import NETWORK, Call, Simulation
+
+REST_TICKS_MAX = 100_000
+"""Things that may happen until a node that is left alone comes to rest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What a program showed: `problems` name the invariant each, `calls` and `steps` count."""
+
+    problems: tuple[str, ...]
+    calls: int
+    steps: int
+
+
+class Inspector:
+    """Watches a simulation and says what is wrong with it."""
+
+    def __init__(self, sim: Simulation, players: Players) -> None:
+        self.sim = sim
+        self.players = players
+        self.problems: list[str] = []
+        self.sandbox_of: dict[str, str] = {}
+        sim.on_reply = self._replied
+        sim.on_event = self._stepped
+
+    def _say(self, invariant: str, text: str) -> None:
+        self.problems.append(f"{invariant}: {text}")
+
+    # --- while it runs ------------------------------------------------------------------------------------------
+
+    def _stepped(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        for effect in effects:
+            if isinstance(effect.order, fx.CreateContainer):
+                self.sandbox_of[effect.order.container_id] = effect.order.sandbox_id
+            elif isinstance(effect.order, fx.Reply) and self.sim.calls[effect.order.call_id].cancelled:
+                self._say("I2", f"call {effect.order.call_id} was answered after its caller had gone")
+
+    def _replied(self, call: Call) -> None:
+        self.players.heard(call)
+        match call.request, call.result:
+            case (rq.StopContainer() | rq.RemoveContainer()) as request, rp.Done():
+                if self.sim.world.alive(request.container_id):
+                    self._say("I5", f"{request!r} was answered while its process runs")
+            case (rq.StopPodSandbox() | rq.RemovePodSandbox()) as request, rp.Done():
+                self._no_process(request)
+            case rq.RunPodSandbox(), rp.Created() as created:
+                self._sandbox_exists(created.id)
+            case rq.CreateContainer(), rp.Created() as created:
+                if created.id not in self.sim.world.runtime and created.id not in self.sim.world.unknowable:
+                    self._say("I9", f"container {created.id} was answered and does not exist")
+            case rq.ContainerStatus(), rp.ContainerFound() as found:
+                self._exit_is_true(found.container)
+
+    def _no_process(self, request: rq.StopPodSandbox | rq.RemovePodSandbox) -> None:
+        for key, sandbox_id in self.sandbox_of.items():
+            if sandbox_id == request.sandbox_id and self.sim.world.alive(key):
+                record = self._state.containers.get(key)
+                if record is None or not record.infra or isinstance(request, rq.RemovePodSandbox):
+                    self._say("I5", f"{request!r} was answered while container {key} runs")
+
+    def _sandbox_exists(self, sandbox_id: str) -> None:
+        world, record = self.sim.world, self._state.sandboxes.get(sandbox_id)
+        if record is None or record.state is not SandboxState.READY:
+            return  # It was stopped before the answer got out.
+        if record.boot_id != world.boot_id:
+            self._say("I9", f"sandbox {sandbox_id} of another boot was answered as ready")
+            return
+        if sandbox_id not in world.files or (record.pins and sandbox_id not in world.pins):
+            self._say("I9", f"sandbox {sandbox_id} was answered and does not exist")
+        if Part.NETWORK in record.plan and (sandbox_id not in world.links or sandbox_id not in world.addresses):
+            self._say("I9", f"sandbox {sandbox_id} was answered and has no network")
+
+    def _exit_is_true(self, record: ContainerRecord) -> None:
+        if record.state not in (ContainerState.EXITED, ContainerState.REMOVING):
+            return
+        if self.sim.world.alive(record.id):
+            self._say("I6", f"container {record.id} is shown as exited while its process runs")
+        truth = self.sim.world.ends.get(record.id)
+        if record.reason == "StartError" and record.exit_code == START_ERROR_CODE:
+            return
+        if record.reason == "Unknown" and record.exit_code == UNKNOWN_EXIT_CODE:
+            if record.id not in self.sim.world.unknowable:
+                self._say("I7", f"container {record.id} ended with {truth}, which could be known, and shows unknown")
+        elif record.exit_code != truth:
+            self._say("I7", f"container {record.id} ended with {truth} and shows {record.exit_code}")
+
+    def crashed(self) -> None:
+        """The server is down: everything that exists outside must have its record, or nobody will ever know of it."""
+        for thing in self.sim.world.residue(self.sim.world.records()):
+            if not thing.startswith("layer "):
+                self._say("I3", f"after a crash nothing in the journal owns: {thing}")
+
+    # --- at the end ---------------------------------------------------------------------------------------------
+
+    @property
+    def _state(self):  # type: ignore[no-untyped-def]
+        assert self.sim.node is not None
+        return self.sim.node._state
+
+    def finish(self) -> None:
+        """Let everything come to rest, compare, take everything down as a client would, and look for what is left."""
+        sim = self.sim
+        sim.release()
+        if not sim.serving:
+            sim.start_server()
+        sim.set_network(NETWORK)
+        self._rest("after the faults")
+        self._compare()
+        self._take_down()
+        self._rest("after everything was removed")
+        self._empty()
+
+    def _rest(self, when: str) -> None:
+        if not self.sim.run(ticks_max=REST_TICKS_MAX):
+            self._say("I11", f"no rest {when}: lanes {self.sim.busy[:5]}, timers {self.sim.timers[:5]}")
+        for call in self.sim.calls.values():
+            if call.open:
+                self._say("I1", f"call {call.id} has no answer {when}: {call.request!r}")
+                call.died = True
+        if self.sim.busy or self.sim.timers:
+            self._say("I11", f"under way {when}: lanes {self.sim.busy[:5]}, timers {self.sim.timers[:5]}")
+
+    def _compare(self) -> None:
+        """At rest, memory, journal and world say the same."""
+        sim, world, state = self.sim, self.sim.world, self._state
+        memory = (*state.sandboxes.values(), *state.containers.values(), *state.images.values())
+        for record in memory:
+            row = world.rows.get((record.KIND, record.id))
+            if row is None:
+                self._say("I3", f"{record.KIND} {record.id} ({record.state.value}) is not in the journal")
+            elif row != encode(record):
+                self._say("I3", f"{record.KIND} {record.id} is in the journal otherwise: {row!r} for {encode(record)!r}")
+        known = {(record.KIND, record.id): True for record in memory}
+        for key in world.rows:
+            if key not in known:
+                self._say("I3", f"the journal has a record that the server has not: {key}")
+        for thing in world.residue(memory):
+            self._say("I4", f"nobody owns: {thing}")
+        names: dict[tuple[object, ...], str] = {}
+        for record in state.sandboxes.values():
+            self._sandbox_is_true(record)
+            if record.state is not SandboxState.OWING:
+                meta = record.metadata
+                other = names.setdefault((meta.namespace, meta.name, meta.uid, meta.attempt), record.id)
+                if other != record.id:
+                    self._say("I8", f"sandboxes {other} and {record.id} have one name")
+        for record in state.containers.values():
+            self._container_is_true(record)
+            if record.state is not ContainerState.OWING:
+                other = names.setdefault((record.sandbox_id, record.metadata.name, record.metadata.attempt), record.id)
+                if other != record.id:
+                    self._say("I8", f"containers {other} and {record.id} have one name")
+        for image in state.images.values():
+            for layer in image.layers:
+                if layer not in world.layers:
+                    self._say("I10", f"image {image.id} is listed without its layer {layer}")
+        if state.unsaved.keys() or state.sessions.keys() or state.pulls.keys() or state.waiters.keys():
+            self._say("I11", f"left in memory: {state.unsaved.keys()} {state.sessions.keys()} {state.waiters.keys()}")
+
+    def _sandbox_is_true(self, record: SandboxRecord) -> None:
+        world = self.sim.world
+        match record.state:
+            case SandboxState.READY:
+                if record.boot_id != world.boot_id or record.id not in world.files:
+                    self._say("I9", f"sandbox {record.id} is ready and has no files")
+                if Part.NETWORK in record.plan and (record.id not in world.links or record.id not in world.addresses):
+                    self._say("I9", f"sandbox {record.id} is ready and has no network")
+            case SandboxState.STOPPED:
+                for name, table in (("namespaces", world.pins), ("a link", world.links), ("an address", world.addresses)):
+                    if record.id in table:
+                        self._say("I4", f"sandbox {record.id} is stopped, at rest, and still has {name}")
+            case SandboxState.BROKEN:
+                pass
+            case _:
+                self._say("I11", f"sandbox {record.id} rests in state {record.state.value}")
+
+    def _container_is_true(self, record: ContainerRecord) -> None:
+        alive = self.sim.world.alive(record.id)
+        match record.state:
+            case ContainerState.RUNNING | ContainerState.CREATED:
+                if not alive:
+                    self._say("I6", f"container {record.id} is shown as {record.state.value} and has no process")
+                elif self.sim.world.processes[record.id].running != (record.state is ContainerState.RUNNING):
+                    self._say("I6", f"container {record.id} is shown as {record.state.value}, which its process is not")
+            case ContainerState.EXITED:
+                self._exit_is_true(record)
+            case _:
+                self._say("I11", f"container {record.id} rests in state {record.state.value}")
+
+    def _take_down(self) -> None:
+        sim = self.sim
+        try:
+            pods = sim.ask(rq.ListPodSandbox())
+            assert isinstance(pods, rp.Sandboxes)
+            for number, pod in enumerate(pods.items):
+                if number % 2:
+                    sim.ask(rq.StopPodSandbox(sandbox_id=pod.id))
+                sim.ask(rq.RemovePodSandbox(sandbox_id=pod.id))
+            sim.run(ticks_max=REST_TICKS_MAX)
+            images = sim.ask(rq.ListImages())
+            assert isinstance(images, rp.Images)
+            for image in images.items:
+                sim.ask(rq.RemoveImage(image=ImageSpec(image=image.id)))
+        except OperationError as error:
+            self._say("I12", f"nothing goes wrong any more, and a client is refused: {error!r}")
+
+    def _empty(self) -> None:
+        state = self._state
+        for thing in self.sim.world.residue(()):
+            self._say("I4", f"left when everything was removed: {thing}")
+        for key in self.sim.world.rows:
+            self._say("I4", f"record left when everything was removed: {key}")
+        tables = ("sandboxes", "containers", "images", "pulls", "layers", "sessions", "sandbox_names", "container_names")
+        for name in (*tables, "members", "waiters", "calls", "inflight", "infra_pulls", "unsaved"):
+            left = getattr(state, name).keys()
+            if left:
+                self._say("I4", f"left in memory when everything was removed: {name} {left[:3]}")
+        for text in self.sim.world.violations:
+            self._say("I13", text)
+
+
+def run_program(program: Program, *, watch: Callable[[Simulation], None] | None = None) -> Verdict:
+    """Run a program, then its end, and judge it."""
+    sim = Simulation(program.seed, faults=FAULTS[program.faults])
+    players = Players(sim)
+    inspector = Inspector(sim, players)
+    if watch is not None:
+        watch(sim)
+    try:
+        for action in program.actions:
+            if action.name in ("crash", "power_cut"):
+                sim.crash_server()
+                inspector.crashed()
+            players.act(action)
+        inspector.finish()
+    except (LocalError, AssertionError, KeyError, AttributeError, TypeError, ValueError, IndexError) as error:
+        inspector.problems.append(f"I14: the core broke down: {type(error).__name__}: {error}")
+    return Verdict(problems=tuple(inspector.problems), calls=len(sim.calls), steps=sim.steps)
+
+
+def shrink(program: Program, *, runs_max: int = 400) -> Program:
+    """A smaller program that breaks an invariant of the same number, found by leaving actions out."""
+    kinds = {problem.partition(":")[0] for problem in run_program(program).problems}
+
+    def fails(actions: list[Action]) -> bool:
+        verdict = run_program(Program(seed=program.seed, faults=program.faults, actions=tuple(actions)))
+        return any(problem.partition(":")[0] in kinds for problem in verdict.problems)
+
+    actions = list(program.actions)
+    size = max(len(actions) // 2, 1)
+    runs = 0
+    while size >= 1 and runs < runs_max:
+        start = 0
+        while start < len(actions) and runs < runs_max:
+            runs += 1
+            without = actions[:start] + actions[start + size :]
+            if fails(without):
+                actions = without
+            else:
+                start += size
+        size //= 2
+    return Program(seed=program.seed, faults=program.faults, actions=tuple(actions))

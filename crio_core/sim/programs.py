@@ -1,0 +1,358 @@
+"""Programs for a simulated node: what clients ask and what befalls it, as values that can be kept, shrunk and run again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from crio_core import effects as fx
+from crio_core import replies as rp
+from crio_core import requests as rq
+from crio_core.cri import (
+    ContainerConfig,
+    ContainerMetadata,
+    ImageSpec,
+    LinuxContainerConfig,
+    LinuxContainerSecurityContext,
+    LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext,
+    NamespaceMode,
+    NamespaceOption,
+    PodSandboxConfig,
+    PodSandboxMetadata,
+    PortMapping,
+)
+from crio_core.records import ContainerRecord, SandboxRecord
+from crio_core.sim.chance import Chance
+from crio_core.sim.images import APP, BASE, OTHER, PAUSE
+from crio_core.sim.profiles import MS, FAULTS, S
+from crio_core.sim.simulation import NETWORK, Call, Simulation
+
+PODS = 3
+CONTAINERS = 2
+REFERENCES = (BASE, APP, OTHER, PAUSE, "docker.io/library/nowhere:1")
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    ("sleep", "inf"),
+    ("exit", "0"),
+    ("exit", "3"),
+    ("sleep", "20"),
+    ("deaf",),
+    ("stuck", "30"),
+    ("crash",),
+    ("slow", "5"),
+)
+GRACES_NS = (0, 1 * S, 30 * S, 300 * S)
+WAITS_NS = (1 * MS, 10 * MS, 100 * MS, 1 * S, 15 * S, 120 * S)
+DOWNTIMES_NS = (0, 1 * MS, 1 * S, 90 * S)
+EXECS: tuple[tuple[tuple[str, ...], int], ...] = ((("true",), 0), (("exit", "2"), 5 * S), (("hang",), 2 * S))
+MODES = ((NamespaceMode.POD, NamespaceMode.CONTAINER), (NamespaceMode.NODE, NamespaceMode.CONTAINER))
+FAILABLE: tuple[type, ...] = (
+    fx.SaveRecord,
+    fx.DeleteRecord,
+    fx.PrepareSandbox,
+    fx.AttachNetwork,
+    fx.DetachNetwork,
+    fx.ReleaseNamespaces,
+    fx.RemoveSandboxFiles,
+    fx.MountRootfs,
+    fx.CreateContainer,
+    fx.StartContainer,
+    fx.SignalContainer,
+    fx.DeleteContainer,
+    fx.ReleaseRootfs,
+    fx.ExecInContainer,
+    fx.FetchLayer,
+    fx.ApplyLayer,
+    fx.RemoveLayer,
+    fx.ResolveImage,
+    fx.ObserveSandbox,
+    fx.ObserveContainer,
+)
+UNKNOWN_ID = "f" * 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """One thing that happens; what `a`, `b` and `c` mean depends on it, and any number will do."""
+
+    name: str
+    a: int = 0
+    b: int = 0
+    c: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """What happens on a node, in order; `faults` is the name of a profile."""
+
+    seed: int
+    faults: str
+    actions: tuple[Action, ...]
+
+
+def pod_config(slot: int, attempt: int = 0, variant: int = 0) -> PodSandboxConfig:
+    """A pod. Variants: 0 plain, 1 on the node's network, 2 with a shared PID namespace, 3 another client's idea of it."""
+    pid = NamespaceMode.POD if slot == 2 or variant == 2 else NamespaceMode.CONTAINER
+    network = NamespaceMode.NODE if slot == 1 or variant == 1 else NamespaceMode.POD
+    return PodSandboxConfig(
+        metadata=PodSandboxMetadata(name=f"pod{slot}", uid=f"uid{slot}", namespace="default", attempt=attempt),
+        labels={"slot": str(slot)} if variant < 3 else {"slot": str(slot), "client": "other"},
+        log_directory=f"/var/log/pods/{slot}",
+        port_mappings=(PortMapping(container_port=80, host_port=8000 + slot),) if slot == 0 else (),
+        linux=LinuxPodSandboxConfig(
+            security_context=LinuxSandboxSecurityContext(namespace_options=NamespaceOption(pid=pid, network=network))
+        ),
+    )
+
+
+def container_config(slot: int, number: int, what: int = 0) -> ContainerConfig:
+    """A container of the pod in this slot; `what` chooses image and command."""
+    options = pod_config(slot).linux.security_context.namespace_options
+    return ContainerConfig(
+        metadata=ContainerMetadata(name=f"c{number}"),
+        image=ImageSpec(image=REFERENCES[what % 3]),
+        command=COMMANDS[what % len(COMMANDS)],
+        log_path=f"c{number}.log",
+        linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(namespace_options=options)),
+    )
+
+
+class Players:
+    """Two clients and fate: carries out the actions of a program.
+
+    Clients learn ids from answers; after the server was away they list what there is, as a kubelet does.
+    """
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self.pods: dict[int, list[str]] = {}
+        self.containers: dict[tuple[int, int], list[str]] = {}
+        self._wanted: dict[int, tuple[int, ...]] = {}
+        """What a call that makes something makes: the pod's slot, or pod's and container's."""
+
+    def act(self, action: Action) -> None:
+        """Carry out one action."""
+        _ACTIONS[action.name](self, action)
+
+    def heard(self, call: Call) -> None:
+        """An answer came."""
+        if isinstance(call.result, rp.Created):
+            self._learn(self._wanted[call.id], call.result.id)
+
+    def _learn(self, place: tuple[int, ...], new_id: str) -> None:
+        if len(place) == 1:
+            known = self.pods.setdefault(place[0], [])
+        else:
+            known = self.containers.setdefault((place[0], place[1]), [])
+        if new_id not in known:
+            known.append(new_id)
+
+    def relist(self) -> None:
+        """Learn what exists from the server."""
+        if not self.sim.serving:
+            return
+        slots: dict[str, int] = {}
+        pods = self.sim.calls[self.sim.call(rq.ListPodSandbox())].result
+        containers = self.sim.calls[self.sim.call(rq.ListContainers())].result
+        assert isinstance(pods, rp.Sandboxes) and isinstance(containers, rp.Containers)
+        for pod in reversed(pods.items):
+            slots[pod.id] = int(pod.metadata.name[3:])
+            self._learn((slots[pod.id],), pod.id)
+        for one in reversed(containers.items):
+            if one.sandbox_id in slots:
+                self._learn((slots[one.sandbox_id], int(one.metadata.name[1:])), one.id)
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    def _call(self, request: rq.Request, *place: int) -> None:
+        self._wanted[self.sim.calls[max(self.sim.calls)].id + 1 if self.sim.calls else 1] = place
+        self.sim.call(request)
+
+    def _pod(self, action: Action) -> str:
+        known = self.pods.get(action.a % PODS)
+        return (known[0] if action.c % 7 == 6 else known[-1]) if known else UNKNOWN_ID
+
+    def _container(self, action: Action) -> str:
+        known = self.containers.get((action.a % PODS, action.b % CONTAINERS))
+        return (known[0] if action.c % 7 == 6 else known[-1]) if known else UNKNOWN_ID
+
+    def run_pod(self, action: Action) -> None:
+        slot = action.a % PODS
+        config = pod_config(slot, action.b % 2, 3 if action.c % 8 == 7 else 0)
+        self._call(rq.RunPodSandbox(config=config), slot)
+
+    def stop_pod(self, action: Action) -> None:
+        self._call(rq.StopPodSandbox(sandbox_id=self._pod(action)))
+
+    def remove_pod(self, action: Action) -> None:
+        self._call(rq.RemovePodSandbox(sandbox_id=self._pod(action)))
+
+    def pod_status(self, action: Action) -> None:
+        self._call(rq.PodSandboxStatus(sandbox_id=self._pod(action)))
+
+    def list_all(self, action: Action) -> None:
+        self.relist()
+
+    def create(self, action: Action) -> None:
+        slot, number = action.a % PODS, action.b % CONTAINERS
+        config = container_config(slot, number, action.c)
+        self._call(rq.CreateContainer(sandbox_id=self._pod(Action(name="", a=slot)), config=config), slot, number)
+
+    def start(self, action: Action) -> None:
+        self._call(rq.StartContainer(container_id=self._container(action)))
+
+    def stop(self, action: Action) -> None:
+        grace_ns = GRACES_NS[action.c % len(GRACES_NS)]
+        self._call(rq.StopContainer(container_id=self._container(action), grace_ns=grace_ns))
+
+    def remove(self, action: Action) -> None:
+        self._call(rq.RemoveContainer(container_id=self._container(action)))
+
+    def status(self, action: Action) -> None:
+        self._call(rq.ContainerStatus(container_id=self._container(action)))
+
+    def execute(self, action: Action) -> None:
+        command, timeout_ns = EXECS[action.c % len(EXECS)]
+        request = rq.ExecSync(container_id=self._container(action), command=command, timeout_ns=timeout_ns)
+        self._call(request)
+
+    def reopen(self, action: Action) -> None:
+        self._call(rq.ReopenContainerLog(container_id=self._container(action)))
+
+    def pull(self, action: Action) -> None:
+        self._call(rq.PullImage(image=ImageSpec(image=REFERENCES[action.a % len(REFERENCES)])))
+
+    def remove_image(self, action: Action) -> None:
+        self._call(rq.RemoveImage(image=ImageSpec(image=REFERENCES[action.a % len(REFERENCES)])))
+
+    def image_status(self, action: Action) -> None:
+        self._call(rq.ImageStatus(image=ImageSpec(image=REFERENCES[action.a % len(REFERENCES)])))
+
+    def node_status(self, action: Action) -> None:
+        self._call(rq.Status())
+
+    def cancel(self, action: Action) -> None:
+        waiting = [call.id for call in self.sim.calls.values() if call.open]
+        if waiting:
+            self.sim.cancel(waiting[action.a % len(waiting)])
+
+    def prepare(self, action: Action) -> None:
+        """Bring a pod with a running container about, so that what follows meets one."""
+        slot, number = action.a % PODS, action.b % CONTAINERS
+        config = container_config(slot, number, action.c)
+        self._call(rq.PullImage(image=config.image))
+        self._call(rq.RunPodSandbox(config=pod_config(slot)), slot)
+        self.sim.run(5 * S)
+        if self.sim.serving:
+            self._call(rq.CreateContainer(sandbox_id=self._pod(Action(name="", a=slot)), config=config), slot, number)
+            self.sim.run(2 * S)
+            self._call(rq.StartContainer(container_id=self._container(Action(name="", a=slot, b=number))))
+            self.sim.run(20 * MS)
+
+    # --- fate ---------------------------------------------------------------------------------------------------
+
+    def wait(self, action: Action) -> None:
+        self.sim.run(WAITS_NS[action.a % len(WAITS_NS)])
+
+    def tick(self, action: Action) -> None:
+        for _ in range(action.a % 8 + 1):
+            self.sim.tick()
+
+    def crash(self, action: Action) -> None:
+        self.sim.crash_server()
+        self.sim.run(DOWNTIMES_NS[action.a % len(DOWNTIMES_NS)])
+        self.sim.start_server()
+        if action.b % 2:
+            self.relist()
+
+    def power_cut(self, action: Action) -> None:
+        self.sim.crash_machine()
+        self.sim.start_server()
+        if action.b % 2:
+            self.relist()
+
+    def kill_monitor(self, action: Action) -> None:
+        key = self._container(action)
+        self.sim.world.kill_monitor(key)
+        self.sim.noticed(key)
+
+    def kill_process(self, action: Action) -> None:
+        process = self.sim.world.processes.get(self._container(action))
+        if process is not None:
+            self.sim.hands.kill(process)
+
+    def fail_next(self, action: Action) -> None:
+        self.sim.fail_next.append((FAILABLE[action.a % len(FAILABLE)], action.b % 6))
+
+    def network(self, action: Action) -> None:
+        self.sim.set_network(NETWORK if action.a % 2 else "")
+
+    def plugins(self, action: Action) -> None:
+        self.sim.hands.network_broken = action.a % 2 == 0
+
+    def disk(self, action: Action) -> None:
+        self.sim.hands.disk_full = action.a % 2 == 0
+
+    def calm(self, action: Action) -> None:
+        self.sim.release()
+
+
+def _named(*names: str) -> Mapping[str, Callable[[Players, Action], None]]:
+    return MappingProxyType({name: getattr(Players, name) for name in names})
+
+
+WEIGHTS: tuple[tuple[int, str], ...] = (
+    (10, "run_pod"),
+    (6, "stop_pod"),
+    (6, "remove_pod"),
+    (2, "pod_status"),
+    (3, "list_all"),
+    (10, "create"),
+    (10, "start"),
+    (7, "stop"),
+    (6, "remove"),
+    (6, "status"),
+    (4, "execute"),
+    (2, "reopen"),
+    (6, "pull"),
+    (3, "remove_image"),
+    (1, "image_status"),
+    (1, "node_status"),
+    (4, "cancel"),
+    (8, "prepare"),
+    (16, "wait"),
+    (12, "tick"),
+    (4, "crash"),
+    (1, "power_cut"),
+    (2, "kill_monitor"),
+    (3, "kill_process"),
+    (5, "fail_next"),
+    (1, "network"),
+    (1, "plugins"),
+    (1, "disk"),
+    (2, "calm"),
+)
+_ACTIONS: Mapping[str, Callable[[Players, Action], None]] = _named(*(name for _, name in WEIGHTS))
+
+
+def random_program(seed: int, *, length_max: int = 60) -> Program:
+    """The program of a seed."""
+    chance = Chance(seed ^ 0x5EED)
+    faults = chance.pick(("none", "few", "few", "many"))
+    actions: list[Action] = []
+    for _ in range(4 + chance.below(length_max - 3)):
+        name = chance.weighted(WEIGHTS)
+        actions.append(Action(name=name, a=chance.below(64), b=chance.below(8), c=chance.below(64)))
+    return Program(seed=seed, faults=faults, actions=tuple(actions))
+
+
+def to_json(program: Program) -> dict[str, Any]:
+    """A program as it is kept in the corpus."""
+    actions = [[one.name, one.a, one.b, one.c] for one in program.actions]
+    return {"seed": program.seed, "faults": program.faults, "actions": actions}
+
+
+def from_json(fields: Mapping[str, Any]) -> Program:
+    """Read what `to_json` made."""
+    actions = tuple(Action(name=name, a=a, b=b, c=c) for name, a, b, c in fields["actions"])
+    return Program(seed=fields["seed"], faults=fields["faults"], actions=actions)
