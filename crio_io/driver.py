@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -26,7 +27,12 @@ from crio_core.requests import CreateContainer, Request, RunPodSandbox
 
 log = logging.getLogger(__name__)
 
+BUDGET_S = 10.0
+"""How long one effect may take before it is logged as slow; it goes on all the same."""
+
 _MAKES = (RunPodSandbox, CreateContainer)
+_PATIENT = (fx.WatchContainer, fx.ExecInContainer, fx.FetchLayer)
+"""Orders that may take as long as they like: they wait for somebody else."""
 
 
 class Executor(Protocol):
@@ -39,6 +45,15 @@ class Executor(Protocol):
             OperationError: It failed, for a reason that a caller should be told.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningEffect:
+    """An effect that is being carried out: what it is, for which lane, and since when on the monotonic clock."""
+
+    lane: str
+    order: str
+    since_ns: int
 
 
 class _Call:
@@ -69,6 +84,8 @@ class Driver:
         self._calls: dict[int, _Call] = {}
         self._next_call = 1
         self._lanes: dict[str, deque[fx.Effect]] = {}
+        self._running: dict[int, RunningEffect] = {}
+        self._busy = anyio.Event()
         self._timers: list[tuple[int, int, str]] = []
         self._armed: dict[str, int] = {}
         self._timer_count = 0
@@ -85,6 +102,7 @@ class Driver:
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             tasks.start_soon(self._run_timers)
+            tasks.start_soon(self._report_slow)
             try:
                 yield self
             finally:
@@ -160,6 +178,24 @@ class Driver:
             self._idle = anyio.Event()
             await self._idle.wait()
 
+    def running_effects(self) -> tuple[RunningEffect, ...]:
+        """What is being carried out now and is not merely waited for, oldest first: what a stuck pod is stuck in."""
+        return tuple(sorted(self._running.values(), key=lambda one: one.since_ns))
+
+    async def _report_slow(self) -> None:
+        """Log effects that are over their budget, once each. Sleeps without a wake-up while nothing runs."""
+        reported: set[int] = set()
+        while True:
+            if not self._running:
+                self._busy = anyio.Event()
+                await self._busy.wait()
+            await anyio.sleep(BUDGET_S)
+            limit_ns = time.monotonic_ns() - int(BUDGET_S * 1e9)
+            slow = {key: one for key, one in self._running.items() if one.since_ns < limit_ns}
+            for key in sorted(slow.keys() - reported):
+                log.warning("%s of %s has taken more than %g s and goes on", slow[key].order, slow[key].lane, BUDGET_S)
+            reported = set(slow)
+
     # --- lanes --------------------------------------------------------------------------------------------------
 
     def _enqueue(self, effect: fx.Effect) -> None:
@@ -186,6 +222,10 @@ class Driver:
         self._idle.set()
 
     async def _execute(self, effect: fx.Effect) -> ev.Outcome:
+        if not isinstance(effect.order, _PATIENT):
+            name = type(effect.order).__name__
+            self._running[effect.id] = RunningEffect(lane=effect.lane, order=name, since_ns=time.monotonic_ns())
+            self._busy.set()
         try:
             return await self._executor.run(effect.order)
         except OperationError as error:
@@ -197,6 +237,8 @@ class Driver:
             )
             failure = Failure(code=Code.INTERNAL.value, reason="UNEXPECTED", message=f"{type(error).__name__}: {error}")
             return ev.Failed(failure=failure)
+        finally:
+            self._running.pop(effect.id, None)
 
     def _feed_outcome(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
         try:

@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from grpclib.server import Server
 
 from crio_core.errors import Code, OperationError
 from crio_io.engine import Engine, open_engine
+from crio_io.mounts import running_steps
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
@@ -68,9 +70,9 @@ def _set_up_logging(config: Config) -> None:
     handler.setFormatter(logging.Formatter(text))
     logging.basicConfig(level=_LEVELS[config.log_level], handlers=[handler], force=True)
     if config.log_level != "trace":
-        logging.getLogger("asyncio").setLevel(logging.INFO)
-        logging.getLogger("hpack").setLevel(logging.WARNING)
-        logging.getLogger("transitions").setLevel(logging.WARNING)
+        # What libraries say at INFO is about themselves.
+        for name in ("asyncio", "hpack", "httpcore", "httpx", "transitions"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def bound_socket(path: str) -> socket.socket:
@@ -175,7 +177,20 @@ class _Serving:
                 "pauseImage": config.pause_image,
             },
             "pid": os.getpid(),
+            "running": self._running(),
         }
+
+    def _running(self) -> list[dict[str, object]]:
+        """What the node is doing now, and for how long: the effects, and the file operations inside them."""
+        if self._engine is None:
+            return []
+        now_ns = time.monotonic_ns()
+        effects = [
+            {"what": one.order, "for": one.lane, "seconds": (now_ns - one.since_ns) / 1e9}
+            for one in self._engine.driver.running_effects()
+        ]
+        steps = [{"what": one.name, "seconds": time.monotonic() - one.started_s} for one in running_steps()]
+        return [*effects, *steps]
 
     def _reload(self) -> None:
         """SIGHUP: take what can be taken now; a configuration that is wrong changes nothing."""
