@@ -263,13 +263,15 @@ class ConmonMonitor:
 
 
 def recorded(bundle: Path) -> Created | None:
-    """The processes of the container that was created in a bundle; None when it never was. Blocks on the file only."""
+    """The processes of the container that was created in a bundle; None when it never was, or nobody can read it.
+
+    The file is a help for looking and not a record: damage to it must not keep a container from being removed (R9).
+    """
     try:
-        return Created(**orjson.loads((bundle / PROCESSES_FILE).read_bytes()))
-    except FileNotFoundError:
+        fields: Any = orjson.loads((bundle / PROCESSES_FILE).read_bytes())
+        return Created(**{name: int(fields[name]) for name in Created.__slots__})
+    except (OSError, TypeError, ValueError, KeyError):
         return None
-    except (OSError, TypeError, orjson.JSONDecodeError) as error:
-        raise OperationError(Code.DATA_LOSS, "BUNDLE_DAMAGED", f"{bundle / PROCESSES_FILE}: {error}") from error
 
 
 def _remove_unfinished(directory: Path, name: str) -> None:

@@ -12,7 +12,7 @@ MESSAGE_MAX_CHARS = 2048
 _LOG_LINE = re.compile(r'^time="[^"]*" level=(?P<level>\w+) msg=(?P<message>"(?:[^"\\]|\\.)*"|\S+)')
 _GONE = re.compile(
     r"container (?:with id \S+ )?does not exist|container not (?:found|exist)|"
-    r"(?:loading container|load container|state file)[^\n]*(?:no such file or directory|does not exist|not exist)|"
+    r"(?:load(?:ing)? (?:container|sandbox)|state file)[^\n]*(?:no such file or directory|does not exist|not exist)|"
     r"container [^\n]* does not exist",
     re.IGNORECASE,
 )

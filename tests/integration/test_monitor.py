@@ -343,6 +343,17 @@ async def test_stop_kills_a_monitor_that_does_not_end(site: Site, monkeypatch: p
     wait_ended(created.monitor_pid)
 
 
+@pytest.mark.parametrize("damage", [b"", b"[1]", b'{"pid": 1}', b"\xff\x00"])
+async def test_stop_with_a_damaged_record_finds_the_monitor_by_looking(site: Site, damage: bytes) -> None:
+    """R9, R26: one garbled file must not leave a monitor behind, or a container that cannot be removed."""
+    request = site.request("criotest-garbled", "sleep", "600")
+    created = await site.started(request)
+    (request.bundle / monitor.PROCESSES_FILE).write_bytes(damage)
+    await site.runtime.delete("criotest-garbled")
+    await site.monitor.stop("criotest-garbled", request.bundle)
+    wait_ended(created.monitor_pid)
+
+
 async def test_attach_socket_answers_on_a_short_path(site: Site) -> None:
     """Streaming connects there: a deep state directory must not make the path too long for a socket."""
     await site.started(site.request("criotest-attach", "sh", "-c", "while true; do echo x; sleep 0.05; done"))

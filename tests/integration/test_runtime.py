@@ -250,3 +250,33 @@ def test_any_noise_of_a_runtime_becomes_a_bounded_sentence(noise: bytes) -> None
 def test_log_of_a_runtime_is_read(log: bytes, text: str) -> None:
     """JSON and text logs, repetitions, and lines that are neither."""
     assert messages.errors_in_log(log) == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "container does not exist",
+        'container with id "x" does not exist',
+        "loading container: file does not exist",
+        "loading sandbox: file does not exist",
+        "load container x: open /run/x/state.json: no such file or directory",
+    ],
+)
+def test_absence_is_understood_in_every_runtimes_words(text: str) -> None:
+    """runc, runsc and crun each say it in their own way; what is absent must count as removed."""
+    assert messages.says_absent(text)
+    assert messages.failure("runtime", "exec", text).reason == "CONTAINER_NOT_FOUND"
+
+
+@pytest.mark.skipif(not Path("/usr/bin/runsc").exists(), reason="needs runsc")
+async def test_commands_on_nothing_agree_between_runtimes(tmp_path: Path) -> None:
+    """The same calls on runsc: absent is success, or has the same reason."""
+    other = OciRuntime(
+        "runsc", "/usr/bin/runsc", str(tmp_path / "runsc"), systemd_cgroup=False, scratch=tmp_path / "scratch"
+    )
+    assert await other.state(ID) is None and await other.pids(ID) == ()
+    await other.delete(ID)
+    await other.kill(ID, "KILL")
+    with pytest.raises(OperationError) as caught:
+        await other.exec_sync(ID, process("true"), timeout_s=10)
+    assert caught.value.reason == "CONTAINER_NOT_FOUND"
