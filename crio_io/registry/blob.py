@@ -21,7 +21,7 @@ from crio_core.image.digest import Digest
 from crio_core.image.resolved import Candidate, LayerDescriptor
 from crio_io.mounts import in_thread
 from crio_io.registry.retry import ATTEMPTS_MAX, MIRROR_ATTEMPTS_MAX, RegistryError, backoff_s
-from crio_io.registry.transport import Transport
+from crio_io.registry.transport import Transport, body_of
 from crio_io.storage.store import Store
 from crio_io.storage.unpack import Unpacking
 
@@ -155,23 +155,24 @@ class Fetcher:
         pending_bytes = 0
         window_start_s, window_bytes = time.monotonic(), 0
         try:
-            async for part in response.aiter_raw():
-                pending.append(part)
-                pending_bytes += len(part)
-                window_bytes += len(part)
-                if self._written_bytes + pending_bytes > self._layer.size_bytes:
-                    pending.clear()
-                    raise self._wrong(source, f"sends more than the {self._layer.size_bytes} bytes of the blob")
-                if pending_bytes >= BATCH_BYTES:
-                    flush_start_s = time.monotonic()
-                    await self._write(pending, source)
-                    pending, pending_bytes = [], 0
-                    window_start_s += time.monotonic() - flush_start_s  # the disk's time is not the network's
-                elapsed_s = time.monotonic() - window_start_s
-                if elapsed_s >= self._rates.window_s:
-                    if window_bytes < self._rates.min_bytes_per_s * elapsed_s:
-                        raise self._too_slow(source, window_bytes / elapsed_s)
-                    window_start_s, window_bytes = time.monotonic(), 0
+            async with body_of(response) as pieces:
+                async for part in pieces:
+                    pending.append(part)
+                    pending_bytes += len(part)
+                    window_bytes += len(part)
+                    if self._written_bytes + pending_bytes > self._layer.size_bytes:
+                        pending.clear()
+                        raise self._wrong(source, f"sends more than the {self._layer.size_bytes} bytes of the blob")
+                    if pending_bytes >= BATCH_BYTES:
+                        flush_start_s = time.monotonic()
+                        await self._write(pending, source)
+                        pending, pending_bytes = [], 0
+                        window_start_s += time.monotonic() - flush_start_s  # the disk's time is not the network's
+                    elapsed_s = time.monotonic() - window_start_s
+                    if elapsed_s >= self._rates.window_s:
+                        if window_bytes < self._rates.min_bytes_per_s * elapsed_s:
+                            raise self._too_slow(source, window_bytes / elapsed_s)
+                        window_start_s, window_bytes = time.monotonic(), 0
         finally:
             with anyio.CancelScope(shield=True):
                 await self._write(pending, source)

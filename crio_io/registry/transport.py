@@ -10,7 +10,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -267,6 +267,25 @@ class Transport:
         return context
 
 
+@asynccontextmanager
+async def body_of(response: "httpx.Response") -> AsyncIterator[AsyncIterator[bytes]]:
+    """The pieces of an answer's body as they come; leaving early closes the connection.
+
+    httpx makes the pieces in nested generators and does not close the inner ones of a body that is left early. So the
+    connection is closed first, and then the generators run into that.
+    """
+    import httpx
+
+    pieces = response.aiter_raw()
+    try:
+        yield pieces
+    finally:
+        with anyio.CancelScope(shield=True), suppress(httpx.HTTPError, httpx.StreamError):
+            await response.aclose()
+            async for _ in pieces:
+                continue
+
+
 async def read_bounded(response: "httpx.Response", bytes_max: int, what: str) -> bytes:
     """The whole body of an answer, which must not be longer than `bytes_max` (CVE-2020-1702, CVE-2023-25153).
 
@@ -275,13 +294,13 @@ async def read_bounded(response: "httpx.Response", bytes_max: int, what: str) ->
     """
     parts = []
     total = 0
-    async for part in response.aiter_raw():
-        total += len(part)
-        if total > bytes_max:
-            raise RegistryError(
-                reason="REGISTRY_ANSWER_TOO_LARGE", message=f"{what}: answer has more than {bytes_max} bytes"
-            )
-        parts.append(part)
+    async with body_of(response) as pieces:
+        async for part in pieces:
+            total += len(part)
+            if total > bytes_max:
+                message = f"{what}: answer has more than {bytes_max} bytes"
+                raise RegistryError(reason="REGISTRY_ANSWER_TOO_LARGE", message=message)
+            parts.append(part)
     return b"".join(parts)
 
 

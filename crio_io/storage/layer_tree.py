@@ -167,7 +167,8 @@ class Tree:
                 os.mkdir(here, 0o755)
                 self.implied[here] = None
                 if len(self.implied) > IMPLIED_MAX:
-                    raise LayerRefusedError("ARCHIVE_INVALID", f"more than {IMPLIED_MAX} directories are left out")
+                    message = f"more than {IMPLIED_MAX} directories are left out"
+                    raise LayerRefusedError("ARCHIVE_INVALID", message) from None
             else:
                 if stat.S_ISLNK(mode):
                     followed += 1
