@@ -1,8 +1,8 @@
 """The `journald` driver: a datagram per line in systemd's native protocol, without systemd's library.
 
 A datagram holds fields, each `NAME=value` and a newline; a value with a newline in it would be sent with its length
-(systemd, `docs/JOURNAL_NATIVE_PROTOCOL.md`), which a single line never needs. A journal that does not take a line at once
-does not stop the container: the line is dropped and its bytes are counted.
+(systemd, `docs/JOURNAL_NATIVE_PROTOCOL.md`), which a single line never needs. A journal that does not take a line at
+once does not stop the container: the line is dropped and its bytes are counted.
 """
 
 from conmon.logs import LINE_BYTES_MAX, STDOUT

@@ -5,8 +5,8 @@ A record is `<RFC 3339 time with nanoseconds> <stream> <P or F> <bytes>`: F ends
 becomes P records of exactly the limit and one F record with the rest. The unfinished end of a read is held for
 `PARTIAL_HOLD_NS` in case the rest of its line comes; then it is written as a P record, so a prompt is seen at once.
 
-A disk that is full or read-only never stops the container: the records that do not fit are dropped whole and their bytes
-are counted. A record that was written in part is taken back, so that the file holds whole records only.
+A disk that is full or read-only never stops the container: the records that do not fit are dropped whole and their
+bytes are counted. A record that was written in part is taken back, so that the file holds whole records only.
 """
 
 import os

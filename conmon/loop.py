@@ -148,7 +148,7 @@ class Loop:
         self.release()
 
     def release(self) -> None:
-        """Close every descriptor and leave files and names alone: another process has them now, or nobody needs them."""
+        """Close every descriptor and leave files and names alone: another process has them, or nobody."""
         if self._console is not None:
             del self._handlers[self._console.fd]
             self._console.detach()

@@ -1,7 +1,8 @@
 """The C halves of `socket`, `signal` and `contextlib`, typed.
 
-The Python halves load `enum`, `collections`, `functools` and more: a third of a monitor's memory when it is started alone,
-and objects scattered between its own when it is forked, so that each forked one dirties more pages (docs/monitor.md).
+The Python halves load `enum`, `collections`, `functools` and more: a third of a monitor's memory when it is started
+alone, and objects scattered between its own when it is forked, so that each forked one dirties more pages
+(docs/monitor.md).
 """
 
 import _signal  # type: ignore[import-not-found]  # typeshed has no stub for it

@@ -1,8 +1,9 @@
 """One monitor as a machine without I/O: events in, effects out.
 
-The life of a monitor: the runtime is called (SPAWNED), it ended well and its pid file is read (IDENTIFYING), the process
-runs (RUNNING), is being killed because its time is over (KILLING), has ended and its last output is collected (DRAINING),
-its exit is recorded while attached clients get the last of their bytes (EXITED), and the monitor is done (GONE).
+The life of a monitor: the runtime is called (SPAWNED), it ended well and its pid file is read (IDENTIFYING), the
+process runs (RUNNING), is being killed because its time is over (KILLING), has ended and its last output is collected
+(DRAINING), its exit is recorded while attached clients get the last of their bytes (EXITED), and the monitor is done
+(GONE).
 
 Exits can be seen before the pid is known, the timer can fire after the exit, a signal can arrive at any time: each of
 these is a row of `TRANSITIONS`. `step` looks the row up first, so a missing row changes nothing.

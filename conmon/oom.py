@@ -2,7 +2,8 @@
 
 The kernel counts kills in `memory.oom_control` (version 1) and `memory.events` (version 2), both as `oom_kill <n>`. The
 file is opened while the container lives, so that the count can be read after it ended. On version 2 the file itself
-polls as urgent when it changes; on version 1 an eventfd does (Documentation/admin-guide/cgroup-v1/memory.rst, section 10).
+polls as urgent when it changes; on version 1 an eventfd does (Documentation/admin-guide/cgroup-v1/memory.rst, section
+10).
 """
 
 import os

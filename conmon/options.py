@@ -1,8 +1,8 @@
 """The command line of conmon 2.1: options into one object.
 
-Written by hand because `argparse` costs more memory and start-up time than the rest of the monitor. The grammar is the one
-that conmon's callers rely on: `--name value`, `--name=value`, short options alone or joined, `--` ends the options, and
-words that belong to no option are ignored (`--api-version 1` has relied on that for years).
+Written by hand because `argparse` costs more memory and start-up time than the rest of the monitor. The grammar is
+the one that conmon's callers rely on: `--name value`, `--name=value`, short options alone or joined, `--` ends the
+options, and words that belong to no option are ignored (`--api-version 1` has relied on that for years).
 """
 
 FLAG, TEXT, NUMBER, MANY = "flag", "text", "number", "many"

@@ -2,9 +2,10 @@
 
     crio-conmon --zygote SOCKET
 
-The zygote leaves its caller's session, holds a lock on `SOCKET.lock` and listens on SOCKET (mode 0600, clients of its own
-user only). It outlives the server; a second zygote for the same socket ends at once with code 0, so a server that finds
-nobody listening just starts one. Monitors are its children and their own sessions: they do not notice when it dies.
+The zygote leaves its caller's session, holds a lock on `SOCKET.lock` and listens on SOCKET (mode 0600, clients of its
+own user only). It outlives the server; a second zygote for the same socket ends at once with code 0, so a server that
+finds nobody listening just starts one. Monitors are its children and their own sessions: they do not notice when it
+dies.
 
 Protocol: a connection of SOCK_SEQPACKET carries one request and one reply. A request is one packet of fields with NUL
 between them, and descriptors as SCM_RIGHTS:
@@ -15,10 +16,11 @@ between them, and descriptors as SCM_RIGHTS:
                                                 -> spawned <pid>    with a pidfd of the monitor
     anything else                               -> refused <reason>
 
-`pipes` names the descriptors in order, separated by commas: `sync`, `start` and `attach` are the pipes that conmon takes
-from `_OCI_SYNCPIPE`, `_OCI_STARTPIPE` and `_OCI_ATTACHPIPE`; `hold` is kept open until the container has ended. A command
-line that is wrong, or a log or folder that cannot be opened, is refused with the reason; from then on results are told on
-the sync pipe, as conmon does. The pidfd becomes readable when the monitor is gone, however it ended.
+`pipes` names the descriptors in order, separated by commas: `sync`, `start` and `attach` are the pipes that conmon
+takes from `_OCI_SYNCPIPE`, `_OCI_STARTPIPE` and `_OCI_ATTACHPIPE`; `hold` is kept open until the container has ended.
+A command line that is wrong, or a log or folder that cannot be opened, is refused with the reason; from then on
+results are told on the sync pipe, as conmon does. The pidfd becomes readable when the monitor is gone, however it
+ended.
 """
 
 import errno
