@@ -17,6 +17,8 @@ class ContainerPlan:
     """What to build the spec of one container from.
 
     Args:
+        sandbox_id: What runtimes that put a pod in one sandbox know it by: the id of its infra container, where it has
+            one.
         rootfs_path: Where the root filesystem is mounted on the host.
         namespaces: Paths of namespaces to join, by their runtime-spec kind (`network`, `ipc`, `uts`, `pid`, `user`);
             `pid` is the infra container's for a shared namespace, or the target's.
@@ -79,9 +81,12 @@ class ContainerPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InfraPlan:
-    """What to build the spec of a pod's infra container from; the members mean what they do in `ContainerPlan`."""
+    """What to build the spec of a pod's infra container from; the members mean what they do in `ContainerPlan`.
 
-    sandbox_id: str
+    Args:
+        container_id: The infra container's own id at the runtime; empty when it is the sandbox's.
+    """
+
     sandbox: PodSandboxConfig
     rootfs_path: str
     image: ImageConfig = field(default_factory=ImageConfig)

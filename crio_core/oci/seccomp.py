@@ -156,14 +156,17 @@ def default_profile(architecture: str, capabilities: frozenset[str]) -> dict[str
     return profile
 
 
-def resolve_profile(profile: Mapping[str, Any], architecture: str, capabilities: frozenset[str]) -> dict[str, Any]:
+def resolve_profile(profile: object, architecture: str, capabilities: frozenset[str]) -> dict[str, Any]:
     """A profile from a file, in the runtime-spec's format or in the wider one of Docker and Podman, made definite.
 
-    `includes` and `excludes` are decided here, `archMap` becomes `architectures`, and nothing of the input is shared.
+    `includes` and `excludes` are decided here, `archMap` becomes `architectures`, and nothing of the input is shared. A
+    `minKernel` is taken as met: the kernels that it tells from others are older than any that this runtime runs on.
 
     Raises:
         OperationError: a part that is not what it should be, or one that would hand calls to a listener.
     """
+    if not isinstance(profile, Mapping):
+        raise invalid("seccomp profile", type(profile).__name__, "an object")
     if "listenerPath" in profile:
         raise invalid("seccomp profile: listenerPath", profile["listenerPath"], "a profile without a listener")
     found: dict[str, Any] = {"defaultAction": _action("defaultAction", profile.get("defaultAction"))}
@@ -202,7 +205,10 @@ def _architectures(profile: Mapping[str, Any], architecture: str) -> list[str]:
     if "architectures" in profile:
         return _strings("architectures", profile["architectures"] or [])
     native = _ARCHITECTURES.get(architecture, ("",))[0]
-    for entry in profile.get("archMap") or []:
+    arch_map = profile.get("archMap") or []
+    if not isinstance(arch_map, list):
+        raise invalid("seccomp profile: archMap", type(arch_map).__name__, "a list")
+    for entry in arch_map:
         if isinstance(entry, dict) and entry.get("architecture") == native:
             return [native, *_strings("archMap", entry.get("subArchitectures") or [])]
     return []

@@ -169,7 +169,7 @@ def infra_spec(plan: InfraPlan) -> Json:
     )
     spec = container_spec(
         ContainerPlan(
-            container_id=plan.sandbox_id,
+            container_id=plan.container_id or plan.sandbox_id,
             sandbox_id=plan.sandbox_id,
             sandbox=plan.sandbox,
             config=config,

@@ -172,7 +172,7 @@ def test_memory_without_swap_means_no_swap_where_swap_is_counted() -> None:
 )
 def test_resources_out_of_range_are_refused(members: dict[str, Any]) -> None:
     """Each by name, before a runtime says it less well, or writes it where it does not belong."""
-    with pytest.raises(OperationError, match="linux[.]resources"):
+    with pytest.raises(OperationError, match=r"linux\.resources"):
         limits(**members)
 
 
@@ -324,6 +324,28 @@ def profile_or_none(document: dict[str, Any]) -> dict[str, Any] | None:
         return resolve_profile(document, "x86_64", frozenset())
     except OperationError:
         return None
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        None,
+        {},
+        {"defaultAction": "SCMP_ACT_NOTIFY"},
+        {**PROFILE, "archMap": 5},
+        {**PROFILE, "syscalls": {}},
+        {**PROFILE, "syscalls": [5]},
+        {**PROFILE, "syscalls": [{"names": [], "action": "SCMP_ACT_ALLOW"}]},
+        {**PROFILE, "syscalls": [{"names": ["a"], "action": "ALLOW"}]},
+        {**PROFILE, "syscalls": [{"names": ["a"], "action": "SCMP_ACT_ALLOW", "args": [{"op": "EQ"}]}]},
+        {**PROFILE, "syscalls": [{"names": ["a"], "action": "SCMP_ACT_ALLOW", "includes": 5}]},
+    ],
+)
+def test_profile_of_the_wrong_shape_is_refused(document: object) -> None:
+    """Named in the refusal, instead of an error of the runtime about a file that it was never given."""
+    with pytest.raises(OperationError, match="seccomp profile"):
+        resolve_profile(document, "x86_64", frozenset())
 
 
 def test_profile_with_a_listener_is_refused() -> None:

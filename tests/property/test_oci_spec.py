@@ -490,6 +490,12 @@ def test_infra_has_no_capabilities_and_a_pid_namespace_of_its_own() -> None:
     assert spec["process"]["noNewPrivileges"] and spec["process"]["oomScoreAdj"] == -998
 
 
+def test_infra_with_an_id_of_its_own_has_its_own_cgroup() -> None:
+    """The cgroup is named after what the runtime calls the container."""
+    assert infra_spec(INFRA)["linux"]["cgroupsPath"] == "/crio/crio-s1"
+    assert infra_spec(replace(INFRA, container_id="i1"))["linux"]["cgroupsPath"] == "/crio/crio-i1"
+
+
 def test_infra_carries_the_sysctls_of_its_pod() -> None:
     """A virtual machine has no pinned namespaces: its runtime must be told."""
     sandbox = replace(POD, linux=LinuxPodSandboxConfig(sysctls={"net.core.somaxconn": "512"}))
