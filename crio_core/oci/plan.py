@@ -87,8 +87,10 @@ class InfraPlan:
         container_id: The infra container's own id at the runtime; empty when it is the sandbox's.
     """
 
+    sandbox_id: str
     sandbox: PodSandboxConfig
     rootfs_path: str
+    container_id: str = ""
     image: ImageConfig = field(default_factory=ImageConfig)
     command: tuple[str, ...] = ()
     rootfs: RootfsFacts = field(default_factory=RootfsFacts)

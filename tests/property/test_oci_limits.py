@@ -334,7 +334,7 @@ def profile_or_none(document: dict[str, Any]) -> dict[str, Any] | None:
         {},
         {"defaultAction": "SCMP_ACT_NOTIFY"},
         {**PROFILE, "archMap": 5},
-        {**PROFILE, "syscalls": {}},
+        {**PROFILE, "syscalls": {"names": []}},
         {**PROFILE, "syscalls": [5]},
         {**PROFILE, "syscalls": [{"names": [], "action": "SCMP_ACT_ALLOW"}]},
         {**PROFILE, "syscalls": [{"names": ["a"], "action": "ALLOW"}]},
