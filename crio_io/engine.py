@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 import anyio
 
 from crio_core import requests as rq
-from crio_core.cri import AuthConfig, ContainerConfig, ImageSpec, PodSandboxConfig
+from crio_core.cri import AuthConfig, ContainerConfig, Device, ImageSpec, PodSandboxConfig
 from crio_core.errors import Code, OperationError
 from crio_core.events import JournalLoaded, NetworkChanged
 from crio_core.layout import Layout
@@ -27,7 +27,7 @@ from crio_core.replies import ContainerFound, Created, Executed, Pulled, Result
 from crio_io import host
 from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
-from crio_io.cni_watch import NetworkConfigs, NetworkState
+from crio_io.cni_watch import NetworkConfigs
 from crio_io.driver import Driver
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
@@ -42,6 +42,9 @@ from crio_io.vault import Vault
 log = logging.getLogger(__name__)
 
 NS_PER_S = 1_000_000_000
+NETWORK_LOOK_S = 2.0
+DRAIN_S = 10.0
+"""How long work that is under way may take when an engine ends; what is cut off then is resumed by the next one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +55,7 @@ class RuntimeOptions:
     root: str = "/run/runc"
     vm: bool = False
     allowed_annotations: tuple[str, ...] = ()
+    privileged_without_host_devices: bool = False
     monitor_path: str = "conmon"
     monitor_env: Mapping[str, str] = field(default_factory=dict)
 
@@ -77,6 +81,10 @@ class EngineOptions:
     namespaces_dir: str = ""
     exits_dir: str = ""
     attach_dir: str = ""
+    log_directory: str = ""
+    additional_devices: tuple[Device, ...] = ()
+    image_volumes: bool = True
+    selinux: bool = False
     defaults: SpecDefaults = SpecDefaults()
     registries: RegistryOptions = RegistryOptions()
 
@@ -84,18 +92,42 @@ class EngineOptions:
 class Engine:
     """A running node. Every method raises `OperationError` when the node refuses or the work fails."""
 
-    def __init__(self, driver: Driver, images: ImageStore, vault: Vault, networks: NetworkConfigs) -> None:
+    def __init__(self, driver: Driver, executor: HostExecutor, vault: Vault, here: host.Host) -> None:
         self.driver = driver
-        self.images = images
+        self.images = executor.images
         self.vault = vault
-        self._networks = networks
+        self._executor = executor
+        self._host = here
+        self._networks = NetworkConfigs("", ())
+        self._last_network = ("", "")
+
+    def configure(self, options: EngineOptions) -> None:
+        """Go by other options from now on, as far as they are not about where everything lies.
+
+        Containers keep the runtime that they were made with. Nothing changes when anything is wrong.
+
+        Raises:
+            OperationError: A runtime's program is missing.
+        """
+        monitors = _monitors(options, self._executor.layout, self._host.cgroups)
+        facts = self._host.facts
+        if not options.selinux:
+            facts = replace(facts, selinux=False)
+        self._executor.monitors.update(monitors)
+        self._executor.cni.plugin_dirs = options.cni_plugin_dirs
+        self.images.reload(options.registries)
+        self.driver.node.reload(settings_of(options, self._executor.layout, facts))
+        self._networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
+
+    async def watch_network(self) -> None:
+        """Look at the CNI configuration again and again; runs until it is cancelled."""
+        while True:
+            await self.refresh_network()
+            await anyio.sleep(NETWORK_LOOK_S)
 
     async def refresh_network(self) -> None:
-        """Look at the CNI configuration now."""
-        self.network_seen(await self._networks.state())
-
-    def network_seen(self, state: NetworkState) -> None:
-        """Tell the node which network pods get."""
+        """Look at the CNI configuration now, and tell the node which network pods get."""
+        state = await self._networks.state()
         network = state.network.conf if state.network else ""
         reason = state.error.message if state.error else ""
         if (network, reason) != self._last_network:
@@ -103,8 +135,6 @@ class Engine:
             self.driver.feed(NetworkChanged(network=network, reason=reason))
             for fault in state.faults:
                 log.warning("CNI configuration: %s", fault)
-
-    _last_network: tuple[str, str] = ("", "")
 
     async def pull(self, reference: str, auth: AuthConfig | None = None) -> str:
         """Pull an image; returns its id."""
@@ -204,7 +234,12 @@ def settings_of(options: EngineOptions, layout: Layout, facts: HostFacts) -> Set
         host=facts,
         defaults=options.defaults,
         handlers={
-            name: Handler(name=name, vm=one.vm, allowed_annotations=one.allowed_annotations)
+            name: Handler(
+                name=name,
+                vm=one.vm,
+                allowed_annotations=one.allowed_annotations,
+                privileged_without_host_devices=one.privileged_without_host_devices,
+            )
             for name, one in options.runtimes.items()
         },
         default_handler=options.default_runtime,
@@ -212,6 +247,9 @@ def settings_of(options: EngineOptions, layout: Layout, facts: HostFacts) -> Set
         pause_image=options.pause_image,
         pause_command=options.pause_command,
         pinned_images=options.pinned_images,
+        log_directory=options.log_directory,
+        additional_devices=options.additional_devices,
+        image_volumes=options.image_volumes,
     )
 
 
@@ -258,8 +296,8 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
             log_size_max_bytes=options.log_size_max_bytes,
         )
         driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
-        networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
-        engine = Engine(driver, images, vault, networks)
+        engine = Engine(driver, executor, vault, here)
+        engine.configure(options)
         await stack.enter_async_context(driver.running())
         driver.feed(
             JournalLoaded(
@@ -272,12 +310,8 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
         )
         async with anyio.create_task_group() as tasks:
             await engine.refresh_network()
-            tasks.start_soon(networks.watch, engine.network_seen)
+            tasks.start_soon(engine.watch_network)
             yield engine
             with anyio.move_on_after(DRAIN_S, shield=True):
                 await driver.drained()
             tasks.cancel_scope.cancel()
-
-
-DRAIN_S = 10.0
-"""How long work that is under way may take when an engine ends; what is cut off then is resumed by the next one."""

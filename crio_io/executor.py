@@ -5,7 +5,6 @@ into the outcome `Failed`.
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -50,7 +49,7 @@ class HostExecutor:
 
     layout: Layout
     journal: Journal
-    monitors: Mapping[str, ConmonMonitor]
+    monitors: dict[str, ConmonMonitor]
     cni: CniRunner
     exits: ExitWatcher
     images: ImageStore
@@ -128,7 +127,7 @@ class HostExecutor:
                 await self.images.remove(order.diff_id)
                 return ev.Released()
             case fx.SweepStorage():
-                return ev.StorageSwept(removed=await self.sweeper.sweep(order))
+                return await self.sweeper.sweep(order)
             case fx.Reply() | fx.ArmTimer() | fx.CancelTimer():
                 raise LocalError(f"{type(order).__name__} is the driver's own work")
             case _:

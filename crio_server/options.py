@@ -1,13 +1,12 @@
-"""From the configuration to what an engine is set up with, and to what a reload can change under it."""
+"""From the configuration to what an engine is set up with."""
 
 import json
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from crio_core.cri import Device
 from crio_core.errors import Code, OperationError
-from crio_core.node import Handler, Settings
 from crio_core.oci.facts import Rlimit, SpecDefaults
 from crio_io.engine import EngineOptions, RuntimeOptions
 from crio_io.images import RegistryOptions
@@ -41,30 +40,12 @@ def engine_options(config: Config) -> EngineOptions:
         namespaces_dir=config.namespaces_dir,
         exits_dir=config.container_exits_dir,
         attach_dir=config.container_attach_socket_dir,
+        log_directory=config.log_dir,
+        additional_devices=tuple(_device(item) for item in config.additional_devices),
+        image_volumes=config.image_volumes == "mkdir",
+        selinux=config.selinux,
         defaults=_defaults(config),
         registries=_registries(config),
-    )
-
-
-def live_settings(config: Config, settings: Settings) -> tuple[Settings, RegistryOptions]:
-    """What changes under a running engine when its configuration is read again."""
-    handlers = {
-        one.name: Handler(name=one.name, vm=one.runtime_type == "vm", allowed_annotations=one.allowed_annotations)
-        for one in config.runtimes
-        if one.name in settings.handlers
-    }
-    return (
-        replace(
-            settings,
-            defaults=_defaults(config),
-            handlers=handlers,
-            default_handler=config.default_runtime,
-            drop_infra=config.drop_infra_ctr,
-            pause_image=config.pause_image,
-            pause_command=tuple(shlex.split(config.pause_command)),
-            pinned_images=config.pinned_images,
-        ),
-        _registries(config),
     )
 
 
@@ -74,6 +55,7 @@ def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:
         root=handler.runtime_root,
         vm=handler.runtime_type == "vm",
         allowed_annotations=handler.allowed_annotations,
+        privileged_without_host_devices=handler.privileged_without_host_devices,
         monitor_path=handler.monitor_path or config.conmon or DEFAULT_MONITOR,
         monitor_env=dict(item.split("=", 1) for item in handler.monitor_env or config.conmon_env),
     )
@@ -90,6 +72,14 @@ def _defaults(config: Config) -> SpecDefaults:
         pids_limit=config.pids_limit,
         read_only=config.read_only,
     )
+
+
+def _device(item: str) -> Device:
+    host, _, rest = item.partition(":")
+    inside, _, permissions = rest.partition(":")
+    if not inside.startswith("/"):
+        inside, permissions = host, inside
+    return Device(host_path=host, container_path=inside, permissions=permissions or "rwm")
 
 
 def _ulimit(item: str) -> Rlimit:

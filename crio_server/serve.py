@@ -25,7 +25,7 @@ from crio_io.mounts import running_steps
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
-from crio_server.options import engine_options, live_settings
+from crio_server.options import engine_options
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import CachedCodec, Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService
@@ -208,8 +208,11 @@ class _Serving:
             log.info("reload: %s", change)
         for change in refused:
             log.warning("reload: needs a restart: %s", change)
-        self._config = apply_changes(self._config, loaded.config)
+        config = apply_changes(self._config, loaded.config)
+        try:
+            self._engine.configure(engine_options(config))
+        except OperationError as error:
+            log.error("reload: the configuration in force is kept: %s", error.message)
+            return
+        self._config = config
         logging.getLogger().setLevel(_LEVELS[self._config.log_level])
-        settings, registries = live_settings(self._config, self._engine.driver.node.settings)
-        self._engine.driver.node.reload(settings)
-        self._engine.images.reload(registries)

@@ -251,6 +251,11 @@ def kill_timer(container_id: str) -> str:
     return f"{container_id}/kill"
 
 
+def watch_timer(container_id: str) -> str:
+    """The timer after which a watch that failed is begun anew."""
+    return f"{container_id}/watch"
+
+
 def watch(record: ContainerRecord) -> fx.WatchContainer:
     """The order that waits for the process's end."""
     return fx.WatchContainer(
@@ -337,7 +342,7 @@ def _arrive_killing(record: ContainerRecord, came_from: Enum, event: Any) -> Arr
     return Arrival(record=record, orders=orders)
 
 
-def _exited(record: ContainerRecord, event: ProcessExited) -> ContainerRecord:
+def _exited(record: ContainerRecord, came_from: Enum, event: ProcessExited) -> ContainerRecord:
     record = replace(record, finished_at_ns=event.finished_at_ns, message=event.message, kill_at_ns=0)
     if record.failure is not None:
         return replace(
@@ -345,7 +350,9 @@ def _exited(record: ContainerRecord, event: ProcessExited) -> ContainerRecord:
         )
     if event.code is None:
         return replace(record, exit_code=UNKNOWN_EXIT_CODE, reason=event.reason or "Unknown")
-    reason = event.reason or ("Completed" if event.code == 0 else "Error")
+    # After a SIGKILL of ours a 137 says nothing about memory, even if some child had run out of it before (R20).
+    said = "" if came_from is S.KILLING else event.reason
+    reason = said or ("Completed" if event.code == 0 else "Error")
     return replace(record, exit_code=event.code, reason=reason)
 
 
@@ -359,7 +366,7 @@ def _arrive_exited(record: ContainerRecord, came_from: Enum, event: Any) -> Arri
                 return Arrival(record=record, orders=(fx.Answer(operation="start", failure=event.failure),))
             case _:
                 return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
-    record = _exited(record, event)
+    record = _exited(record, came_from, event)
     orders = (
         fx.CancelTimer(timer_id=grace_timer(record.id)),
         fx.CancelTimer(timer_id=kill_timer(record.id)),

@@ -145,10 +145,12 @@ def _pull_ended(state: State, pull: im.Pull, failure: Failure | None) -> None:
 
 
 def _want(state: State, pull: im.Pull, descriptor: LayerDescriptor) -> None:
-    if descriptor.diff_id not in state.layers:
+    layer = state.layers.get(descriptor.diff_id)
+    if layer is None or layer.state in (LayerState.REMOVING, LayerState.OWING):
+        # One that is on its way out was perhaps found in the store, where no digest of a blob is known.
         layer = Layer(
             id=descriptor.diff_id,
-            state=LayerState.ABSENT,
+            state=layer.state if layer else LayerState.ABSENT,
             descriptor=descriptor,
             reference=pull.reference,
             auth=pull.auth,
@@ -168,11 +170,11 @@ def advance_layer(state: State, layer_id: str, event: object) -> None:
     for output in outputs:
         assert not isinstance(output, fx.Answer | fx.Ask)
         state.emit(layer_id, output)
-    if layer.state is before.state or layer.state not in (LayerState.APPLIED, LayerState.GONE):
+    if layer.state is before.state or layer.state not in (LayerState.APPLIED, LayerState.REMOVING, LayerState.GONE):
         return
     for pull in state.pulls.values():
         if pull.state is ImageState.FETCHING and any(one.diff_id == layer_id for one in pull.wanted):
-            if layer.failure is not None and layer.state is LayerState.GONE:
+            if layer.failure is not None and layer.state is not LayerState.APPLIED:
                 advance_pull(state, pull.id, im.LayerFailed(failure=layer.failure))
             else:
                 settle_pull(state, pull.id)
@@ -205,6 +207,8 @@ def settle_pull(state: State, pull_id: str) -> None:
         created_at_ns=known.created_at_ns if known else state.wall_ns,
         pinned=pinned(state, tags),
     )
+    # What is about to be written stands for whatever an earlier write that failed has left.
+    state.unsaved.pop(f"{image.KIND}/{image.id}")
     advance_pull(state, pull_id, im.LayersApplied(image=image))
 
 
@@ -275,10 +279,20 @@ def _needed(state: State, diff_id: str) -> bool:
     )
 
 
+def found_layer(state: State, diff_id: str) -> None:
+    """A layer is in the store: keep it if anything needs it."""
+    if diff_id not in state.layers:
+        state.layers.put(diff_id, _stored_layer(diff_id))
+    sweep_layers(state, (diff_id,))
+
+
+def _stored_layer(diff_id: str) -> Layer:
+    descriptor = LayerDescriptor(digest="", diff_id=diff_id, size_bytes=0, media_type="")
+    return Layer(id=diff_id, state=LayerState.APPLIED, descriptor=descriptor)
+
+
 def load_layers(state: State, image: ImageRecord) -> None:
     """The layers of a recorded image are in the store: nothing is recorded before them."""
     for diff_id in image.layers:
         if diff_id not in state.layers:
-            descriptor = LayerDescriptor(digest="", diff_id=diff_id, size_bytes=0, media_type="")
-            layer = Layer(id=diff_id, state=LayerState.APPLIED, descriptor=descriptor)
-            state.layers.put(diff_id, layer)
+            state.layers.put(diff_id, _stored_layer(diff_id))

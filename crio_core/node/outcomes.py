@@ -11,7 +11,7 @@ from crio_core.lifecycle import layer as ly
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle import session as ss
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns
-from crio_core.node import images, pods, specs
+from crio_core.node import images, pods, recovery, specs
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, Failure, ImageRecord, Part, SandboxRecord, SandboxState
 
@@ -36,6 +36,8 @@ _FAILURES: Mapping[type, Callable[[Failure], object]] = {
     fx.ApplyLayer: lambda failure: ly.ApplyFailed(failure=failure),
 }
 SAVE_TIMER = "journal/"
+WATCH_AGAIN_NS = 1_000_000_000
+"""How long after a watch that failed the next one begins."""
 
 
 def effect_ended(state: State, event: ev.EffectEnded) -> None:
@@ -63,7 +65,10 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
         case fx.ReopenLog():
             state.answer(owner, "reopen-log", _failure(event.outcome))
         case fx.SweepStorage():
-            pass
+            recovery.swept(state, event.outcome)
+        case fx.WatchContainer() if isinstance(event.outcome, ev.Failed):
+            # Nobody knows whether the process ended, so nothing is said of it: it is watched again.
+            state.emit(owner, fx.ArmTimer(timer_id=ct.watch_timer(owner), after_ns=WATCH_AGAIN_NS))
         case _:
             _advance_owner(state, owner, _lifecycle_event(state, owner, order, event))
 
@@ -77,8 +82,6 @@ def _lifecycle_event(state: State, owner: str, order: fx.Order, event: ev.Effect
     if isinstance(outcome, ev.Failed):
         if type(order) in _PARTS:
             return ReleaseFailed(failure=outcome.failure)
-        if isinstance(order, fx.WatchContainer):
-            return ev.ProcessExited(code=None, finished_at_ns=event.wall_ns, message=outcome.failure.message)
         return _FAILURES[type(order)](outcome.failure)
     if isinstance(outcome, ev.Released):
         return PartReleased(part=_PARTS[type(order)])
@@ -121,6 +124,9 @@ def _saved(state: State, owner: str, order: fx.SaveRecord, outcome: ev.Outcome) 
         case ImageRecord() if owner in state.pulls:
             first = ev.RecordSaved() if failure is None else im.ImageNotSaved(failure=failure)
             _advance_owner(state, owner, first)
+            if failure is not None:
+                # It may have been written all the same.
+                _look_after(state, record.KIND, record.id, failed=True)
         case _:
             _look_after(state, record.KIND, record.id, failed=failure is not None)
 
@@ -150,10 +156,11 @@ def _save_again(state: State, key: str) -> None:
         return
     kind, _, record_id = key.partition("/")
     record = state.record(kind, record_id)
+    lane = images.RECORDS_LANE if kind == ImageRecord.KIND else record_id
     if record is None:
-        state.emit(record_id, fx.DeleteRecord(kind=kind, record_id=record_id))
+        state.emit(lane, fx.DeleteRecord(kind=kind, record_id=record_id))
     elif record.state not in (SandboxState.RESERVED, ContainerState.RESERVED):
-        state.emit(record_id, fx.SaveRecord(record=record))
+        state.emit(lane, fx.SaveRecord(record=record))
 
 
 # --- timers -------------------------------------------------------------------------------------------------------
@@ -164,7 +171,13 @@ def timer_fired(state: State, timer_id: str) -> None:
     if timer_id.startswith(SAVE_TIMER):
         _save_again(state, timer_id.removeprefix(SAVE_TIMER))
         return
+    if timer_id == recovery.SWEEP_TIMER:
+        recovery.sweep(state)
+        return
     owner, _, name = timer_id.rpartition("/")
+    if name == "watch":
+        pods.watch_again(state, owner)
+        return
     events: Mapping[str, object] = {
         "retry": RetryDue(),
         "grace": ct.GraceExpired(),

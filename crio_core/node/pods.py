@@ -36,6 +36,16 @@ from crio_core.records import (
 from crio_core.replies import Created, Done, Executed, Result
 
 COMING = frozenset({ContainerState.RESERVED, ContainerState.ROOTFS, ContainerState.CREATING})
+WATCHED = frozenset(
+    {
+        ContainerState.CREATED,
+        ContainerState.STARTING,
+        ContainerState.RUNNING,
+        ContainerState.STOPPING,
+        ContainerState.KILLING,
+    }
+)
+"""States of a container whose process has not been seen to end."""
 QUIET = frozenset({ContainerState.EXITED, ContainerState.REMOVING, ContainerState.OWING})
 """States of a container that has no process."""
 NAMELESS = frozenset({ContainerState.REMOVING, ContainerState.UNWINDING, ContainerState.OWING, ContainerState.GONE})
@@ -206,7 +216,7 @@ def _reserve_container(
         labels=config.labels,
         annotations=config.annotations,
         runtime_handler=sandbox.runtime_handler,
-        log_path=specs.log_path(sandbox, config),
+        log_path=specs.log_path(sandbox, config, state.settings),
         stop_signal=specs.stop_signal(config, image),
         request=text,
         infra=infra,
@@ -442,6 +452,13 @@ def advance_container(state: State, container_id: str, event: object) -> None:
         settle(state, record.sandbox_id)
 
 
+def watch_again(state: State, container_id: str) -> None:
+    """Wait anew for the end of a container's process, if it is not known to have ended."""
+    container = state.containers.get(container_id)
+    if container is not None and container.state in WATCHED:
+        state.emit(f"{container_id}/watch", ct.watch(container), owner=container_id)
+
+
 def _stuck(state: State, record: ContainerRecord) -> None:
     sandbox = state.sandboxes.get(record.sandbox_id)
     if sandbox is not None and sandbox.state in (SandboxState.STOPPING, SandboxState.REMOVING):
@@ -521,7 +538,7 @@ def resume(state: State) -> None:
         if sandbox.boot_id != state.boot_id:
             state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
         match sandbox.state:
-            case SandboxState.RESERVED | SandboxState.STOPPED | SandboxState.OWING:
+            case SandboxState.RESERVED | SandboxState.STOPPING | SandboxState.STOPPED | SandboxState.OWING:
                 advance_sandbox(state, sandbox.id, Resumed())
             case _ if sandbox.boot_id != state.boot_id:
                 advance_sandbox(state, sandbox.id, sb.NamespacesLost())

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from crio_core import effects as fx
 from crio_core.errors import LocalError
-from crio_core.events import JournalLoaded
+from crio_core.events import JournalLoaded, Outcome, StorageSwept
+from crio_core.lifecycle.release import retry_after_ns
 from crio_core.node import images, pods
 from crio_core.node.state import State
 from crio_core.records import (
@@ -17,13 +18,16 @@ from crio_core.records import (
     decode,
 )
 
+STORAGE_LANE = "storage"
+SWEEP_TIMER = "storage/sweep"
+
 _SANDBOX_REST = {
     SandboxState.PREPARING: SandboxState.RESERVED,
     SandboxState.NETWORK: SandboxState.RESERVED,
     SandboxState.INFRA: SandboxState.RESERVED,
     SandboxState.UNWINDING: SandboxState.RESERVED,
-    SandboxState.STOPPING: SandboxState.READY,
-    SandboxState.DETACHING: SandboxState.READY,
+    # Some of it may have been released, so it cannot be ready again: it is stopped once more, from the beginning.
+    SandboxState.DETACHING: SandboxState.STOPPING,
     SandboxState.REMOVING: SandboxState.STOPPED,
     SandboxState.CLEANING: SandboxState.STOPPED,
 }
@@ -36,7 +40,7 @@ _CONTAINER_REST = {
     ContainerState.KILLING: ContainerState.RUNNING,
     ContainerState.REMOVING: ContainerState.EXITED,
 }
-"""Where work that was under way when the server ended is taken up again: the last state that a client was told."""
+"""Where work that was under way when the server ended is taken up again."""
 
 
 def load(state: State, event: JournalLoaded) -> None:
@@ -57,10 +61,25 @@ def load(state: State, event: JournalLoaded) -> None:
     pods.resume(state)
     # What is quarantined may own anything, so nothing is swept while something is.
     if not state.quarantined:
-        sweep = fx.SweepStorage(
-            layers=state.layers.keys(), containers=state.containers.keys(), sandboxes=state.sandboxes.keys()
-        )
-        state.emit("storage", sweep)
+        sweep(state)
+
+
+def sweep(state: State) -> None:
+    """Have removed what a crash left and no record owns."""
+    order = fx.SweepStorage(containers=state.containers.keys(), sandboxes=state.sandboxes.keys())
+    state.emit(STORAGE_LANE, order)
+
+
+def swept(state: State, outcome: Outcome) -> None:
+    """What a crash left is gone; of whole layers the node decides here, since a pull may want them by now."""
+    if not isinstance(outcome, StorageSwept):
+        failures = (state.unsaved.get(SWEEP_TIMER) or 0) + 1
+        state.unsaved.put(SWEEP_TIMER, failures)
+        state.emit(STORAGE_LANE, fx.ArmTimer(timer_id=SWEEP_TIMER, after_ns=retry_after_ns(failures)))
+        return
+    state.unsaved.pop(SWEEP_TIMER)
+    for diff_id in outcome.layers:
+        images.found_layer(state, diff_id)
 
 
 def _take(state: State, record: Record) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from crio_core.cri import Device
 from crio_core.layout import Layout
 from crio_core.oci.facts import HostFacts, SpecDefaults
 
@@ -14,6 +15,7 @@ class Handler:
     name: str
     vm: bool = False
     allowed_annotations: tuple[str, ...] = ()
+    privileged_without_host_devices: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +32,8 @@ class Settings:
     pause_command: tuple[str, ...] = ("/pause",)
     pinned_images: tuple[str, ...] = ()
     """Glob patterns of references that may not be collected, besides the pause image."""
+    log_directory: str = ""
+    """Where pods have their logs whose request names no directory; empty for nowhere."""
+    additional_devices: tuple[Device, ...] = ()
+    image_volumes: bool = True
+    """Whether the volumes that an image declares become directories in its containers."""

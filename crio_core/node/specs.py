@@ -1,6 +1,7 @@
 """From records to what the runtime is told: specs, log paths, stop signals, the processes of execs."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import PurePosixPath
 
@@ -35,9 +36,11 @@ def needs_infra(config: PodSandboxConfig, handler: Handler, settings: Settings) 
     return shared_pid or handler.vm or not settings.drop_infra
 
 
-def log_path(sandbox: SandboxRecord, config: ContainerConfig) -> str:
-    """The container's log file; empty when the request names none."""
+def log_path(sandbox: SandboxRecord, config: ContainerConfig, settings: Settings) -> str:
+    """The container's log file; empty when neither the request nor the configuration says where."""
     directory = sandbox_request(sandbox).log_directory
+    if not directory and settings.log_directory:
+        directory = str(PurePosixPath(settings.log_directory) / sandbox.id)
     if not directory or not config.log_path:
         return ""
     return str(PurePosixPath(directory) / config.log_path)
@@ -53,16 +56,22 @@ def stop_signal(config: ContainerConfig, image: ImageRecord) -> str:
     return str(signals.stop_signal(config, image_config(image)))
 
 
+def _handler(state: State, container: ContainerRecord) -> Handler:
+    """The container's runtime handler; one that a reload has taken away gives it nothing special any more."""
+    return state.settings.handlers.get(container.runtime_handler) or Handler(name=container.runtime_handler)
+
+
 def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
     """The order that mounts a container's root filesystem and looks up what its spec needs."""
     config = decode_request(ContainerConfig, container.request)
     context = config.linux.security_context
+    handler = _handler(state, container)
     localhost = context.seccomp.profile_type is ProfileType.LOCALHOST
     return fx.MountRootfs(
         container_id=container.id,
         layers=container.layers,
-        devices=config.devices,
-        all_devices=context.privileged,
+        devices=(*state.settings.additional_devices, *config.devices),
+        all_devices=context.privileged and not handler.privileged_without_host_devices,
         seccomp_path=context.seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
     )
 
@@ -89,7 +98,7 @@ def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> S
         sandbox_id=sandbox.id,
         runtime_handler=container.runtime_handler,
         spec=orjson.dumps(spec),
-        make_directories=(process["cwd"], *image_config(image).volumes),
+        make_directories=(process["cwd"], *(image_config(image).volumes if state.settings.image_volumes else ())),
         mount_targets=tuple(mount.container_path for mount in config.mounts),
         log_path=container.log_path,
         terminal=config.tty,
@@ -149,7 +158,7 @@ def _plan(
         image=image_config(image),
         rootfs=mounted.facts,
         host=state.settings.host,
-        defaults=state.settings.defaults,
+        defaults=replace(state.settings.defaults, allowed_annotations=_handler(state, container).allowed_annotations),
         namespaces=namespaces,
         resolv_conf_path=str(layout.resolv_conf(sandbox.id)),
         hostname_path=str(layout.hostname(sandbox.id)),

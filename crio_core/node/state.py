@@ -104,7 +104,8 @@ class State:
     infra_pulls: Table[str, tuple[str, ...]] = field(init=False)
     """Sandboxes that wait for the image of their infra container, by pull."""
     unsaved: Table[str, int] = field(init=False)
-    """Records whose last save failed, with the number of failures: memory is right, the journal is behind."""
+    """Records whose last save failed, with the number of failures: memory is right, the journal is behind. A sweep that
+    failed is counted here too."""
     quarantined: Table[str, str] = field(init=False)
     ended_infra_pulls: list[tuple[str, Failure | None]] = field(default_factory=list)
     """Sandboxes to be told within this step that the image of their infra container is there, or why not."""

@@ -29,6 +29,7 @@ class Missing:
 _SWITCHES = {
     "crio": "file_locking",
     "crio.api": "stream_enable_tls",
+    "crio.metrics": "enable_metrics",
     "crio.runtime": (
         "no_pivot log_to_journald add_inheritable_capabilities device_ownership_from_security_context blockio_reload "
         "enable_criu_support enable_pod_events hostnetwork_disable_selinux disable_hostport_mapping "
@@ -40,17 +41,23 @@ _SWITCHES = {
 }
 _VALUES = {
     "crio": "storage_driver storage_option imagestore version_file_persist file_locking_path",
-    "crio.api": "host_ip stream_tls_cert stream_tls_key stream_tls_ca",
+    "crio.api": (
+        "host_ip stream_address stream_port stream_idle_timeout stream_tls_cert stream_tls_key stream_tls_ca "
+        "grpc_max_send_msg_size grpc_max_recv_msg_size"
+    ),
     "crio.runtime": (
         "hooks_dir hooks_dir_path default_mounts default_mounts_file allowed_devices cdi_spec_dirs "
         "decryption_keys_path privileged_seccomp_profile seccomp_baseline_profile blockio_config_file "
         "irqbalance_config_file irqbalance_config_restore_file rdt_config_file bind_mount_prefix uid_mappings "
         "gid_mappings minimum_mappable_uid minimum_mappable_gid log_filter pinns_path workloads "
         "separate_pull_cgroup infra_ctr_cpuset shared_cpuset "
-        "absent_mount_sources_to_reject timezone inject_gomaxprocs"
+        "absent_mount_sources_to_reject timezone inject_gomaxprocs ctr_stop_timeout"
     ),
-    "crio.image": "default_transport namespaced_auth_dir big_files_temporary_dir pull_progress_timeout",
-    "crio.metrics": "metrics_socket metrics_cert metrics_key metrics_collectors",
+    "crio.image": (
+        "default_transport namespaced_auth_dir big_files_temporary_dir pull_progress_timeout pause_image_auth_file "
+        "short_name_mode"
+    ),
+    "crio.metrics": "metrics_host metrics_port metrics_socket metrics_cert metrics_key metrics_collectors",
     "crio.tracing": "tracing_endpoint tracing_sampling_rate_per_million",
     "crio.stats": "stats_collection_period collection_period included_pod_metrics",
     "crio.nri": (

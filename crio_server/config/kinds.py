@@ -5,7 +5,6 @@ value back in a form that TOML takes (`write`). What it refuses, it refuses with
 of what was expected; the loader knows the file and the key and makes a sentence of it.
 """
 
-import ipaddress
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from pathlib import PurePosixPath
 TEXT_CHARS_MAX = 65536
 """Longest string accepted as one value; seccomp and policy live in files of their own, so nothing real comes near."""
 LIST_ITEMS_MAX = 4096
-LOOPBACK = "127.0.0.1"
 INT64_MAX = 2**63 - 1
 _UNWRITABLE = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 """Control characters, and the halves of characters that stand for bytes that are not UTF-8."""
@@ -173,73 +171,6 @@ class Integer(Kind):
         if not re.fullmatch(r"[+-]?[0-9]{1,19}", text):
             raise Refused(self.expected)
         return self.read(int(text))
-
-
-@dataclass(frozen=True, slots=True)
-class Port(Kind):
-    """A TCP port. CRI-O keeps `stream_port` as a string: both a string and a number are taken, a string is written."""
-
-    @property
-    def expected(self) -> str:
-        return "a TCP port from 0 to 65535 (0: any free one)"
-
-    def read(self, raw: object) -> int:
-        if isinstance(raw, str) and re.fullmatch(r"[0-9]{1,5}", raw):
-            raw = int(raw)
-        if not isinstance(raw, int) or isinstance(raw, bool) or not 0 <= raw <= 65535:
-            raise Refused(self.expected)
-        return raw
-
-    def write(self, value: object) -> str:
-        return str(value)
-
-
-@dataclass(frozen=True, slots=True)
-class Address(Kind):
-    """An IP address to listen on; an empty one, which old files have, is loopback."""
-
-    @property
-    def expected(self) -> str:
-        return f"an IPv4 or IPv6 address (nothing: {LOOPBACK})"
-
-    def read(self, raw: object) -> str:
-        if not isinstance(raw, str):
-            raise Refused(self.expected)
-        try:
-            return str(ipaddress.ip_address(raw or LOOPBACK))
-        except ValueError:
-            raise Refused(self.expected) from None
-
-
-_DURATION_UNITS_NS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
-
-
-@dataclass(frozen=True, slots=True)
-class Duration(Kind):
-    """A length of time as Go writes it (`1h30m`, `10s`, `250ms`); nothing means 0. The value is in nanoseconds."""
-
-    @property
-    def expected(self) -> str:
-        return "a duration such as 30s, 5m or 4h0m0s"
-
-    def read(self, raw: object) -> int:
-        if raw == "" or raw == "0":
-            return 0
-        if not isinstance(raw, str) or not re.fullmatch(r"(?:[0-9]{1,19}(?:ns|us|µs|ms|s|m|h))+", raw):
-            raise Refused(self.expected)
-        parts = re.findall(r"([0-9]+)(ns|us|µs|ms|s|m|h)", raw)
-        total_ns = sum(int(number) * _DURATION_UNITS_NS[unit] for number, unit in parts)
-        if total_ns > INT64_MAX:
-            raise Refused(self.expected)
-        return total_ns
-
-    def write(self, value: object) -> str:
-        if not isinstance(value, int):
-            raise Refused(self.expected)
-        for unit in ("h", "m", "s", "ms", "us"):
-            if value and value % _DURATION_UNITS_NS[unit] == 0:
-                return f"{value // _DURATION_UNITS_NS[unit]}{unit}"
-        return f"{value}ns" if value else "0s"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from crio_core.errors import invalid
 from crio_server.config.handler import ENVIRONMENT, HANDLER_NAME, MONITOR_CGROUP, NAMES, RuntimeHandler
-from crio_server.config.kinds import Address, Choice, Duration, FilePath, Integer, ListOf, Port, Switch, Text
+from crio_server.config.kinds import Choice, FilePath, Integer, ListOf, Switch, Text
 from crio_server.config.option import Option, option, rows
 
-GRPC_MESSAGE_BYTES = 16 * 1024 * 1024
 LOG_BYTES_LEAST = 8192
 DEFAULT_CAPABILITIES = (
     "CHOWN",
@@ -56,7 +55,6 @@ _API = "crio.api"
 _RUNTIME = "crio.runtime"
 _IMAGE = "crio.image"
 _NETWORK = "crio.network"
-_METRICS = "crio.metrics"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,32 +106,6 @@ class Config:
     )
 
     listen: str = option("/run/crio/crio.sock", _API, FilePath(), "Unix socket on which the CRI is served.")
-    stream_address: str = option(
-        "127.0.0.1", _API, Address(), "Address on which exec, attach and port-forward streams are served."
-    )
-    stream_port: int = option(0, _API, Port(), "Port on which streams are served; 0 takes any free one.")
-    stream_idle_timeout_ns: int = option(
-        0,
-        _API,
-        Duration(),
-        "How long a stream may be without traffic before it is closed; 0 means for ever.",
-        key="stream_idle_timeout",
-        env="STREAM_IDLE_TIMEOUT",
-    )
-    grpc_max_send_msg_size_bytes: int = option(
-        GRPC_MESSAGE_BYTES,
-        _API,
-        Integer(4096, 2**31 - 1),
-        "Largest gRPC message sent, in bytes.",
-        key="grpc_max_send_msg_size",
-    )
-    grpc_max_recv_msg_size_bytes: int = option(
-        GRPC_MESSAGE_BYTES,
-        _API,
-        Integer(4096, 2**31 - 1),
-        "Largest gRPC message received, in bytes.",
-        key="grpc_max_recv_msg_size",
-    )
 
     default_runtime: str = option(
         "runc",
@@ -153,8 +125,8 @@ class Config:
         "",
         _RUNTIME,
         MONITOR_CGROUP,
-        "Cgroup of the monitors: `pod` (beside the pod's containers) or, under systemd, a slice. Empty: system.slice "
-        "under systemd, the server's own cgroup otherwise.",
+        "Cgroup of the monitors, a slice or a path. Empty, and `pod`: the server's own, since a monitor must not share "
+        "its pod's limits.",
     )
     conmon_env: tuple[str, ...] = option(
         ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",),
@@ -219,15 +191,6 @@ class Config:
         key="log_size_max",
         live=True,
     )
-    ctr_stop_timeout_s: int = option(
-        30,
-        _RUNTIME,
-        Integer(0, 86400),
-        "Seconds between the stop signal and SIGKILL for containers that are stopped because their pod is.",
-        key="ctr_stop_timeout",
-        env="CONTAINER_STOP_TIMEOUT",
-        live=True,
-    )
     drop_infra_ctr: bool = option(
         True,
         _RUNTIME,
@@ -250,8 +213,8 @@ class Config:
         "",
         _RUNTIME,
         FilePath(),
-        "Directory in which monitors write the exit codes of containers.",
-        follows=("runroot", "/exits"),
+        "Directory in which monitors write the exit codes of containers; on a disk, so that they outlive a reboot.",
+        follows=("root", "/exits"),
         env="CONTAINER_EXITS_DIR",
     )
     container_attach_socket_dir: str = option(
@@ -297,13 +260,6 @@ class Config:
         _IMAGE,
         Text(),
         "Command of infra containers. Empty: the image's own entrypoint and command.",
-        live=True,
-    )
-    pause_image_auth_file: str = option(
-        "",
-        _IMAGE,
-        FilePath(may_be_empty=True),
-        "Credentials for pulling the pause image, if it has its own.",
         live=True,
     )
     global_auth_file: str = option(
@@ -366,21 +322,11 @@ class Config:
         "Drop-in directory of containers-registries.conf(5). Empty: none. CRI-O has this as a flag only.",
         live=True,
     )
-    short_name_mode: str = option(
-        "enforcing",
-        _IMAGE,
-        Choice(("enforcing", "disabled"), aliases=(("", "enforcing"),)),
-        "enforcing: a short name that several registries could mean is refused. disabled: the first registry wins.",
-        flags="",
-        env="",
-        live=True,
-    )
     image_volumes: str = option(
         "mkdir",
         _IMAGE,
-        Choice(("mkdir", "bind", "ignore")),
-        "Volumes that an image declares: mkdir makes a directory in the container, bind mounts one from outside its "
-        "root filesystem, ignore does nothing.",
+        Choice(("mkdir", "ignore")),
+        "Volumes that an image declares: mkdir makes a directory in the container, ignore does nothing.",
         live=True,
     )
 
@@ -404,12 +350,6 @@ class Config:
     )
     cni_default_network: str = option(
         "", _NETWORK, Text(), "Name of the CNI network of pods. Empty: the first valid one by file name.", live=True
-    )
-
-    enable_metrics: bool = option(False, _METRICS, Switch(), "Serve metrics in Prometheus' text format.")
-    metrics_host: str = option("127.0.0.1", _METRICS, Address(), "Address on which metrics are served.")
-    metrics_port: int = option(
-        9090, _METRICS, Integer(0, 65535), "Port on which metrics are served; 0 takes any free one."
     )
 
     runtimes: tuple[RuntimeHandler, ...] = (RuntimeHandler(name="runc"),)

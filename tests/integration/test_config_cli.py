@@ -55,13 +55,13 @@ def drop_in(conf: Path, name: str, text: str) -> Path:
 
 def test_sources_override_each_other_in_order(conf: Path) -> None:
     """Default, file, drop-ins by name, environment, flags: the order that CRI-O documents."""
-    conf.write_text("[crio.runtime]\npids_limit = 1\nlog_level = 'warn'\nctr_stop_timeout = 1\ndefault_env = ['A=1']\n")
-    drop_in(conf, "20-b.conf", "[crio.runtime]\npids_limit = 20\nctr_stop_timeout = 20\n")
+    conf.write_text("[crio.runtime]\npids_limit = 1\nlog_level = 'warn'\nlog_size_max = 8192\ndefault_env = ['A=1']\n")
+    drop_in(conf, "20-b.conf", "[crio.runtime]\npids_limit = 20\nlog_size_max = 16384\n")
     drop_in(conf, "10-a.conf", "[crio.runtime]\npids_limit = 10\n")
-    runtime = effective(conf, "--log-level", "debug", CONTAINER_LOG_LEVEL="error", CONTAINER_STOP_TIMEOUT="5")[
+    runtime = effective(conf, "--log-level", "debug", CONTAINER_LOG_LEVEL="error", CONTAINER_LOG_SIZE_MAX="32768")[
         "runtime"
     ]
-    assert (runtime["pids_limit"], runtime["ctr_stop_timeout"], runtime["log_level"]) == (20, 5, "debug")
+    assert (runtime["pids_limit"], runtime["log_size_max"], runtime["log_level"]) == (20, 32768, "debug")
     assert (runtime["default_env"], runtime["drop_infra_ctr"]) == (["A=1"], True)
 
 
@@ -84,7 +84,6 @@ def test_commented_default_is_printed_even_when_the_files_are_broken(conf: Path)
         "runtime": {},
         "image": {},
         "network": {},
-        "metrics": {},
     }
 
 
