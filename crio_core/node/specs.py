@@ -17,10 +17,11 @@ from crio_core.lifecycle.sandbox import sandbox_request
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.oci import signals
+from crio_core.oci.mounts import image_volumes
 from crio_core.oci.plan import ContainerPlan, InfraPlan
 from crio_core.oci.spec import container_spec, infra_spec
 from crio_core.oci.spec import exec_process as build_exec_process
-from crio_core.records import ContainerRecord, ContainerState, ImageRecord, SandboxRecord, decode_request
+from crio_core.records import ContainerRecord, ContainerState, ImageRecord, Part, SandboxRecord, decode_request
 
 _OCI_KINDS = {"net": "network", "ipc": "ipc", "uts": "uts"}
 
@@ -66,13 +67,16 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
     config = decode_request(ContainerConfig, container.request)
     context = config.linux.security_context
     handler = _handler(state, container)
-    localhost = context.seccomp.profile_type is ProfileType.LOCALHOST
+    seccomp = context.seccomp
+    if container.infra:
+        seccomp = sandbox_request(state.sandboxes[container.sandbox_id]).linux.security_context.seccomp
+    localhost = seccomp.profile_type is ProfileType.LOCALHOST
     return fx.MountRootfs(
         container_id=container.id,
         layers=container.layers,
         devices=(*state.settings.additional_devices, *config.devices),
         all_devices=context.privileged and not handler.privileged_without_host_devices,
-        seccomp_path=context.seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
+        seccomp_path=seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
     )
 
 
@@ -98,7 +102,10 @@ def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> S
         sandbox_id=sandbox.id,
         runtime_handler=container.runtime_handler,
         spec=orjson.dumps(spec),
-        make_directories=(process["cwd"], *(image_config(image).volumes if state.settings.image_volumes else ())),
+        make_directories=(
+            process["cwd"],
+            *(image_volumes(image_config(image)) if state.settings.image_volumes else ()),
+        ),
         mount_targets=tuple(mount.container_path for mount in config.mounts),
         log_path=container.log_path,
         terminal=config.tty,
@@ -151,7 +158,8 @@ def _plan(
         namespaces.pop("pid", None)
     return ContainerPlan(
         container_id=container.id,
-        sandbox_id=sandbox.id,
+        # A VM runtime knows the pod by the container that started it.
+        sandbox_id=infra_id(sandbox.id) if Part.INFRA in sandbox.plan else sandbox.id,
         sandbox=request,
         config=config,
         rootfs_path=mounted.path,
@@ -179,7 +187,8 @@ def _infra_plan(
     mounted: RootfsMounted,
 ) -> InfraPlan:
     return InfraPlan(
-        sandbox_id=sandbox.id,
+        container_id=infra_id(sandbox.id),
+        sandbox_id=infra_id(sandbox.id),
         sandbox=request,
         rootfs_path=mounted.path,
         image=image_config(image),
@@ -189,6 +198,7 @@ def _infra_plan(
         defaults=state.settings.defaults,
         namespaces=_namespaces(state, sandbox, request),
         shm_path=str(state.settings.layout.shm(sandbox.id)),
+        seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,
         image_name=container_image_name(config),
     )
 
