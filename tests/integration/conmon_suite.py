@@ -1,7 +1,7 @@
 """Containers under a monitor, for the suite that every conmon-compatible monitor has to pass.
 
-A `Rig` makes bundles from busybox in a temporary folder, has a monitor create containers with runc, and takes everything
-away again. Monitors: Debian's `conmon`, our `crio-conmon` started alone, and ours forked by a zygote.
+A `Rig` makes bundles from busybox in a temporary folder, has a monitor create containers with runc, and takes
+everything away again. Monitors: Debian's `conmon`, our `crio-conmon` started alone, and ours forked by a zygote.
 """
 
 import json
@@ -10,10 +10,10 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -50,6 +50,10 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def _ended(pid: int) -> bool:
+    return not alive(pid)
 
 
 @dataclass(kw_only=True)
@@ -249,11 +253,6 @@ class Rig:
         for case in self.cases:
             if case.monitor_pid and alive(case.monitor_pid):
                 try:
-                    until(lambda pid=case.monitor_pid: not alive(pid), "still there", 3)  # type: ignore[misc]
+                    until(partial(_ended, case.monitor_pid), "still there", 3)
                 except AssertionError:
                     os.kill(case.monitor_pid, signal.SIGKILL)
-
-
-def python() -> str:
-    """The interpreter of these tests."""
-    return sys.executable

@@ -1,4 +1,4 @@
-"""One suite for three monitors: Debian's conmon is the reference, ours alone and ours from a zygote have to do the same."""
+"""One suite for three monitors: Debian's conmon is the reference, ours has to do the same alone and from a zygote."""
 
 import os
 import select

@@ -1,0 +1,289 @@
+"""Our monitor where things go wrong: rotation at full speed, full disks, slow clients, kills and long lives."""
+
+import contextlib
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import anyio
+import pytest
+
+from crio_core.errors import OperationError
+from crio_io.zygote import ZygoteClient
+from tests.integration.conmon_suite import Case, Rig, alive, missing_parts, until
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(bool(missing_parts()), reason=missing_parts() or "all parts are there"),
+]
+
+REOPENS = 100
+CHURN = int(os.environ.get("CONMON_CHURN", "40"))
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    made = Rig("zygote", tmp_path)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def children(pid: int) -> list[int]:
+    """Child processes, zombies too."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wakeups(pid: int) -> int:
+    """How often the process went to sleep: each wake-up ends with that."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
+
+
+def all_are(pids: tuple[int, ...], state: str) -> bool:
+    """Whether every process is in this state of proc(5)."""
+    return all(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == state for pid in pids)
+
+
+def rss_kb(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/status").read_text().partition("VmRSS:")[2].split()[0])
+
+
+def test_rotation_at_full_speed_loses_and_garbles_nothing(rig: Rig) -> None:
+    """R38: a writer at full speed across 100 reopens, and every file holds whole records."""
+    script = "while [ ! -e /tmp/stop ]; do seq 1000; done; printf 'no newline'"
+    case = rig.create("/bin/sh", "-c", script).start()
+    files = []
+    for number in range(REOPENS):
+        until(lambda: case.log.exists() and case.log.stat().st_size > 0, "no more output")
+        files.append(case.log.rename(case.folder / f"log.{number:03d}"))
+        case.control("2 0 0\n")
+        until(case.log.exists, "no new log")
+    (rig.folder / "rootfs/tmp/stop").touch()
+    case.exit_code()
+    case.gone()
+    output = case.output("stdout", *files, case.log)
+    block = b"".join(b"%d\n" % n for n in range(1, 1001))
+    rounds = len(output) // len(block)
+    assert output == block * rounds + b"no newline\n"
+
+
+def test_line_limit_is_exact(rig: Rig) -> None:
+    """R39: a line of 20,000 bytes is 16,384 and the rest; one of 16,384 is whole."""
+    script = "head -c 20000 /dev/zero | tr '\\0' a; echo; head -c 16384 /dev/zero | tr '\\0' b; echo; sleep 0.2"
+    case = rig.create("/bin/sh", "-c", script.replace("tr ", "/bin/busybox tr ")).start()
+    case.exit_code()
+    case.gone()
+    sizes = [(tag, len(data)) for _, tag, data in case.records()]
+    assert sizes == [("P", 16384), ("F", 3616), ("F", 16384)]
+
+
+def test_full_disk_never_stops_the_container_and_is_counted(rig: Rig) -> None:
+    """R40: every byte is in the log or in the count, and the records that are there are whole."""
+    small = rig.folder / "criotest-small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "criotest-small", str(small)], check=True)
+    try:
+        case = rig.create("/bin/sh", "-c", "seq 100000", options=["-l", f"k8s-file:{small}/log"]).start()
+        assert case.exit_code() == 0
+        case.gone()
+        record = json.loads((case.folder / "persist/exit.json").read_text())
+        kept = sum(len(data) for _, _, data in case.records(small / "log"))
+        written = sum(len(str(n)) for n in range(1, 100001))
+        assert record["log_dropped_bytes"] == written - kept > 0
+        assert (case.folder / "log-dropped").read_text() == f"{written - kept}\n"
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_disk_that_has_room_again_is_used_again(rig: Rig) -> None:
+    """R40: after the disk was full the log goes on, and no record is torn."""
+    small = rig.folder / "criotest-small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "criotest-small", str(small)], check=True)
+    try:
+        script = "seq 20000; read x; echo room again"
+        case = rig.create("/bin/sh", "-c", script, stdin=True, options=["-l", f"{small}/log"]).start()
+        until((case.folder / "log-dropped").exists, "nothing was dropped")
+        subprocess.run(["mount", "-o", "remount,size=1m", str(small)], check=True)
+        with case.attach() as client:
+            client.send(b"\n")
+            case.exit_code()
+        case.gone()
+        assert case.records(small / "log")[-1] == ("stdout", "F", b"room again")
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+def test_slow_client_holds_back_neither_log_nor_other_clients(rig: Rig) -> None:
+    """R40: a client that reads nothing is let go; the others and the log get everything."""
+    case = rig.create("/bin/sh", "-c", "read x; seq 200000", stdin=True).start()
+    with case.attach() as slow, case.attach() as quick:
+        slow.send(b"\n")
+        got = b""
+        while not got.endswith(b"\n200000\n"):
+            got += quick.recv(9000)[1:]
+        assert case.exit_code() == 0
+    assert case.output() == b"".join(b"%d\n" % n for n in range(1, 200001))
+
+
+def test_idle_monitor_does_not_wake_up(rig: Rig) -> None:
+    """R41: nothing happens, so nothing runs; also after a stop and a continue of the process."""
+    case = rig.create("/bin/sleep", "1000", stdin=True).start()
+    terminal = rig.create("/bin/sleep", "1000", terminal=True, stdin=True).start()
+    pids = (case.monitor_pid, terminal.monitor_pid, rig.zygote_pid)
+    for signum, state in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S")):
+        for pid in pids:
+            os.kill(pid, signum)
+        until(partial(all_are, pids, state), f"not all are {state}")
+    before = [wakeups(pid) for pid in pids]
+    end = time.monotonic() + float(os.environ.get("CONMON_IDLE_S", "3"))
+    until(lambda: time.monotonic() > end, "the clock stands still", 120)
+    assert [wakeups(pid) for pid in pids] == before
+
+
+def test_terminal_that_nobody_has_open_does_not_make_the_monitor_spin(rig: Rig) -> None:
+    """R41: a container that closes its terminal leaves a descriptor that would poll as ready for ever."""
+    case = rig.create("/bin/sh", "-c", "exec </dev/null >/dev/null 2>&1; sleep 1000", terminal=True).start()
+    until(lambda: os.readlink(f"/proc/{case.pid}/fd/1") == "/dev/null", "still on the terminal")
+    before = wakeups(case.monitor_pid)
+    end = time.monotonic() + 1
+    until(lambda: time.monotonic() > end, "the clock stands still")
+    assert wakeups(case.monitor_pid) - before <= 1
+
+
+def test_memory_of_a_monitor_stays_the_same_over_many_clients(rig: Rig) -> None:
+    """R42: clients, resizes, reopens and output come and go; memory and descriptors do not grow."""
+    case = rig.create("/bin/cat", stdin=True, options=["--leave-stdin-open"]).start()
+
+    def use(times: int) -> tuple[int, int]:
+        for _ in range(times):
+            with case.attach() as client:
+                client.send(b"some words\n")
+                assert client.recv(9000) == b"\x02some words\n"
+            case.control("1 24 80\n2 0 0\n")
+        until(lambda: len(os.listdir(f"/proc/{case.monitor_pid}/fd")) <= descriptors, "descriptors stay open")
+        return rss_kb(case.monitor_pid), len(os.listdir(f"/proc/{case.monitor_pid}/fd"))
+
+    descriptors = len(os.listdir(f"/proc/{case.monitor_pid}/fd"))
+    first, fds = use(50)
+    second, fds_after = use(1000)
+    assert fds == fds_after
+    assert second <= first * 1.05
+
+
+def test_exit_while_nobody_watches_is_kept_with_code_and_time(rig: Rig) -> None:
+    """R18, R19: no server, no zygote, no notification; what was recorded is there to be found."""
+    case = rig.create("/bin/sh", "-c", "exit 42").start()
+    os.kill(rig.zygote_pid, signal.SIGKILL)
+    before_ns = time.time_ns()
+    assert case.exit_code() == 42
+    record = json.loads((case.folder / "persist/exit.json").read_text())
+    assert (record["exit_code"], record["reason"], record["oom_killed"]) == (42, "Error", False)
+    assert abs(record["finished_at_ns"] - before_ns) < 30e9
+
+
+def test_zygote_that_dies_is_replaced_and_its_monitors_do_not_notice(rig: Rig) -> None:
+    """The server asks again and gets a new one; the containers of the old one live and are recorded."""
+    old = rig.create("/bin/sh", "-c", "read x; exit 5", stdin=True).start()
+    os.kill(rig.zygote_pid, signal.SIGKILL)
+    until(lambda: not alive(rig.zygote_pid), "zygote lives")
+    new = rig.create("/bin/sh", "-c", "exit 6").start()
+    assert new.exit_code() == 6
+    assert anyio.run(rig.client.ensure) != rig.zygote_pid
+    with old.attach() as client:
+        client.send(b"\n")
+        assert old.exit_code() == 5
+
+
+def test_second_start_finds_the_zygote_that_runs(rig: Rig) -> None:
+    """Servers that start at once end up with one."""
+
+    async def race() -> list[int]:
+        found: list[int] = []
+
+        async def one() -> None:
+            found.append(await ZygoteClient(rig.folder / "zygote.sock").ensure())
+
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(one)
+        return found
+
+    assert set(anyio.run(race)) == {rig.zygote_pid}
+
+
+def test_refused_request_says_why(rig: Rig) -> None:
+    """A log that cannot be opened is told at once, before a process exists."""
+    case = Case(rig=rig, cid="criotest-none", folder=rig.folder)
+    with pytest.raises(OperationError, match="No such file or directory"):
+        rig.launch(case, ["-c", "x", "-u", "x", "-r", "/bin/true", "-b", str(rig.folder), "-l", "/no/such/dir/log"])
+    os.close(case.sync_fd)
+    with pytest.raises(OperationError, match="Container UUID"):
+        rig.launch(case, ["-c", "x", "-r", "/bin/true", "-l", "none"])
+    os.close(case.sync_fd)
+
+
+def test_title_tells_which_container_a_monitor_serves(rig: Rig) -> None:
+    """`ps` and `crioctl tree` show it."""
+    case = rig.create("/bin/sleep", "1000")
+    words = Path(f"/proc/{case.monitor_pid}/cmdline").read_bytes().rstrip(b"\0")
+    assert words == f"conmon -c {case.cid} -n {case.cid}".encode()
+    assert Path(f"/proc/{case.monitor_pid}/comm").read_text() == "conmon\n"
+
+
+def test_container_whose_monitor_was_killed_ends_with_it_known(rig: Rig) -> None:
+    """R17: kill monitor and container in both orders; no order leaves an exit file that says 0."""
+    for monitor_first in (True, False):
+        case = rig.create("/bin/sleep", "1000").start()
+        pid, pidfd = case.pid, os.pidfd_open(case.pid)
+        for victim in (case.monitor_pid, pid) if monitor_first else (pid, case.monitor_pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(victim, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 10)[0]
+        os.close(pidfd)
+        case.gone()
+        path = case.folder / "exits" / case.cid
+        assert not path.exists() or path.read_text() == "137"
+
+
+@pytest.mark.timeout(1800)
+def test_churn_with_random_kills_loses_no_exit(rig: Rig) -> None:
+    """As many monitors as containers at the end, no zombie, and each exit is true or plainly unknown.
+
+    `CONMON_CHURN=1000` runs it in full.
+    """
+    chance = random.Random(4)
+    unwatched: set[str] = set()
+    for number in range(CHURN):
+        case = rig.create("/bin/sh", "-c", f"read x; exit {number % 200 + 1}", stdin=True).start()
+        dice = chance.random()
+        if dice < 0.1:
+            os.kill(case.monitor_pid, signal.SIGKILL)
+            unwatched.add(case.cid)
+        elif dice < 0.2:
+            os.kill(anyio.run(rig.client.ensure), signal.SIGKILL)
+        if dice < 0.1:
+            rig.runc("kill", case.cid, "KILL", check=False)  # its input ended with the monitor: it may be gone
+            continue
+        if number % 10:
+            with case.attach() as client:
+                client.send(b"\n")
+                assert case.exit_code() == number % 200 + 1
+            case.gone()
+            rig.runc("delete", "-f", case.cid)
+    expected = [case for index, case in enumerate(rig.cases) if index % 10 == 0 and case.cid not in unwatched]
+    living = [case for case in rig.cases if alive(case.monitor_pid)]
+    assert [case.cid for case in living] == [case.cid for case in expected]
+    for case in rig.cases:
+        assert case.cid not in unwatched or not (case.folder / "exits" / case.cid).exists()
+    zygote = anyio.run(rig.client.ensure)
+    assert all(alive(pid) for pid in children(zygote)), "the zygote keeps zombies"
