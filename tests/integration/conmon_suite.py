@@ -23,7 +23,7 @@ from crio_io.zygote import ZygoteClient, default_command
 RUNC = "/usr/sbin/runc"
 BUSYBOX = "/bin/busybox"
 DEADLINE_S = 20.0
-APPLETS = ("sh", "sleep", "cat", "seq", "stty", "tail", "printf", "yes", "head", "dd", "echo", "true")
+APPLETS = ("sh", "sleep", "cat", "seq", "stty", "tail", "printf", "yes", "head", "dd", "echo", "true", "test")
 MONITORS = ("debian", "alone", "zygote")
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,13 +62,16 @@ class Podman:
 
 
 @pytest.fixture
-def podman(tmp_path: Path) -> Iterator[Podman]:
-    made = Podman(tmp_path)
+def podman() -> Iterator[Podman]:
+    folder = Path(tempfile.mkdtemp(prefix="criotest-"))  # podman refuses a run root of more than 50 letters
     try:
-        yield made
+        made = Podman(folder)
+        try:
+            yield made
+        finally:
+            made("rm", "-a", "-f", "-t", "0")
     finally:
-        made("rm", "-a", "-f", "-t", "0")
-        subprocess.run(["umount", "-q", f"{tmp_path}/root/vfs"], check=False)
+        shutil.rmtree(folder)
 
 
 def test_run_gives_output_and_exit_code(podman: Podman) -> None:
@@ -80,11 +84,9 @@ def test_run_gives_output_and_exit_code(podman: Podman) -> None:
 
 def test_run_with_terminal_shows_its_output(podman: Podman) -> None:
     """`run -it`: a terminal on both sides."""
-    code, output = podman.terminal(
-        "--rm", "-it", "criotest", "/bin/sh", "-c", "'echo on a $(stty size) terminal; exit 4'"
-    )
+    code, output = podman.terminal("--rm", "-it", "criotest", "/bin/sh", "-c", "'test -t 1 && echo a terminal; exit 4'")
     assert code == 4
-    assert "terminal\r\n" in output
+    assert "a terminal" in output
 
 
 def test_detached_container_is_logged_executed_in_and_killed(podman: Podman) -> None:
