@@ -131,23 +131,23 @@ class Store:
         if (info := self._infos.get(layer.diff_id)) is not None:
             await self.forget_blob(layer.digest)
             return info
-        async with self._slots:
-            unpacking = self._unpackings.get(layer.diff_id)
-            if unpacking is None:
-                unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
-                self._unpackings[layer.diff_id] = unpacking
-            try:
+        unpacking = self._unpackings.get(layer.diff_id)
+        try:
+            async with self._slots:  # not held while waiting for the disk: one sync then serves many layers
+                if unpacking is None:
+                    unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
+                    self._unpackings[layer.diff_id] = unpacking
                 unpacked = await unpacking.result()
-                info = await self._put_in_place(layer, unpacking, unpacked)
-            except OperationError as error:
-                if error.code not in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED) or error.reason == "LAYER_TOO_LARGE":
-                    await self.forget_blob(layer.digest)
-                raise
-            except OSError as error:
-                raise _disk_failed(f"layer {layer.diff_id}", error) from error
-            finally:
+            return await self._put_in_place(layer, unpacking, unpacked)
+        except OperationError as error:
+            if error.code not in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED) or error.reason == "LAYER_TOO_LARGE":
+                await self.forget_blob(layer.digest)
+            raise
+        except OSError as error:
+            raise _disk_failed(f"layer {layer.diff_id}", error) from error
+        finally:
+            if unpacking is not None:
                 await self._give_up(unpacking)
-        return info
 
     def has_layer(self, diff_id: Digest) -> bool:
         """Whether a layer is in place."""
@@ -260,21 +260,28 @@ class Store:
 
     async def sweep(
         self,
-        layers: frozenset[Digest],
+        layers: frozenset[Digest] | None,
         documents: frozenset[Digest],
-        containers: frozenset[str],
+        containers: frozenset[str] | None,
         blobs_max_age_s: float,
     ) -> tuple[str, ...]:
-        """Delete what no record owns and what a crash left; the arguments name what is owned. Returns what it deleted.
+        """Delete what no record owns and what a crash left; the arguments name what is owned, None all of its kind.
+
+        Returns what it deleted.
 
         Partial blobs younger than `blobs_max_age_s` stay, so that the next pull goes on with them. A container that is
         not owned must not be mounted any more.
         """
         unpacking = frozenset(unpacking.directory.parent.name for unpacking in self._unpackings.values())
         removed = await in_thread("sweep store", self._sweep, layers, documents, containers, blobs_max_age_s, unpacking)
-        for diff_id in set(self._infos) - layers:
-            del self._infos[diff_id]
+        if layers is not None:
+            for diff_id in set(self._infos) - layers:
+                del self._infos[diff_id]
         return removed
+
+    def layer_ids(self) -> tuple[Digest, ...]:
+        """The layers that are in place."""
+        return tuple(self._infos)
 
     # Blocking bodies
 
@@ -364,19 +371,21 @@ class Store:
 
     def _sweep(
         self,
-        layers: frozenset[Digest],
+        layers: frozenset[Digest] | None,
         documents: frozenset[Digest],
-        containers: frozenset[str],
+        containers: frozenset[str] | None,
         blobs_max_age_s: float,
         unpacking: frozenset[str],
     ) -> tuple[str, ...]:
         keep = {
-            "layers": {"empty"} | {layer_name(diff_id) for diff_id in layers},
             "documents": {f"{digest.algorithm}-{digest.hex}" for digest in documents},
-            "containers": set(containers),
             "unpacking": set(unpacking),
             "trash": set[str](),
         }
+        if layers is not None:
+            keep["layers"] = {"empty"} | {layer_name(diff_id) for diff_id in layers}
+        if containers is not None:
+            keep["containers"] = set(containers)
         removed = []
         for room, names in keep.items():
             for place in sorted((self.root / room).iterdir()):
