@@ -1,0 +1,143 @@
+"""What the demonstration has on this machine right now, told from everybody else's by names that only it uses.
+
+What cannot be named in advance (the far ends of veth pairs, namespaces, ids) is remembered once it was seen in a place
+of ours, and then looked for everywhere: so something that slipped out of our places is still found.
+"""
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+KINDS = ("processes", "mounts", "namespaces", "network links", "firewall rules", "cgroups", "files elsewhere")
+FILE_PLACES = ("/run", "/var/lib/cni", "/var/log", "/tmp")
+FILE_DEPTH_MAX = 3
+Found = Mapping[str, tuple[str, ...]]
+
+
+@dataclass(slots=True, kw_only=True)
+class Residue:
+    """Looks for what belongs to one run.
+
+    Args:
+        directory: Everything of the run is below it.
+        network: Name of its CNI network, which stands in the comments of firewall rules.
+        bridge: Name of its bridge.
+    """
+
+    directory: Path
+    network: str
+    bridge: str
+    ids: set[str] = field(default_factory=set)
+    namespaces: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+
+    def look(self) -> Found:
+        """Everything of ours that there is, by kind."""
+        self._learn()
+        return {
+            "processes": tuple(f"{pid} {line}" for pid, line in self.processes().items()),
+            "mounts": tuple(point for point, kind, _ in _mounts() if kind != "nsfs" and self._is_ours(point)),
+            "namespaces": tuple(sorted(self._namespaces())),
+            "network links": tuple(sorted(self._links())),
+            "firewall rules": tuple(line for line in _firewall() if self._names_us(line)),
+            "cgroups": tuple(sorted(self._cgroups())),
+            "files elsewhere": tuple(self._files()),
+        }
+
+    def _learn(self) -> None:
+        for place in ("run/sandboxes", "run/containers"):
+            with suppress(FileNotFoundError):
+                self.ids.update(entry.name for entry in (self.directory / place).iterdir())
+        self.namespaces.update(name for point, kind, name in _mounts() if kind == "nsfs" and self._is_ours(point))
+        self.links.update(self._links())
+
+    def _is_ours(self, path: str) -> bool:
+        return path == str(self.directory) or path.startswith(f"{self.directory}/")
+
+    def _names_us(self, text: str) -> bool:
+        return any(mark in text for mark in (str(self.directory), self.network, self.bridge, *self.ids))
+
+    def processes(self) -> dict[int, str]:
+        """Processes that were started with our paths, run in our cgroups, or descend from one that does."""
+        ours: dict[int, str] = {}
+        parents: dict[int, int] = {}
+        lines: dict[int, str] = {}
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdigit() or entry.name == str(os.getpid()):
+                continue
+            pid = int(entry.name)
+            with suppress(OSError, ValueError, IndexError):
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                told = command + (entry / "environ").read_text(errors="replace") + (entry / "cgroup").read_text()
+                parents[pid] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                lines[pid] = command
+                if self._names_us(told):
+                    ours[pid] = command
+        while more := {pid: lines[pid] for pid, parent in parents.items() if parent in ours and pid not in ours}:
+            ours.update(more)
+        return dict(sorted(ours.items()))
+
+    def _namespaces(self) -> Iterator[str]:
+        held = {name for _, kind, name in _mounts() if kind == "nsfs"}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with suppress(OSError):
+                    held.update(str(link.readlink()) for link in (entry / "ns").iterdir())
+        yield from self.namespaces & held
+
+    def _links(self) -> Iterator[str]:
+        answer = subprocess.run(["ip", "-json", "link", "show"], stdout=subprocess.PIPE, check=True)
+        for link in json.loads(answer.stdout):
+            name = f"{link['ifname']} (index {link['ifindex']})"
+            if link["ifname"] == self.bridge or link.get("master") == self.bridge or name in self.links:
+                yield name
+
+    def _cgroups(self) -> Iterator[str]:
+        for top, _, _ in os.walk("/sys/fs/cgroup"):
+            if self._names_us(Path(top).name):
+                yield top
+
+    def _files(self) -> Iterator[str]:
+        for place in FILE_PLACES:
+            for top, directories, names in os.walk(place):
+                for name in (*directories, *names):
+                    path = f"{top}/{name}"
+                    if not self._is_ours(path) and self._names_us(name):
+                        yield path
+                if top.count("/") - place.count("/") >= FILE_DEPTH_MAX:
+                    directories.clear()
+
+
+def _mounts() -> Iterator[tuple[str, str, str]]:
+    """Mount point, filesystem type, and root within the filesystem: for a namespace its name."""
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
+        fields = line.split()
+        yield fields[4], fields[fields.index("-") + 1], fields[3]
+
+
+def _firewall() -> Iterator[str]:
+    for program in ("iptables-save", "ip6tables-save"):
+        with suppress(FileNotFoundError):
+            done = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+            yield from done.stdout.decode(errors="replace").splitlines()
+
+
+def table(columns: Mapping[str, Found]) -> str:
+    """How many of each kind there were at each of the times."""
+    rows = [("", *columns)] + [(kind, *(str(len(found[kind])) for found in columns.values())) for kind in KINDS]
+    widths = [max(len(row[index]) for row in rows) for index in range(len(columns) + 1)]
+    return "\n".join(
+        "  ".join(
+            (row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)))
+        )
+        for row in rows
+    )
+
+
+def listed(found: Found) -> list[str]:
+    """One line for each thing."""
+    return [f"{kind}: {item}" for kind, items in found.items() for item in items]
