@@ -266,9 +266,12 @@ class RemoveLayer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepStorage:
-    """Remove every layer, rootfs, bundle and partial download that no record owns: `StorageSwept`."""
+    """Remove what a crash left: `StorageSwept`.
 
-    layers: tuple[str, ...]
+    Of what was there when the server started: everything of containers and sandboxes that are not named here, and half
+    downloads. Never a whole layer: those are reported, and removed one by one, in their own lanes, if nothing needs them.
+    """
+
     containers: tuple[str, ...]
     sandboxes: tuple[str, ...]
 

@@ -180,9 +180,10 @@ class LayerApplied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSwept:
-    """What no record owns is gone; `removed` names it."""
+    """What no record owns is gone; `removed` names it. `layers` are the diff ids of all layers in the store."""
 
     removed: tuple[str, ...]
+    layers: tuple[str, ...] = ()
 
 
 Outcome = (

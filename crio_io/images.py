@@ -4,7 +4,7 @@ import platform as host_platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from crio_core import effects as fx
 from crio_core import events as ev
@@ -161,11 +161,18 @@ class ImageStore:
         """Unmount a container's root filesystem and delete what it wrote."""
         await self.store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
 
-    async def sweep(self, layers: Sequence[str], containers: Sequence[str]) -> tuple[str, ...]:
-        """Delete what no record owns."""
-        return await self.store.sweep(
-            frozenset(parse_digest(one) for one in layers), frozenset(), frozenset(containers), PARTIAL_BLOB_AGE_S
-        )
+    @property
+    def writable_layers(self) -> PurePosixPath:
+        """The directory of containers' writable layers, one entry each, by id."""
+        return PurePosixPath(self.store.root / "containers")
+
+    def layers(self) -> tuple[str, ...]:
+        """Diff ids of the layers in the store."""
+        return tuple(str(one) for one in self.store.layer_ids())
+
+    async def sweep(self) -> tuple[str, ...]:
+        """Delete half layers and old half downloads. Whole layers and writable layers are the core's business."""
+        return await self.store.sweep(None, frozenset(), None, PARTIAL_BLOB_AGE_S)
 
     def usage(self) -> Usage:
         """What all layers take on disk."""

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from crio_core import effects as fx
+from crio_core import events as ev
 from crio_core.errors import OperationError
 from crio_core.layout import Layout
 from crio_io import mounts, namespaces, sandbox_files
@@ -34,13 +35,16 @@ class Sweeper:
 
     def _look(self) -> dict[PurePosixPath, tuple[str, ...]]:
         layout = self._layout
-        places = (layout.containers, layout.namespaces("x").parent, layout.sandboxes, layout.exits)
+        writable = self._images.writable_layers
+        places = (layout.containers, writable, layout.namespaces("x").parent, layout.sandboxes, layout.exits)
         return {place: _names(Path(place)) for place in places}
 
-    async def sweep(self, order: fx.SweepStorage) -> tuple[str, ...]:
+    async def sweep(self, order: fx.SweepStorage) -> ev.StorageSwept:
         """Remove what is not in the order; what cannot be removed is logged and found again next time."""
         removed: list[str] = []
-        for container_id in self._unowned(self._layout.containers, order.containers):
+        bundles = self._unowned(self._layout.containers, order.containers)
+        writable = self._unowned(self._images.writable_layers, order.containers)
+        for container_id in dict.fromkeys((*bundles, *writable)):
             await self._remove_container(container_id, removed)
         for sandbox_id in self._unowned(self._layout.namespaces("x").parent, order.sandboxes):
             await self._attempt(f"namespaces {sandbox_id}", removed, namespaces.release(self._ns(sandbox_id)))
@@ -49,10 +53,10 @@ class Sweeper:
             await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove(directory))
         for container_id in self._unowned(self._layout.exits, order.containers):
             (Path(self._layout.exits) / container_id).unlink(missing_ok=True)
-        removed += await self._images.sweep(order.layers, order.containers)
+        removed += await self._images.sweep()
         for one in removed:
             log.info("swept: %s", one)
-        return tuple(removed)
+        return ev.StorageSwept(removed=tuple(removed), layers=self._images.layers())
 
     def _ns(self, sandbox_id: str) -> Path:
         return Path(self._layout.namespaces(sandbox_id))

@@ -364,6 +364,8 @@ def _arrive_exited(record: ContainerRecord, came_from: Enum, event: Any) -> Arri
                 return Arrival(record=record, orders=(fx.SaveRecord(record=record), fx.Answer(operation="start")))
             case StartFailed():
                 return Arrival(record=record, orders=(fx.Answer(operation="start", failure=event.failure),))
+            case Resumed() if record.doomed:
+                return Arrival(record=record, then=RemoveRequested())
             case _:
                 return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
     record = _exited(record, came_from, event)

@@ -45,7 +45,7 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyFailed:
-    """The blob could not be unpacked; nothing of it is visible."""
+    """The blob could not be unpacked, or not made durable: some of it may be in the store, and is removed."""
 
     failure: Failure
 
@@ -62,7 +62,7 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.FETCHING, FetchFailed): S.GONE,
     (S.APPLYING, LayerWanted): S.APPLYING,
     (S.APPLYING, LayerApplied): S.APPLIED,
-    (S.APPLYING, ApplyFailed): S.GONE,
+    (S.APPLYING, ApplyFailed): S.REMOVING,
     (S.APPLIED, LayerWanted): S.APPLIED,
     (S.APPLIED, LayerUnused): S.REMOVING,
     (S.REMOVING, PartReleased): S.GONE,
@@ -75,9 +75,8 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.OWING, ReleaseFailed): S.OWING,
     (S.FETCHING, PartReleased): S.FETCHING,
     (S.FETCHING, ReleaseFailed): S.FETCHING,
+    # The timer of the owed removal was cancelled too late to be stopped.
     (S.FETCHING, RetryDue): S.FETCHING,
-    (S.APPLYING, RetryDue): S.APPLYING,
-    (S.APPLIED, RetryDue): S.APPLIED,
 }
 
 
@@ -87,6 +86,7 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
         case S.FETCHING:
             if came_from is S.FETCHING:
                 return Arrival(record=record)
+            cancel = (fx.CancelTimer(timer_id=retry_timer(record.id)),) if came_from is S.OWING else ()
             fetch = fx.FetchLayer(
                 reference=record.reference,
                 auth=record.auth,
@@ -95,7 +95,7 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
                 size_bytes=layer.size_bytes,
                 media_type=layer.media_type,
             )
-            return Arrival(record=replace(record, failure=None), orders=(fetch,))
+            return Arrival(record=replace(record, failure=None), orders=(*cancel, fetch))
         case S.APPLYING:
             if came_from is S.APPLYING:
                 return Arrival(record=record)
@@ -111,6 +111,8 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
                 record = replace(record, size_bytes=event.size_bytes)
             return Arrival(record=record)
         case S.REMOVING:
+            if isinstance(event, ApplyFailed):
+                record = replace(record, failure=event.failure)
             return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
         case S.OWING:
             if isinstance(event, ReleaseFailed):
@@ -119,7 +121,7 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
                 return Arrival(record=record, orders=(timer,))
             return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
         case _:
-            if isinstance(event, FetchFailed | ApplyFailed):
+            if isinstance(event, FetchFailed):
                 record = replace(record, failure=event.failure)
             return Arrival(record=record)
 

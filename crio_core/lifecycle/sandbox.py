@@ -142,6 +142,8 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.STOPPING, SandboxRemoveRequested): S.STOPPING,
     (S.STOPPING, ContainersStuck): S.STOPPING,
     (S.STOPPING, ContainersStopped): S.DETACHING,
+    # Found half stopped after a restart.
+    (S.STOPPING, Resumed): S.STOPPING,
     (S.STOPPING, InfraExited): S.STOPPING,
     (S.STOPPING, NamespacesLost): S.STOPPING,
     (S.DETACHING, SandboxStopRequested): S.DETACHING,
@@ -293,12 +295,12 @@ def _enter_stopped(record: SandboxRecord, came_from: Enum, event: Any) -> Arriva
         case NamespacesLost():
             record = replace(record, pins=())
             orders = (fx.SaveRecord(record=record),)
-        case Resumed():
+        case Resumed() if not record.doomed:
             if any(part not in KEPT_WHEN_STOPPED for part in record.holds):
                 return _release(record, event, keep=KEPT_WHEN_STOPPED)
     # A network that is still owed does not hold up the client: every process is dead.
     orders = (*orders, fx.Answer(operation="stop"))
-    if came_from is S.DETACHING and record.doomed:
+    if record.doomed and (came_from is S.DETACHING or isinstance(event, Resumed)):
         return Arrival(record=record, orders=orders, then=SandboxRemoveRequested())
     return Arrival(record=record, orders=orders)
 
@@ -311,7 +313,7 @@ def _enter_stopping(record: SandboxRecord, came_from: Enum, event: Any) -> Arriv
     if isinstance(event, ContainersStuck):
         answers = tuple(fx.Answer(operation=name, failure=event.failure) for name in ("stop", "remove"))
         return Arrival(record=record, orders=answers)
-    if came_from is not S.STOPPING or isinstance(event, SandboxStopRequested):
+    if came_from is not S.STOPPING or isinstance(event, SandboxStopRequested | Resumed):
         return Arrival(record=record, orders=(fx.Ask(what="stop-containers"),))
     return Arrival(record=record)
 
@@ -371,7 +373,12 @@ def _enter(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[Sandbo
         case S.DETACHING:
             if isinstance(event, SandboxRemoveRequested):
                 record = replace(record, doomed=True)
-            if isinstance(event, ContainersStopped | PartReleased):
+            if isinstance(event, ContainersStopped):
+                # Once a part is gone the sandbox cannot be ready again, whatever happens to the server.
+                saved: tuple[Output, ...] = (fx.SaveRecord(record=record),)
+                first = _release(record, event, keep=KEPT_WHEN_STOPPED)
+                return replace(first, orders=(*saved, *first.orders)) if first.orders else first
+            if isinstance(event, PartReleased):
                 return _release(record, event, keep=KEPT_WHEN_STOPPED)
             return Arrival(record=record)
         case S.STOPPED:

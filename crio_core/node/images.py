@@ -254,6 +254,14 @@ def remove_image(state: State, call_id: int, request: rq.RemoveImage) -> None:
     advance_pull(state, removal_id, im.ImageRemoveRequested())
 
 
+def is_being_removed(state: State, image_id: str) -> bool:
+    """Whether the deletion of this image's record is under way."""
+    return any(
+        pull.state is ImageState.REMOVING and pull.image is not None and pull.image.id == image_id
+        for pull in state.pulls.values()
+    )
+
+
 def sweep_layers(state: State, candidates: tuple[str, ...]) -> None:
     """Remove those of the candidate layers that no image, pull or container needs."""
     for diff_id in candidates:

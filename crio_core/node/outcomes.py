@@ -122,6 +122,10 @@ def _saved(state: State, owner: str, order: fx.SaveRecord, outcome: ev.Outcome) 
             first = ev.RecordSaved() if failure is None else ct.RecordNotSaved(failure=failure)
             _advance_owner(state, owner, first)
         case ImageRecord() if owner in state.pulls:
+            if failure is None and images.is_being_removed(state, record.id):
+                # The deletion of an older removal stands behind this in the lane: write it once more, behind that.
+                state.emit(images.RECORDS_LANE, order, owner=owner)
+                return
             first = ev.RecordSaved() if failure is None else im.ImageNotSaved(failure=failure)
             _advance_owner(state, owner, first)
             if failure is not None:

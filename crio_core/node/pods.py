@@ -526,6 +526,9 @@ def _exec_result(session: Session, event: Any) -> Result:
 
 def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
+    for sandbox in state.sandboxes.values():
+        if sandbox.boot_id != state.boot_id:
+            state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
     for container in state.containers.values():
         sandbox = state.sandboxes.get(container.sandbox_id)
         if sandbox is None or sandbox.boot_id != state.boot_id:
@@ -535,9 +538,9 @@ def resume(state: State) -> None:
         if sandbox is None and container.infra:
             advance_container(state, container.id, ct.RemoveRequested())
     for sandbox in state.sandboxes.values():
-        if sandbox.boot_id != state.boot_id:
-            state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
         match sandbox.state:
+            case SandboxState.DETACHING | SandboxState.REMOVING | SandboxState.CLEANING:
+                pass  # Its last container was found dead a moment ago, and it went on by itself.
             case SandboxState.RESERVED | SandboxState.STOPPING | SandboxState.STOPPED | SandboxState.OWING:
                 advance_sandbox(state, sandbox.id, Resumed())
             case _ if sandbox.boot_id != state.boot_id:

@@ -85,14 +85,16 @@ def swept(state: State, outcome: Outcome) -> None:
 def _take(state: State, record: Record) -> None:
     match record:
         case SandboxRecord():
-            record = replace(record, state=_SANDBOX_REST.get(record.state, record.state), doomed=False)
+            record = replace(record, state=_SANDBOX_REST.get(record.state, record.state))
             state.sandboxes.put(record.id, record)
             state.members.put(record.id, state.members.get(record.id) or ())
             if record.state not in (SandboxState.RESERVED, SandboxState.OWING):
                 state.sandbox_names.put(pods.sandbox_key(record), record.id)
         case ContainerRecord():
             rest = _CONTAINER_REST.get(record.state, record.state)
-            record = replace(record, state=rest, doomed=False, cancelled=False, kill_at_ns=0)
+            # A removal goes on where every process is dead; where one lives its client has to ask again.
+            doomed = record.doomed and rest is ContainerState.EXITED
+            record = replace(record, state=rest, doomed=doomed, cancelled=False, kill_at_ns=0)
             state.containers.put(record.id, record)
             if record.state not in (ContainerState.RESERVED, ContainerState.OWING):
                 state.container_names.put(pods.container_key(record), record.id)

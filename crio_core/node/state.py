@@ -1,75 +1,49 @@
 """What a node remembers, and the bookkeeping of every step: tables that can be undone, calls, effects."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from crio_core import effects as fx
 from crio_core.errors import Code, OperationError
 from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
 from crio_core.lifecycle.session import Session
+from crio_core.node.history import History
 from crio_core.node.settings import Settings
+from crio_core.node.table import Table
 from crio_core.records import ContainerRecord, Failure, ImageRecord, Record, SandboxRecord
 from crio_core.replies import Done, Result
 
+__all__ = ["ContainerKey", "SandboxKey", "State", "Table", "Waiting"]
+
 CALLS_MAX = 10_000
 """Calls that may wait for an answer at one time; one more is refused."""
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
-
-
-class Table(Generic[K, V]):
-    """A dictionary whose changes can be taken back until the step that made them is over."""
-
-    __slots__ = ("_items", "_undo")
-
-    def __init__(self, undo: list[Callable[[], object]]) -> None:
-        self._items: dict[K, V] = {}
-        self._undo = undo
-
-    def __getitem__(self, key: K) -> V:
-        return self._items[key]
-
-    def __contains__(self, key: K) -> bool:
-        return key in self._items
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def get(self, key: K) -> V | None:
-        return self._items.get(key)
-
-    def keys(self) -> tuple[K, ...]:
-        return tuple(self._items)
-
-    def values(self) -> tuple[V, ...]:
-        return tuple(self._items.values())
-
-    def items(self) -> tuple[tuple[K, V], ...]:
-        return tuple(self._items.items())
-
-    def put(self, key: K, value: V) -> None:
-        if key in self._items:
-            before = self._items[key]
-            self._undo.append(lambda: self._items.__setitem__(key, before))
-        else:
-            self._undo.append(lambda: self._items.pop(key))
-        self._items[key] = value
-
-    def pop(self, key: K) -> V | None:
-        if key not in self._items:
-            return None
-        value = self._items.pop(key)
-        self._undo.append(lambda: self._items.__setitem__(key, value))
-        return value
-
 
 SandboxKey = tuple[str, str, str, int]
 ContainerKey = tuple[str, str, int]
 Waiting = tuple[str, str]
 """What a call waits for: a record's id and the operation on it."""
+
+
+TABLES = (
+    "sandboxes",
+    "containers",
+    "images",
+    "pulls",
+    "layers",
+    "sessions",
+    "sandbox_names",
+    "container_names",
+    "members",
+    "waiters",
+    "calls",
+    "inflight",
+    "infra_pulls",
+    "unsaved",
+    "quarantined",
+)
+"""The tables of a node; the first five hold what has a lifecycle that can be asked about."""
+EXPLAINED = TABLES[:5]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -110,24 +84,13 @@ class State:
     ended_infra_pulls: list[tuple[str, Failure | None]] = field(default_factory=list)
     """Sandboxes to be told within this step that the image of their infra container is there, or why not."""
 
+    history: History = field(init=False)
+
     def __post_init__(self) -> None:
-        for name in [
-            "sandboxes",
-            "containers",
-            "images",
-            "pulls",
-            "layers",
-            "sessions",
-            "sandbox_names",
-            "container_names",
-            "members",
-            "waiters",
-            "calls",
-            "inflight",
-            "infra_pulls",
-            "unsaved",
-            "quarantined",
-        ]:
+        self.history = History(self.undo, self)
+        for name in EXPLAINED:
+            setattr(self, name, Table(self.undo, self.history.moved))
+        for name in TABLES[len(EXPLAINED) :]:
             setattr(self, name, Table(self.undo))
 
     # --- effects ------------------------------------------------------------------------------------------------
@@ -139,6 +102,7 @@ class State:
         self.effects.append(effect)
         if not isinstance(order, fx.Reply | fx.ArmTimer | fx.CancelTimer):
             self.inflight.put(effect.id, (owner or lane, order))
+        self.history.ordered(effect, owner or lane)
 
     # --- calls --------------------------------------------------------------------------------------------------
 

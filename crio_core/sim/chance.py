@@ -15,7 +15,9 @@ class Chance:
     __slots__ = ("_state",)
 
     def __init__(self, seed: int) -> None:
-        self._state = (seed * _GAMMA) & _MASK
+        # Mixed twice, so that neighbouring seeds share nothing of their streams.
+        self._state = seed & _MASK
+        self._state = self.bits() ^ (self.bits() << 1 & _MASK)
 
     def bits(self) -> int:
         """64 bits."""

@@ -178,7 +178,7 @@ class Hands:
         if inode is None or order.netns_path != f"/run/crio/ns/{sandbox_id}/net":
             world.violations.append(f"network of sandbox {sandbox_id} asked for without its namespace")
         yield
-        world.network_owed[sandbox_id] = world.network_owed.get(sandbox_id, 0) + 1
+        world.write(world.network_owed, sandbox_id, world.network_owed.get(sandbox_id, 0) + 1)
         if self.network_broken:
             raise _failure(Code.UNAVAILABLE, "CNI_PLUGIN_MISSING", "plugin bridge is not there")
         yield
@@ -207,7 +207,7 @@ class Hands:
         yield
         world.erase(world.addresses, sandbox_id)
         yield
-        world.network_owed.pop(sandbox_id, None)
+        world.erase(world.network_owed, sandbox_id)
         return ev.Released()
 
     def _release_namespaces(self, order: fx.ReleaseNamespaces) -> Steps:
@@ -408,6 +408,8 @@ class Hands:
 
     def _fetch(self, order: fx.FetchLayer) -> Steps:
         world = self._world
+        if not order.digest:
+            world.violations.append(f"layer {order.diff_id} asked for without a digest")
         if order.diff_id not in world.layers:
             yield
             self._need_space("download")
@@ -442,9 +444,10 @@ class Hands:
     def _sweep(self, order: fx.SweepStorage) -> Steps:
         world = self._world
         removed = []
-        for table, owners in ((world.layers, order.layers), (world.writable, order.containers)):
-            for key in [key for key in table if key not in owners]:
+        for key in world.old_containers:
+            if key not in order.containers:
                 yield
-                world.erase(table, key)
+                world.erase(world.writable, key)
                 removed.append(key)
-        return ev.StorageSwept(removed=tuple(removed))
+        yield
+        return ev.StorageSwept(removed=tuple(removed), layers=tuple(world.layers))

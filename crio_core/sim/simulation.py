@@ -12,7 +12,7 @@ what is lost. Two simulations with one seed that are told the same do the same.
 import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from crio_core import effects as fx
@@ -26,7 +26,7 @@ from crio_core.records import Failure
 from crio_core.replies import Result
 from crio_core.requests import CreateContainer, Request, RunPodSandbox
 from crio_core.sim.chance import Chance
-from crio_core.sim.hands import Hands
+from crio_core.sim.hands import SIGKILL_CODE, Hands
 from crio_core.sim.images import REGISTRY
 from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, S, Faults, Latency
 from crio_core.sim.world import NEVER_NS, World
@@ -36,6 +36,7 @@ UNEXPECTED_STEPS_MAX = 5
 """An order that is to fail does so after at most this many of its steps."""
 RECONCILE_NS = 60 * S
 """How long an exit of which nobody heard stays unseen."""
+TIMER_LATE_NS = 5 * MS
 EXIT_GRACE_NS = 500 * MS
 """How long the exit file of a container without process and monitor is waited for."""
 WALL_EPOCH_NS = 1_700_000_000 * S
@@ -181,6 +182,7 @@ class Simulation:
         """A server starts on what the journal holds."""
         self._life += 1
         self.node = Node(self.settings)
+        self.world.old_containers = tuple(self.world.writable)
         rows = tuple((kind, key, data) for (kind, key), data in self.world.rows.items())
         self.feed(
             ev.JournalLoaded(
@@ -232,8 +234,10 @@ class Simulation:
         self.hands.network_broken = False
         self.hands.disk_full = False
         for process in tuple(self.world.processes.values()):
-            if process.doomed and process.alive and process.life.stuck_ns >= NEVER_NS:
-                self.hands.end(process, 137)
+            if process.life.stuck_ns >= NEVER_NS:
+                process.life = replace(process.life, stuck_ns=0)
+                if process.doomed:
+                    self.hands.end(process, SIGKILL_CODE)
         for running in tuple(self._running.values()):
             if running.hung:
                 running.hung = False
@@ -293,7 +297,7 @@ class Simulation:
                 case fx.ArmTimer():
                     self._arm(effect.order)
                 case fx.CancelTimer():
-                    self._timers.pop(effect.order.timer_id, None)
+                    self._cancel(effect.order)
                 case _:
                     queue = self._lanes.get(effect.lane)
                     if queue is not None:
@@ -321,6 +325,13 @@ class Simulation:
                 self.feed(ev.TimerFired(timer_id=order.timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns))
 
         self._push(order.after_ns, self._life, fire)
+
+    def _cancel(self, order: fx.CancelTimer) -> None:
+        armed = self._timers.pop(order.timer_id, None)
+        if armed is not None and self._fault_chance.happens(self.faults.timer_late):
+            # It had fired already, and its event is on its way.
+            event = ev.TimerFired(timer_id=order.timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns)
+            self._push(self._fault_chance.below(TIMER_LATE_NS), self._life, lambda: self.feed(event))
 
     def _next(self, lane: str) -> None:
         """Begin what stands first in a lane."""
@@ -360,6 +371,8 @@ class Simulation:
     def _finish(self, effect: fx.Effect) -> None:
         del self._running[effect.id]
         outcome = self._carry_out(effect.order, stop_after=self._fault_of(effect.order))
+        if isinstance(outcome, ev.Failed) and isinstance(effect.order, fx.SaveRecord):
+            self.world.unsaved[effect.order.record.id] = True
         self._ended(effect, outcome)
 
     def _ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
@@ -419,6 +432,10 @@ class Simulation:
                 self._push(EXIT_GRACE_NS, self._life, lambda: self._look(effect, last=True))
             return
         del self._watches[key]
+        if self._fault_chance.happens(self.faults.watch_fails):
+            failure = Failure(code=Code.INTERNAL.value, reason="INJECTED", message=f"container {key}: watch failed")
+            self._ended(effect, ev.Failed(failure=failure))
+            return
         if found is None:
             outcome = ev.ProcessExited(code=None, finished_at_ns=self.wall_ns, reason="Unknown")
         else:

@@ -93,6 +93,8 @@ class World:
         self.layers: dict[str, int] = {}
         self.downloads: dict[str, bool] = {}
         """Blobs that were downloaded and not unpacked; True when complete. A cache: nobody owns it."""
+        self.old_containers: tuple[str, ...] = ()
+        """Whose writable layers there were when the server started."""
         # What only the simulation knows.
         self.network_owed: dict[str, int] = {}
         """Sandboxes whose network was asked for since its last successful release, with the number of times."""
@@ -100,6 +102,8 @@ class World:
         """How processes really ended."""
         self.unknowable: dict[str, bool] = {}
         """Containers whose end nobody could write down, or whose exit file a power cut may have taken."""
+        self.unsaved: dict[str, bool] = {}
+        """Records whose writing failed at least once."""
         self.violations: list[str] = []
         """What a program must never ask of a node, and did."""
 
@@ -152,6 +156,7 @@ class World:
         for process in self.processes.values():
             process.alive = False
             self.unknowable[process.container_id] = True
+        self.unknowable.update(dict.fromkeys(self.ends, True))
         for table in (self.files, self.pins, self.links, self.mounts, self.bundles, self.monitors, self.runtime):
             table.clear()
         self.cgroups.clear()

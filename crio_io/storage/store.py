@@ -33,7 +33,7 @@ from crio_io.mounts import in_thread, unmount_or_report
 from crio_io.storage.files import delete_tree, make_directory, sync_directory, sync_filesystem, write_durably
 from crio_io.storage.layer_tree import disk_bytes
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
-from crio_io.storage.unpack import Limits, Unpacked, Unpacking, start_unpacking
+from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_unpacking
 
 UNPACKINGS_MAX = 4
 LAYER_RECORD_BYTES_MAX = 64 * 1024 * 1024
@@ -75,6 +75,8 @@ class Store:
         self._limits = limits or Limits()
         self._infos: dict[Digest, LayerInfo] = {}
         self._unpackings: dict[Digest, Unpacking] = {}
+        self._template = Template()
+        self._template_users = 0
         self._names = count()
         self._slots = anyio.CapacityLimiter(UNPACKINGS_MAX)
         self._sync_lock = anyio.Lock()
@@ -89,6 +91,7 @@ class Store:
         """End what is running; partial downloads stay for the next time."""
         for unpacking in tuple(self._unpackings.values()):
             await self._give_up(unpacking)
+        await in_thread("end the unpacking template", self._template.close, lambda: True)
 
     # Blobs
 
@@ -105,9 +108,7 @@ class Store:
         running = sum(unpacking.is_running for unpacking in self._unpackings.values())
         if layer.diff_id in self._infos or running >= UNPACKINGS_MAX:
             return None
-        unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
-        self._unpackings[layer.diff_id] = unpacking
-        return unpacking
+        return await self._begin(layer)
 
     async def stop_unpacking(self, diff_id: Digest) -> None:
         """End an unpacking that nobody will apply; none is success."""
@@ -131,12 +132,10 @@ class Store:
         if (info := self._infos.get(layer.diff_id)) is not None:
             await self.forget_blob(layer.digest)
             return info
-        unpacking = self._unpackings.get(layer.diff_id)
+        unpacking = None
         try:
             async with self._slots:  # not held while waiting for the disk: one sync then serves many layers
-                if unpacking is None:
-                    unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
-                    self._unpackings[layer.diff_id] = unpacking
+                unpacking = self._unpackings.get(layer.diff_id) or await self._begin(layer)
                 unpacked = await unpacking.result()
             return await self._put_in_place(layer, unpacking, unpacked)
         except OperationError as error:
@@ -304,17 +303,36 @@ class Store:
         directory.mkdir(mode=0o755)
         directory.chmod(0o755)
         try:
-            return start_unpacking(layer, self.blob_path(layer.digest), directory, self._limits)
+            return start_unpacking(self._template, layer, self.blob_path(layer.digest), directory, self._limits)
         except FileNotFoundError:
             raise not_found("blob", str(layer.digest)) from None
 
+    async def _begin(self, layer: LayerDescriptor) -> Unpacking:
+        self._template_users += 1
+        try:
+            unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
+        except BaseException:
+            await self._leave_template()
+            raise
+        self._unpackings[layer.diff_id] = unpacking
+        return unpacking
+
+    async def _leave_template(self) -> None:
+        """The template lives as long as anything is unpacked: an idle server keeps no process for it."""
+        self._template_users -= 1
+        if not self._template_users:
+            with anyio.CancelScope(shield=True):
+                await in_thread("end the unpacking template", self._template.close, lambda: not self._template_users)
+
     async def _give_up(self, unpacking: Unpacking) -> None:
         """End a process and delete what it made, unless that was put in place; also when cancelled."""
+        if self._unpackings.get(unpacking.layer.diff_id) is not unpacking:
+            return
+        del self._unpackings[unpacking.layer.diff_id]
         with anyio.CancelScope(shield=True):
-            if self._unpackings.get(unpacking.layer.diff_id) is unpacking:
-                del self._unpackings[unpacking.layer.diff_id]
             await unpacking.end()
             await in_thread(f"delete {unpacking.directory}", self._discard, unpacking.directory.parent)
+            await self._leave_template()
 
     async def _put_in_place(self, layer: LayerDescriptor, unpacking: Unpacking, unpacked: Unpacked) -> LayerInfo:
         info = LayerInfo(
