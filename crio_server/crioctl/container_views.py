@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from crio_core.rfc3339 import parse_rfc3339_ns, rfc3339
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.crioctl import logs, output
 from crio_server.crioctl.client import Client
@@ -24,7 +25,7 @@ from crio_server.crioctl.common import (
 from crio_server.crioctl.errors import BadInput, Refused, ServerRefusal
 from crio_server.crioctl.filters import newest, pattern
 from crio_server.crioctl.resolve import container_id, find_image, pod_id
-from crio_server.crioctl.text import age, parse_duration_s, parse_rfc3339_ns, rfc3339, short_id
+from crio_server.crioctl.text import age, parse_duration_s, short_id
 
 STATES = {
     "created": pb.CONTAINER_CREATED,

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from crio_core.logformat import HEADER_BYTES_MAX, Damage, LogParser, Piece, parse_header
 from crio_server.crioctl.errors import Refused
-from crio_server.crioctl.logformat import HEADER_BYTES_MAX, Damage, LogParser, Piece, parse_header
 
 CHUNK_BYTES = 64 * 1024
 LOOK_EVERY_S = 0.1

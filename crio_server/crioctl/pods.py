@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from crio_core.rfc3339 import rfc3339
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.crioctl import configfile, output
 from crio_server.crioctl.client import Client
@@ -24,7 +25,7 @@ from crio_server.crioctl.common import (
 )
 from crio_server.crioctl.filters import newest, pattern
 from crio_server.crioctl.resolve import pod_id
-from crio_server.crioctl.text import age, rfc3339, short_id
+from crio_server.crioctl.text import age, short_id
 
 STATES = {"ready": pb.SANDBOX_READY, "notready": pb.SANDBOX_NOTREADY}
 HEADER = ("POD ID", "CREATED", "STATE", "NAME", "NAMESPACE", "ATTEMPT", "RUNTIME")

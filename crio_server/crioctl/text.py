@@ -1,7 +1,6 @@
 """Words, sizes and times for people, and the cleaning of what others wrote. Pure functions."""
 
 import re
-from datetime import UTC, datetime
 
 ID_CHARS = 13  # as many as crictl shows
 
@@ -55,28 +54,6 @@ def age(then_ns: int, now_ns: int) -> str:
 
 def _ago(count: int, unit: str) -> str:
     return f"{count} {unit}{'' if count == 1 else 's'} ago"
-
-
-def rfc3339(time_ns: int) -> str:
-    """A wall clock time as RFC 3339 in UTC, with as many digits of the fraction as it has."""
-    seconds, fraction_ns = divmod(time_ns, 1_000_000_000)
-    whole = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    fraction = f".{fraction_ns:09d}".rstrip("0").rstrip(".")
-    return f"{whole}{fraction}Z"
-
-
-def parse_rfc3339_ns(text: str) -> int:
-    """Nanoseconds since the epoch of an RFC 3339 time, with or without a zone (then UTC).
-
-    Raises:
-        ValueError: The text is not such a time.
-    """
-    match = re.fullmatch(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)?", text)
-    if match is None:
-        raise ValueError(f"{text!r} is not an RFC 3339 time")
-    whole, fraction, zone = match.groups()
-    moment = datetime.fromisoformat(whole.upper() + ("+00:00" if zone in (None, "Z", "z") else zone))
-    return int(moment.timestamp()) * 1_000_000_000 + int((fraction or "0").ljust(9, "0"))
 
 
 def size(count_bytes: int) -> str:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from hypothesis import given
 from hypothesis import strategies as st
 
-from crio_server.crioctl.logformat import HEADER_BYTES_MAX, Damage, LogParser, Piece
+from crio_core.logformat import HEADER_BYTES_MAX, Damage, LogParser, Piece
+from crio_core.rfc3339 import rfc3339
 from crio_server.crioctl.logs import Printer, Wanted, tail_offset
-from crio_server.crioctl.text import rfc3339
 
 SECOND_NS = 1_000_000_000
 

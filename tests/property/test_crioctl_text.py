@@ -10,10 +10,11 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crio_core.rfc3339 import parse_rfc3339_ns, rfc3339
 from crio_server.crioctl import endpoint, filters, output, resolve
 from crio_server.crioctl.errors import BadInput, Problem, Refused
 from crio_server.crioctl.main import FLAT, GROUPS
-from crio_server.crioctl.text import age, clean, parse_duration_s, parse_rfc3339_ns, rfc3339, short_id, size
+from crio_server.crioctl.text import age, clean, parse_duration_s, short_id, size
 
 SECOND_NS = 1_000_000_000
 DURATION = r"\d+(\.\d+)?|(\d+(\.\d+)?(ms|s|m|h|d))+"
