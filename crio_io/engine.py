@@ -24,10 +24,11 @@ from crio_core.node import Handler, Node, Settings
 from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
 from crio_core.records import ContainerRecord, ContainerState
 from crio_core.replies import ContainerFound, Created, Executed, Pulled, Result
-from crio_io import host
+from crio_io import host, mounts
 from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
 from crio_io.cni_watch import NetworkConfigs
+from crio_io.container_log import ContainerLog, read_log
 from crio_io.driver import Driver
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
@@ -169,6 +170,15 @@ class Engine:
         answer = await self.driver.until(rq.ContainerStatus(container_id=container_id), exited)
         assert isinstance(answer, ContainerFound)
         return answer.container
+
+    async def read_log(self, container_id: str) -> ContainerLog:
+        """What a container has written so far, as far as its pod has a log directory and it a log path."""
+        found = await self.driver.call(rq.ContainerStatus(container_id=container_id))
+        assert isinstance(found, ContainerFound)
+        path = found.container.log_path
+        if not path:
+            raise OperationError(Code.FAILED_PRECONDITION, "NO_LOG", f"container {found.container.id} has no log path")
+        return await mounts.in_thread(f"read log {path}", read_log, Path(path))
 
     async def exec(self, container_id: str, command: tuple[str, ...], timeout_s: float = 0) -> Executed:
         """Run a command in a running container; returns its output and exit code."""
