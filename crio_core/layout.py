@@ -50,6 +50,10 @@ class Layout:
         return self.runroot / "scratch"
 
     @property
+    def zygote(self) -> PurePosixPath:
+        return self.runroot / "zygote.sock"
+
+    @property
     def exits(self) -> PurePosixPath:
         return PurePosixPath(self.exits_dir) if self.exits_dir else self.root / "exits"
 

@@ -39,11 +39,14 @@ from crio_io.pod_cgroups import PodCgroups
 from crio_io.runtime import OciRuntime
 from crio_io.sweep import Sweeper
 from crio_io.vault import Vault
+from crio_io.zygote import ZygoteClient
 
 log = logging.getLogger(__name__)
 
 NS_PER_S = 1_000_000_000
 NETWORK_LOOK_S = 2.0
+BUILT_IN_MONITOR = "conmon"
+"""What a forked monitor calls itself in place of a program's path."""
 DRAIN_S = 10.0
 """How long work that is under way may take when an engine ends; what is cut off then is resumed by the next one."""
 
@@ -57,7 +60,8 @@ class RuntimeOptions:
     vm: bool = False
     allowed_annotations: tuple[str, ...] = ()
     privileged_without_host_devices: bool = False
-    monitor_path: str = "conmon"
+    monitor_path: str = ""
+    """A program with conmon's command line; empty for the monitors that are built in."""
     monitor_env: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -93,12 +97,15 @@ class EngineOptions:
 class Engine:
     """A running node. Every method raises `OperationError` when the node refuses or the work fails."""
 
-    def __init__(self, driver: Driver, executor: HostExecutor, vault: Vault, here: host.Host) -> None:
+    def __init__(
+        self, driver: Driver, executor: HostExecutor, vault: Vault, here: host.Host, zygote: ZygoteClient
+    ) -> None:
         self.driver = driver
         self.images = executor.images
         self.vault = vault
         self._executor = executor
         self._host = here
+        self._zygote = zygote
         self._networks = NetworkConfigs("", ())
         self._last_network = ("", "")
 
@@ -110,7 +117,7 @@ class Engine:
         Raises:
             OperationError: A runtime's program is missing.
         """
-        monitors = _monitors(options, self._executor.layout, self._host.cgroups)
+        monitors = _monitors(options, self._executor.layout, self._host.cgroups, self._zygote)
         facts = self._host.facts
         if not options.selinux:
             facts = replace(facts, selinux=False)
@@ -216,7 +223,9 @@ def _program(path: str, what: str) -> str:
     return os.path.realpath(found) if os.path.isabs(path) else found
 
 
-def _monitors(options: EngineOptions, layout: Layout, cgroups: Cgroups) -> dict[str, ConmonMonitor]:
+def _monitors(
+    options: EngineOptions, layout: Layout, cgroups: Cgroups, zygote: ZygoteClient
+) -> dict[str, ConmonMonitor]:
     monitors = {}
     for name, runtime in options.runtimes.items():
         oci = OciRuntime(
@@ -227,12 +236,13 @@ def _monitors(options: EngineOptions, layout: Layout, cgroups: Cgroups) -> dict[
             scratch=Path(layout.scratch),
         )
         monitors[name] = ConmonMonitor(
-            _program(runtime.monitor_path, f"monitor of runtime {name}"),
+            _program(runtime.monitor_path, f"monitor of runtime {name}") if runtime.monitor_path else BUILT_IN_MONITOR,
             oci,
             exit_dir=Path(layout.exits),
             socket_dir=Path(layout.attach),
             cgroups=cgroups,
             env=runtime.monitor_env or {"PATH": os.environ.get("PATH", os.defpath)},
+            zygote=None if runtime.monitor_path else zygote,
         )
     return monitors
 
@@ -283,7 +293,8 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     cgroup_driver = CgroupDriver.SYSTEMD if options.systemd_cgroup else CgroupDriver.CGROUPFS
     here = await host.look(cgroup_driver)
-    monitors = _monitors(options, layout, here.cgroups)
+    zygote = ZygoteClient(Path(layout.zygote))
+    monitors = _monitors(options, layout, here.cgroups, zygote)
     vault = Vault()
     async with AsyncExitStack() as stack:
         journal, loaded = await Journal.open(Path(layout.journal))
@@ -306,7 +317,7 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
             log_size_max_bytes=options.log_size_max_bytes,
         )
         driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
-        engine = Engine(driver, executor, vault, here)
+        engine = Engine(driver, executor, vault, here, zygote)
         engine.configure(options)
         await stack.enter_async_context(driver.running())
         driver.feed(
@@ -324,4 +335,6 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
             yield engine
             with anyio.move_on_after(DRAIN_S, shield=True):
                 await driver.drained()
+                # Monitors do not need it; the next engine forks its own from its own version of the code.
+                await zygote.quit()
             tasks.cancel_scope.cancel()

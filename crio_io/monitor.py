@@ -9,10 +9,11 @@ others that got the same numbers.
 """
 
 import os
+import signal
 import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from crio_core.errors import Code, OperationError, RemoteError
 from crio_io import mounts, spawn
 from crio_io.cgroups import Cgroups
 from crio_io.runtime import OciRuntime, messages, processes
+from crio_io.zygote import ZygoteClient
 
 CREATE_S = 240.0
 """How long a creation may take before all of it is killed; the runtime may have to wait for slow filesystems."""
@@ -82,6 +84,7 @@ class ConmonMonitor:
         socket_dir: Where it links the directories of its attach sockets; a short path, as sockets need.
         cgroups: For moving it into its cgroup.
         env: Its environment, besides what it needs to talk to us.
+        zygote: Forks monitors of our own, in place of executing `path`.
     """
 
     def __init__(
@@ -93,8 +96,10 @@ class ConmonMonitor:
         socket_dir: Path,
         cgroups: Cgroups,
         env: Mapping[str, str] | None = None,
+        zygote: ZygoteClient | None = None,
     ) -> None:
         self.path = path
+        self._zygote = zygote
         self.runtime = runtime
         self._exit_dir = exit_dir
         self._socket_dir = socket_dir
@@ -192,43 +197,63 @@ class ConmonMonitor:
             self._cgroups.create(request.cgroup)
 
     async def _create(self, request: MonitorRequest) -> Created:
-        with ExitStack() as ours:
-            sync_read, sync_write = os.pipe()
-            ours.callback(os.close, sync_read)
-            start_read, start_write = os.pipe()
-            theirs = ours.enter_context(ExitStack())
-            theirs.callback(os.close, sync_write)
-            theirs.callback(os.close, start_read)
-            ours_start = ours.enter_context(ExitStack())
-            ours_start.callback(os.close, start_write)
-            child = spawn.Child(
-                self._argv(request),
-                env=self._env | {"_OCI_SYNCPIPE": str(sync_write), "_OCI_STARTPIPE": str(start_read)},
-                pass_fds=(sync_write, start_read),
-                cwd=str(request.bundle),
-                output_max_bytes=spawn.READ_BYTES,
-            )
-            try:
-                theirs.close()
-                if request.cgroup:
-                    step = f"move the monitor of {request.container_id}"
-                    await mounts.in_thread(step, self._cgroups.join, request.cgroup, child.popen.pid)
-                with suppress(BrokenPipeError):  # It ended already; its complaint is read below.
-                    os.write(start_write, b"\0")
-                ours_start.close()
-                await child.wait_exit()
-                report = await _read_line(sync_read) if child.returncode == 0 else b""
-            finally:
-                await child.end()
-        pid = self._pid_of(request, report, child)
+        with _Pipes() as pipes:
+            report, said = await (self._fork if self._zygote else self._execute)(request, pipes)
+        pid = self._pid_of(request, report, said)
         return await mounts.in_thread(f"look at container {request.container_id}", _record, request.bundle, pid)
 
-    def _pid_of(self, request: MonitorRequest, report: bytes, child: spawn.Child) -> int:
+    async def _execute(self, request: MonitorRequest, pipes: "_Pipes") -> tuple[bytes, bytes]:
+        """Run the monitor program; returns its report, and what it said if there is none."""
+        child = spawn.Child(
+            self._argv(request),
+            env=self._env | {"_OCI_SYNCPIPE": str(pipes.sync_write), "_OCI_STARTPIPE": str(pipes.start_read)},
+            pass_fds=(pipes.sync_write, pipes.start_read),
+            cwd=str(request.bundle),
+            output_max_bytes=spawn.READ_BYTES,
+        )
+        try:
+            await self._let_go(request, pipes, child.popen.pid)
+            await child.wait_exit()
+            report = await _read_line(pipes.sync_read) if child.returncode == 0 else b""
+        finally:
+            await child.end()
+        said = child.completed(child.returncode or 0)
+        return report, said.stderr + said.stdout
+
+    async def _fork(self, request: MonitorRequest, pipes: "_Pipes") -> tuple[bytes, bytes]:
+        """Have the zygote fork a monitor; returns its report."""
+        assert self._zygote is not None
+        process = await self._zygote.spawn(
+            self._argv(request)[1:],
+            cwd=request.bundle,
+            environment=self._env,
+            pipes={"sync": pipes.sync_write, "start": pipes.start_read},
+        )
+        try:
+            await self._let_go(request, pipes, process.pid)
+            return await _read_line(pipes.sync_read), b""
+        except BaseException:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(process.pidfd, signal.SIGKILL)
+            raise
+        finally:
+            os.close(process.pidfd)
+
+    async def _let_go(self, request: MonitorRequest, pipes: "_Pipes", monitor_pid: int) -> None:
+        """Put a monitor that waits at its start pipe into its cgroup, and let it begin."""
+        pipes.close_theirs()
+        if request.cgroup:
+            step = f"move the monitor of {request.container_id}"
+            await mounts.in_thread(step, self._cgroups.join, request.cgroup, monitor_pid)
+        with suppress(BrokenPipeError):  # It ended already; its complaint is read from the other pipe.
+            os.write(pipes.start_write, b"\0")
+        pipes.close_start()
+
+    def _pid_of(self, request: MonitorRequest, report: bytes, said: bytes) -> int:
         """The container's pid from the monitor's report, or the reason that there is none."""
         what = f"create {request.container_id}"
         if not report:
-            said = child.completed(child.returncode or 0)
-            text = messages.readable(b"", said.stderr + said.stdout) or "it ended without a report"
+            text = messages.readable(b"", said) or "it ended without a report"
             raise OperationError(Code.INTERNAL, "MONITOR_FAILED", f"monitor {self.path}: {what}: {text}")
         try:
             fields: Any = orjson.loads(report)
@@ -242,8 +267,8 @@ class ConmonMonitor:
 
     async def _abandon(self, request: MonitorRequest, had_log: bool) -> None:
         """Kill and remove everything that a failed creation may have started."""
-        argv = self._argv(request)
-        await mounts.in_thread(f"kill the monitor of {request.container_id}", _kill_by_argv, argv)
+        step = f"kill the monitor of {request.container_id}"
+        await mounts.in_thread(step, _kill_monitors, request.bundle, self._argv(request))
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
         (self._exit_dir / request.container_id).unlink(missing_ok=True)
         await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
@@ -260,6 +285,35 @@ class ConmonMonitor:
             (bundle / name).unlink(missing_ok=True)
         for name in ("conmon-pidfile", "exit"):
             _remove_unfinished(bundle, name)
+
+
+class _Pipes:
+    """The two pipes of a creation: the monitor reports on `sync`, and waits at `start` until it may begin."""
+
+    def __init__(self) -> None:
+        self.sync_read, self.sync_write = os.pipe()
+        self.start_read, self.start_write = os.pipe()
+        self._open = {self.sync_read, self.sync_write, self.start_read, self.start_write}
+
+    def __enter__(self) -> "_Pipes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close(*self._open)
+
+    def close_theirs(self) -> None:
+        """Close our copies of the monitor's ends, so that its end is seen as one."""
+        self._close(self.sync_write, self.start_read)
+
+    def close_start(self) -> None:
+        """Close our end of the start pipe."""
+        self._close(self.start_write)
+
+    def _close(self, *fds: int) -> None:
+        for fd in fds:
+            if fd in self._open:
+                self._open.discard(fd)
+                os.close(fd)
 
 
 def recorded(bundle: Path) -> Created | None:
@@ -330,18 +384,32 @@ def _monitors(bundle: Path) -> Mapping[int, int]:
     if created is not None:
         return {created.monitor_pid: created.monitor_start_ticks}
     wanted = os.fsencode(bundle)
-    return {pid: start for pid, start, words in _command_lines() if wanted in words and b"--exit-dir" in words}
+    return {
+        pid: start
+        for pid, start, words in _command_lines()
+        if (wanted in words and b"--exit-dir" in words) or _has_title(words, bundle)
+    }
 
 
-def _kill_by_argv(argv: Sequence[str]) -> None:
-    """Kill every process with exactly these arguments; the container's id among them makes it nobody else's.
+def _has_title(words: Sequence[bytes], bundle: Path) -> bool:
+    """Whether a command line is the title of a forked monitor, which says no more than container and name."""
+    return words[0].startswith(b"conmon -c " + os.fsencode(bundle.name) + b" ")
 
-    The monitor forks and leaves its parent's group, so between two looks there may be one more: look until none is.
+
+def _kill_monitors(bundle: Path, argv: Sequence[str]) -> None:
+    """Kill every process with exactly these arguments, or that has the container's title.
+
+    The container's id among them makes it nobody else's. The monitor forks and leaves its parent's group, so between
+    two looks there may be one more: look until none is.
     """
     wanted = [os.fsencode(word) for word in argv[1:]]  # The program itself may run by way of an interpreter.
     deadline_s = time.monotonic() + STOP_S
     while time.monotonic() < deadline_s:
-        found = [(pid, start) for pid, start, words in _command_lines() if words[-len(wanted) :] == wanted]
+        found = [
+            (pid, start)
+            for pid, start, words in _command_lines()
+            if words[-len(wanted) :] == wanted or _has_title(words, bundle)
+        ]
         if not found:
             return
         for pid, start in found:

@@ -13,7 +13,6 @@ from crio_io.images import RegistryOptions
 from crio_server.config import Config, RuntimeHandler
 
 PROFILE_BYTES_MAX = 1024 * 1024
-DEFAULT_MONITOR = "conmon"
 
 
 def engine_options(config: Config) -> EngineOptions:
@@ -56,7 +55,7 @@ def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:
         vm=handler.runtime_type == "vm",
         allowed_annotations=handler.allowed_annotations,
         privileged_without_host_devices=handler.privileged_without_host_devices,
-        monitor_path=handler.monitor_path or config.conmon or DEFAULT_MONITOR,
+        monitor_path=handler.monitor_path or config.conmon,
         monitor_env=dict(item.split("=", 1) for item in handler.monitor_env or config.conmon_env),
     )
 

@@ -118,7 +118,7 @@ class Config:
         "",
         _RUNTIME,
         FilePath(may_be_empty=True),
-        "Monitor program: any that takes conmon's command line. Empty: `conmon` is looked up in $PATH.",
+        "Monitor program: any that takes conmon's command line. Empty: the built-in monitors.",
         live=True,
     )
     conmon_cgroup: str = option(
