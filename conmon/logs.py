@@ -14,6 +14,7 @@ import time
 
 LINE_BYTES_MAX = 16384  # the length at which other CRI runtimes part a line
 PARTIAL_HOLD_NS = 50_000_000
+PIECES_MAX = 510  # of one writev(2), which takes IOV_MAX = 1024; a multiple of a record's three
 STDOUT, STDERR = 2, 3  # the numbers that conmon's attach protocol gives the streams
 _NAMES = {STDOUT: b" stdout ", STDERR: b" stderr "}
 
@@ -61,46 +62,40 @@ class Formatter:
         """What a record has besides the bytes of the container and the newline that ends it."""
         return len(stamp) + len(self._stream) + 2
 
-    def feed(self, data: bytes, stamp: bytes) -> bytes:
-        """The records that `data` completes; the rest is held."""
+    def feed(self, data: bytes, stamp: bytes) -> list[bytes]:
+        """The records that `data` completes, in pieces to be written one after the other; the rest is held."""
         if self.held:
             data = self.held + data
         cut = data.rfind(b"\n") + 1
         tail = data[cut:]
-        if not cut and len(tail) <= self._limit:
-            self.held = tail
-            return b""
-        out = b""
+        out: list[bytes] = []
         if cut:
-            out = self._lines(data[:cut] if tail else data, stamp + self._stream)
+            self._lines(data, cut, stamp + self._stream, out)
             self._open = False
         if len(tail) > self._limit:
             part = stamp + self._stream + b"P "
             whole = (len(tail) - 1) // self._limit * self._limit
-            pieces = [part + tail[at : at + self._limit] for at in range(0, whole, self._limit)]
-            out += b"\n".join(pieces) + b"\n"
+            for at in range(0, whole, self._limit):
+                out += (part, tail[at : at + self._limit], b"\n")
             self._open = True
             tail = tail[whole:]
         self.held = tail
         return out
 
-    def _lines(self, lines: bytes, header: bytes) -> bytes:
+    def _lines(self, data: bytes, size: int, header: bytes, out: list[bytes]) -> None:
         full = header + b"F "
-        limit, size = self._limit, len(lines)
-        if size <= limit + 1:
-            return full + lines[:-1].replace(b"\n", b"\n" + full) + b"\n"
-        out: list[bytes] = []
-        at = 0
+        between = b"\n" + full
+        limit, at = self._limit, 0
         while at < size:
             # The last newline within reach: every line up to it is short enough, however many there are.
-            end = size if size - at <= limit + 1 else lines.rfind(b"\n", at, at + limit + 1) + 1
+            reach = min(at + limit + 1, size)
+            end = data.rfind(b"\n", at, reach) + 1
             if end > at:
-                out.append(full + lines[at : end - 1].replace(b"\n", b"\n" + full))
+                out += (full, data[at : end - 1].replace(b"\n", between), b"\n")
                 at = end
             else:
-                out.append(header + b"P " + lines[at : at + limit])
+                out += (header + b"P ", data[at : at + limit], b"\n")
                 at += limit
-        return b"\n".join(out) + b"\n"
 
     def expire(self, stamp: bytes) -> bytes:
         """What was held long enough, as a P record."""
@@ -145,11 +140,26 @@ class RecordFile:
         self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._fd).st_size
 
-    def write(self, records: bytes, header_bytes: int) -> None:
+    def write(self, pieces: list[bytes], header_bytes: int) -> None:
         """Append records; what does not fit or fails is counted, less `header_bytes` and a newline each."""
-        if not self._size_max and not self._total_max:
-            self._append(records, header_bytes)
-            return
+        if not self._size_max and not self._total_max and not self._torn:
+            self._append_pieces(pieces, header_bytes)
+        else:
+            self._append_within(b"".join(pieces), header_bytes)
+
+    def _append_pieces(self, pieces: list[bytes], header_bytes: int) -> None:
+        for at in range(0, len(pieces), PIECES_MAX):
+            some = pieces[at : at + PIECES_MAX]
+            try:
+                done = os.writev(self._fd, some)
+            except OSError:
+                done = 0
+            self._size += done
+            self._total += done
+            if done < sum(map(len, some)):
+                self._append(b"".join(some), header_bytes, done)
+
+    def _append_within(self, records: bytes, header_bytes: int) -> None:
         at = 0
         while at < len(records):
             end = len(records)
@@ -165,23 +175,23 @@ class RecordFile:
                     end = records.index(b"\n", at) + 1
             if self._total_max and self._total + end - at > self._total_max:
                 end = records.index(b"\n", min(at + self._total_max - self._total, end) - 1) + 1
-            self._append(records[at:end], header_bytes)
+            self._append(records[at:end], header_bytes, 0)
             at = end
 
-    def _append(self, records: bytes, header_bytes: int) -> None:
-        done = 0
+    def _append(self, records: bytes, header_bytes: int, done: int) -> None:
+        """Append records of which the first `done` bytes are written."""
+        before = done
         try:
             if self._torn:
                 os.write(self._fd, b"\n")
                 self._torn = False
-            done = os.write(self._fd, records)
             while done < len(records):
                 done += os.write(self._fd, records[done:])
         except OSError:
             done = self._take_back(records, done)
             self._drop(records[done:], header_bytes)
-        self._size += done
-        self._total += done
+        self._size += done - before
+        self._total += done - before
 
     def _take_back(self, records: bytes, done: int) -> int:
         """Cut off a record that was written in part; the number of bytes that stay."""
@@ -257,9 +267,9 @@ class FileLog:
     def write(self, stream: int, data: bytes) -> None:
         formatter = self._out if stream == STDOUT else self._err
         stamp = self._stamps.stamp(time.time_ns())
-        records = formatter.feed(data, stamp)
-        if records:
-            self._file.write(records, formatter.header_bytes(stamp))
+        pieces = formatter.feed(data, stamp)
+        if pieces:
+            self._file.write(pieces, formatter.header_bytes(stamp))
         if not self._out.held and not self._err.held:
             self.deadline_ns = 0
         elif not self.deadline_ns:
@@ -272,7 +282,7 @@ class FileLog:
         for formatter in (self._out, self._err):
             records = formatter.expire(stamp)
             if records:
-                self._file.write(records, formatter.header_bytes(stamp))
+                self._file.write([records], formatter.header_bytes(stamp))
 
     def reopen(self) -> None:
         self._file.reopen()
@@ -284,7 +294,7 @@ class FileLog:
         for formatter in (self._out, self._err):
             records = formatter.finish(stamp)
             if records:
-                self._file.write(records, formatter.header_bytes(stamp))
+                self._file.write([records], formatter.header_bytes(stamp))
         if sync:
             self._file.sync()
         self._file.close()

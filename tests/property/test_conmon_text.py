@@ -43,7 +43,7 @@ def test_records_join_to_the_bytes_that_were_written(chunks: list[bytes], limit:
     formatter = Formatter(STDOUT, limit)
     log = b""
     for chunk, late in zip(chunks, expire, strict=False):
-        log += formatter.feed(chunk, STAMP)
+        log += b"".join(formatter.feed(chunk, STAMP))
         if late:
             log += formatter.expire(STAMP)
     log += formatter.finish(STAMP)
@@ -56,7 +56,7 @@ def test_records_join_to_the_bytes_that_were_written(chunks: list[bytes], limit:
 @given(st.binary(min_size=1, max_size=200).filter(lambda line: b"\n" not in line), st.integers(1, 40))
 def test_long_line_is_parted_at_exactly_the_limit(line: bytes, limit: int) -> None:
     """R39: every part but the last is exactly as long as configured, and a line that fits is one record."""
-    records = parse_records(Formatter(STDOUT, limit).feed(line + b"\n", STAMP), limit)
+    records = parse_records(b"".join(Formatter(STDOUT, limit).feed(line + b"\n", STAMP)), limit)
     assert [tag for tag, _ in records] == [b"P"] * (len(records) - 1) + [b"F"]
     assert all(len(data) == limit for _, data in records[:-1])
     assert len(records) == -(-len(line) // limit)
@@ -65,9 +65,9 @@ def test_long_line_is_parted_at_exactly_the_limit(line: bytes, limit: int) -> No
 def test_prompt_without_newline_is_held_and_then_shown() -> None:
     """A held part joins what follows at once, and is written when its time is over."""
     formatter = Formatter(STDERR)
-    assert formatter.feed(b"name: ", STAMP) == b""
+    assert formatter.feed(b"name: ", STAMP) == []
     assert formatter.expire(STAMP) == STAMP + b" stderr P name: \n"
-    assert formatter.feed(b"x\n", STAMP) == STAMP + b" stderr F x\n"
+    assert b"".join(formatter.feed(b"x\n", STAMP)) == STAMP + b" stderr F x\n"
     assert formatter.finish(STAMP) == b""
 
 
