@@ -1,8 +1,15 @@
 """Unpacking processes, seen from the server: started on demand, told how much of a blob is there, and reaped."""
 
+import contextlib
 import json
 import os
+import select
+import signal
+import socket
+import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +19,20 @@ from crio_core.errors import Code, OperationError
 from crio_core.image.digest import Digest, parse_digest
 from crio_core.image.manifest import layer_compression
 from crio_core.image.resolved import LayerDescriptor
-from crio_io.spawn import Child
+from crio_io.spawn import REAP_S, kill_group, start
 
-OUTPUT_BYTES_MAX = 64 * 1024 * 1024
+ANSWER_BYTES_MAX = 64 * 1024 * 1024
+FORK_S = 10.0
 UNPACKED_BYTES_FLOOR = 1024**3
 UNPACKED_RATIO_MAX = 200
 ENTRIES_MAX = 1_000_000
 DISK_RESERVE_BYTES = 64 * 1024 * 1024
-_PROGRAM = "import sys;sys.path[:0]=sys.argv[2:];from crio_io.storage.unpack_worker import main;main()"
+# The package's own `__init__` is passed over: it offers the whole engine, which the template has no use for.
+_PROGRAM = (
+    "import sys,types;sys.path[:0]=sys.argv[2:];package=types.ModuleType('crio_io');"
+    "package.__path__=[sys.argv[2]+'/crio_io'];sys.modules['crio_io']=package;"
+    "from crio_io.storage.unpack_template import main;main()"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,13 +59,73 @@ class Unpacked:
     inodes: int
 
 
+class Template:
+    """The process that unpacking processes are forked from. Its functions block: call them in a worker thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._connection: socket.socket | None = None
+
+    def fork(self, arguments: dict[str, int | str], fds: list[int]) -> int:
+        """Start a process with these arguments and descriptors, and give its pidfd.
+
+        Raises:
+            OperationError: SPAWN_FAILED.
+        """
+        with self._lock:
+            if self._connection is None:
+                self._start()
+            assert self._connection is not None
+            try:
+                socket.send_fds(self._connection, [json.dumps(arguments).encode()], fds)
+                _, [pidfd], _, _ = socket.recv_fds(self._connection, 1, 1)
+            except (OSError, ValueError) as error:
+                self._stop()
+                message = f"the unpacking template went away: {error}"
+                raise OperationError(Code.INTERNAL, "SPAWN_FAILED", message) from error
+            return pidfd
+
+    def close(self, is_unused: Callable[[], bool]) -> None:
+        """End the process, if it still is unused when it is this call's turn; the next `fork` starts another."""
+        with self._lock:
+            if is_unused():
+                self._stop()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            ours.settimeout(FORK_S)
+            program = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, str(theirs.fileno()), *_import_paths()]
+            try:
+                self._popen = start(program, pass_fds=(theirs.fileno(),))
+            except BaseException:
+                ours.close()
+                raise
+        self._connection = ours
+
+    def _stop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._popen is not None:
+            try:
+                self._popen.wait(FORK_S)
+            except subprocess.TimeoutExpired:
+                kill_group(self._popen)
+                self._popen.wait()
+            self._popen = None
+
+
 class Unpacking:
     """One running unpacking process. Whoever starts one must await `end`, also after a cancellation."""
 
-    def __init__(self, child: Child, control_fd: int, layer: LayerDescriptor, directory: Path) -> None:
-        self._child = child
+    def __init__(self, pidfd: int, control_fd: int, answer_fd: int, layer: LayerDescriptor, directory: Path) -> None:
+        self._pidfd = pidfd
         self._control_fd = control_fd
+        self._answer_fd = answer_fd
         self._told_bytes = 0
+        self._ended = False
         self.layer = layer
         self.directory = directory
 
@@ -61,7 +134,7 @@ class Unpacking:
 
         Never blocks: a process that does not read is told again with the next word, and its pipe holds thousands.
         """
-        if self._control_fd < 0 or size_bytes <= self._told_bytes:
+        if self._ended or size_bytes <= self._told_bytes:
             return
         try:
             os.write(self._control_fd, b"%d\n" % size_bytes)
@@ -74,7 +147,7 @@ class Unpacking:
     @property
     def is_running(self) -> bool:
         """Whether the process has not ended yet."""
-        return self._child.popen.poll() is None
+        return not self._ended and not select.select([self._pidfd], [], [], 0)[0]
 
     async def result(self) -> Unpacked:
         """Wait for the end and check the diff id.
@@ -86,14 +159,10 @@ class Unpacking:
         while self._told_bytes < self.layer.size_bytes:
             await anyio.wait_writable(self._control_fd)
             self.available(self.layer.size_bytes)
-        await self._child.wait_exit()
-        await self._child.wait_output()
-        completed = self._child.completed(self._child.returncode or 0)
         try:
-            answer = json.loads(completed.stdout)
+            answer = json.loads(await self._answer())
         except ValueError:
-            message = f"unpacking ended with {completed.returncode}: {completed.stderr_text()}"
-            raise self._failed("UNPACK_FAILED", message) from None
+            raise self._failed("UNPACK_FAILED", "the unpacking process ended without an answer") from None
         if "error" in answer:
             raise self._failed(str(answer["reason"]), str(answer["error"]))
         found = parse_digest(answer["diff_id"])
@@ -109,21 +178,42 @@ class Unpacking:
 
     async def end(self) -> None:
         """Kill the process if it has not ended, and let go of everything but the directory."""
-        if self._control_fd >= 0:
-            os.close(self._control_fd)
-            self._control_fd = -1
-        await self._child.end()
+        if self._ended:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        with anyio.move_on_after(REAP_S, shield=True):
+            await anyio.wait_readable(self._pidfd)
+        self._ended = True
+        for fd in (self._pidfd, self._control_fd, self._answer_fd):
+            os.close(fd)
+
+    async def _answer(self) -> bytes:
+        parts: list[bytes] = []
+        total_bytes = 0
+        while total_bytes < ANSWER_BYTES_MAX:
+            await anyio.wait_readable(self._answer_fd)
+            part = os.read(self._answer_fd, 65536)
+            if not part:
+                break
+            parts.append(part)
+            total_bytes += len(part)
+        return b"".join(parts)
 
     def _failed(self, reason: str, message: str) -> OperationError:
-        code = {"NO_SPACE": Code.RESOURCE_EXHAUSTED, "LAYER_TOO_LARGE": Code.RESOURCE_EXHAUSTED}.get(
-            reason, Code.DATA_LOSS if reason == "DIFF_ID_MISMATCH" else Code.INVALID_ARGUMENT
-        )
-        if reason in ("UNPACK_FAILED", "ABORTED"):
-            code = Code.INTERNAL
+        code = {
+            "NO_SPACE": Code.RESOURCE_EXHAUSTED,
+            "LAYER_TOO_LARGE": Code.RESOURCE_EXHAUSTED,
+            "DIFF_ID_MISMATCH": Code.DATA_LOSS,
+            "UNPACK_FAILED": Code.INTERNAL,
+            "ABORTED": Code.INTERNAL,
+        }.get(reason, Code.INVALID_ARGUMENT)
         return OperationError(code, reason, f"layer {self.layer.digest}: {message}")
 
 
-def start_unpacking(layer: LayerDescriptor, blob: Path, directory: Path, limits: Limits) -> Unpacking:
+def start_unpacking(
+    template: Template, layer: LayerDescriptor, blob: Path, directory: Path, limits: Limits
+) -> Unpacking:
     """Start a process that unpacks a blob's file, which may still be growing, into an empty directory.
 
     Raises:
@@ -131,33 +221,33 @@ def start_unpacking(layer: LayerDescriptor, blob: Path, directory: Path, limits:
     """
     compression = layer_compression(layer.media_type)
     free = os.statvfs(directory)
-    fds: list[int] = []
-    try:
-        fds.append(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
-        fds.append(os.open(blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
+    arguments: dict[str, int | str] = {
+        "size_bytes": layer.size_bytes,
+        "compression": compression,
+        "algorithm": layer.diff_id.algorithm,
+        "bytes_max": limits.unpacked_bytes(layer.size_bytes, free.f_bavail * free.f_frsize),
+        "entries_max": limits.entries,
+    }
+    with contextlib.ExitStack() as stack:
+
+        def owned(fd: int) -> int:
+            stack.callback(os.close, fd)
+            return fd
+
+        root_fd = owned(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW))
+        blob_fd = owned(os.open(blob, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW))
         control_read, control_write = os.pipe2(os.O_CLOEXEC)
-        fds.append(control_read)
-        arguments = {
-            "root_fd": fds[0],
-            "blob_fd": fds[1],
-            "control_fd": fds[2],
-            "size_bytes": layer.size_bytes,
-            "compression": compression,
-            "algorithm": layer.diff_id.algorithm,
-            "bytes_max": limits.unpacked_bytes(layer.size_bytes, free.f_bavail * free.f_frsize),
-            "entries_max": limits.entries,
-        }
-        program = [sys.executable, "-I", "-S", "-X", "utf8", "-c", _PROGRAM, json.dumps(arguments), *_import_paths()]
+        owned(control_read)
+        answer_read, answer_write = os.pipe2(os.O_CLOEXEC)
+        owned(answer_write)
         os.set_blocking(control_write, False)
         try:
-            child = Child(program, pass_fds=fds, output_max_bytes=OUTPUT_BYTES_MAX)
+            pidfd = template.fork(arguments, [root_fd, blob_fd, control_read, answer_write])
         except BaseException:
             os.close(control_write)
+            os.close(answer_read)
             raise
-        return Unpacking(child, control_write, layer, directory)
-    finally:
-        for fd in fds:
-            os.close(fd)
+        return Unpacking(pidfd, control_write, answer_read, layer, directory)
 
 
 def _import_paths() -> list[str]:

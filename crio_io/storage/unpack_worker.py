@@ -1,23 +1,23 @@
 """The program that unpacks one layer: it shuts itself into the layer's new directory and writes the archive there.
 
-It follows the blob's file while that is still growing, decompresses and hashes in one thread, and writes files in the
-other. The directory is its root (chroot), so no name, link or race in an archive leads outside (CVE-2025-47290,
-CVE-2021-32760). One is started for each layer, so it imports little.
+It is forked by `unpack_template.py`. It follows the blob's file while that is still growing, decompresses and hashes in
+one thread, and writes files in the other. The directory is its root (chroot), so no name, link or race in an archive
+leads outside (CVE-2025-47290, CVE-2021-32760).
 
-Its argument is JSON: `root_fd`, `blob_fd`, `control_fd`, `size_bytes`, `compression`, `algorithm`, `bytes_max` and
-`entries_max`. The control pipe carries the number of bytes of the blob that can be read, one decimal a line; its end
-before the whole size means to give up. The answer is one JSON object on stdout: `diff_id`, `entries`, `implied`,
-`size_bytes` and `inodes` as on disk, or `error` and `reason`.
+Its arguments: `root_fd`, `blob_fd`, `control_fd`, `answer_fd`, `size_bytes`, `compression`, `algorithm`, `bytes_max`
+and `entries_max`. The control pipe carries the number of bytes of the blob that can be read, one decimal a line; its
+end before the whole size means to give up. The answer is one JSON object: `diff_id`, `entries`, `implied`, `size_bytes`
+and `inodes` as on disk, or `error` and `reason`.
 """
 
 import errno
 import json
 import os
 import select
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from typing import NoReturn
 
 from crio_core.image import tar
 from crio_io.storage.layer_tree import CHUNK_BYTES, LayerRefusedError, Tree, disk_bytes, write_all
@@ -236,10 +236,17 @@ def unpack(arguments: dict[str, int | str]) -> dict[str, object]:
     }
 
 
-def main() -> int:
-    """Run as a program."""
+def preload() -> None:
+    """Load what most layers need, once, in the process that workers are forked from."""
+    decompressor("gzip")
+    __import__("hashlib")
+
+
+def work(arguments: dict[str, int | str]) -> NoReturn:
+    """Unpack, answer on `answer_fd`, and end the process."""
+    answer: dict[str, object]
     try:
-        answer = unpack(json.loads(sys.argv[1]))
+        answer = unpack(arguments)
     except LayerRefusedError as error:
         answer = {"error": str(error), "reason": error.reason}
     except tar.TarInvalidError as error:
@@ -248,9 +255,10 @@ def main() -> int:
         answer = {"error": str(error), "reason": "NO_SPACE" if error.errno == errno.ENOSPC else "UNPACK_FAILED"}
     except (RecursionError, MemoryError, ValueError, OverflowError) as error:
         answer = {"error": f"{type(error).__name__}: {error}", "reason": "ARCHIVE_INVALID"}
+    except BaseException as error:  # a bug here, which must not become a second process that forks
+        answer = {"error": f"{type(error).__name__}: {error}", "reason": "UNPACK_FAILED"}
     if "error" in answer:
         answer["error"] = str(answer["error"])[:MESSAGE_CHARS_MAX]
-    data = json.dumps(answer).encode()
-    write_all(1, memoryview(data))
+    write_all(int(arguments["answer_fd"]), memoryview(json.dumps(answer).encode()))
     # Straight out: the other thread may be waiting for room that nobody will make.
     os._exit(1 if "error" in answer else 0)
