@@ -1,5 +1,6 @@
 """What callers are answered: values that the server turns into CRI messages."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crio_core.records import (
@@ -119,6 +120,13 @@ class NodeStatus:
     owing: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explained:
+    """An explanation, as values that JSON has (`crio_core/node/explain.py` says which)."""
+
+    about: Mapping[str, object]
+
+
 Result = (
     Done
     | Created
@@ -131,5 +139,6 @@ Result = (
     | ImageFound
     | Images
     | NodeStatus
+    | Explained
     | Failure
 )

@@ -148,6 +148,19 @@ class Status:
     """Answered with `replies.NodeStatus`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explain:
+    """Answered with `replies.Explained`.
+
+    Args:
+        kind: `pod`, `container`, `image`, or `node` for what no list shows.
+        id: The whole id; not read for the node.
+    """
+
+    kind: str
+    id: str = ""
+
+
 Request = (
     RunPodSandbox
     | StopPodSandbox
@@ -168,4 +181,5 @@ Request = (
     | RemoveImage
     | UpdateRuntimeConfig
     | Status
+    | Explain
 )

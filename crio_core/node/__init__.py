@@ -14,7 +14,7 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import requests as rq
 from crio_core.errors import LocalError, OperationError
-from crio_core.node import images, outcomes, pods, queries, recovery
+from crio_core.node import explain, images, outcomes, pods, queries, recovery
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.replies import Done, ImageFound
@@ -51,6 +51,7 @@ _ASKING: Mapping[type, Callable[[State, Any], Any]] = {
     rq.ImageStatus: lambda state, request: ImageFound(image=images.find_image(state, request.image)),
     rq.ListImages: images.list_images,
     rq.Status: lambda state, request: queries.status(state),
+    rq.Explain: explain.explain,
 }
 
 
@@ -101,15 +102,15 @@ class Node:
         return effects
 
     def _apply(self, state: State, event: ev.Event) -> None:
+        if isinstance(event, ev.CallArrived | ev.EffectEnded | ev.TimerFired | ev.JournalLoaded):
+            state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
+        state.history.begins(event, state.inflight.get(event.effect_id) if isinstance(event, ev.EffectEnded) else None)
         match event:
             case ev.CallArrived():
-                state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
                 self._call(state, event)
             case ev.EffectEnded():
-                state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
                 outcomes.effect_ended(state, event)
             case ev.TimerFired():
-                state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
                 outcomes.timer_fired(state, event.timer_id)
             case ev.CallCancelled():
                 state.forget_call(event.call_id)
@@ -143,4 +144,5 @@ class Node:
                 undo()
             del state.undo[marked[0] :]
             del state.effects[marked[1] :]
+            explain.note_refusal(state, request, error)
             state.refuse(event.call_id, error)

@@ -1,0 +1,224 @@
+"""What happened to each record, and what it waits for: the memory behind `explain`.
+
+Nothing here decides anything, and nothing is journaled: a server that starts anew begins a new history. Everything is
+bounded, and what is only needed to answer a question is worked out when the question comes (`explain.py`).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core.errors import OperationError
+from crio_core.lifecycle.image import Pull
+from crio_core.lifecycle.layer import Layer
+from crio_core.node.table import Table
+from crio_core.records import ContainerRecord, Failure, ImageRecord, SandboxRecord
+
+PATH_MAX = 32
+"""Transitions that are remembered of one record, the latest."""
+TROUBLES_MAX = 8
+"""Failures that are remembered of one record, the latest."""
+DEPARTED_MAX = 64
+"""Records that are remembered after they are gone, the latest: what a creation failed of is asked afterwards."""
+
+Subject = SandboxRecord | ContainerRecord | ImageRecord | Pull | Layer
+_KINDS: Mapping[type, str] = {
+    SandboxRecord: "pod",
+    ContainerRecord: "container",
+    ImageRecord: "image",
+    Pull: "pull",
+    Layer: "layer",
+}
+
+
+class _Clock(Protocol):
+    """The times of the step that is being made."""
+
+    at_ns: int
+    wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transition:
+    """A record came to a state; `because` is what the node was told in that step."""
+
+    wall_ns: int
+    came_from: str
+    to: str
+    because: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """Something that was done for a record failed."""
+
+    wall_ns: int
+    what: str
+    failure: Failure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered:
+    """An effect under way: `since_ns` is when it was ordered or, behind others of its lane, when its turn came."""
+
+    lane: str
+    owner: str
+    since_ns: int
+    since_wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Armed:
+    """A timer: when it will fire, on both clocks."""
+
+    due_ns: int
+    due_wall_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Departed:
+    """A record that is gone; `image_id` is what a pull was for. A refused request has no id and no path."""
+
+    kind: str
+    id: str
+    title: str
+    wall_ns: int
+    image_id: str = ""
+    path: tuple[Transition, ...] = ()
+    troubles: tuple[Trouble, ...] = ()
+
+
+def title_of(subject: Subject) -> str:
+    """What a person calls it: `namespace/name` of a pod, the name of a container, a reference of an image."""
+    match subject:
+        case SandboxRecord():
+            return f"{subject.metadata.namespace}/{subject.metadata.name}"
+        case ContainerRecord():
+            return subject.metadata.name
+        case ImageRecord():
+            return (*subject.tags, *subject.digests, subject.id)[0]
+        case Pull():
+            return subject.reference or subject.id
+        case _:
+            return subject.id
+
+
+class History:
+    """The memory of one node. Told by the node's tables and by its effects; undone with the step it is told in.
+
+    Args:
+        undo: The node's list of what undoes the present step.
+        clock: Gives the times of the present step.
+    """
+
+    def __init__(self, undo: list[Callable[[], object]], clock: _Clock) -> None:
+        self._clock = clock
+        self._cause = ""
+        self.paths: Table[str, tuple[Transition, ...]] = Table(undo)
+        self.troubles: Table[str, tuple[Trouble, ...]] = Table(undo)
+        self.ordered_effects: Table[int, Ordered] = Table(undo)
+        self.lanes: Table[str, tuple[int, ...]] = Table(undo)
+        self.timers: Table[str, Armed] = Table(undo)
+        self.departed: Table[str, Departed] = Table(undo)
+
+    # --- what a step says ---------------------------------------------------------------------------------------
+
+    def begins(self, event: ev.Event, ended: tuple[str, fx.Order] | None) -> None:
+        """A step begins; `ended` is the owner and the order of the effect whose outcome it is."""
+        match event:
+            case ev.CallArrived():
+                self._cause = f"{type(event.request).__name__} was called"
+            case ev.EffectEnded() if ended is not None:
+                self._effect_ended(event, *ended)
+            case ev.TimerFired():
+                self._cause = f"time for {event.timer_id.rpartition('/')[2]}"
+                self.timers.pop(event.timer_id)
+            case ev.JournalLoaded():
+                self._cause = "the server started"
+            case _:
+                self._cause = type(event).__name__
+
+    def _effect_ended(self, event: ev.EffectEnded, owner: str, order: fx.Order) -> None:
+        name = type(order).__name__
+        self._cause = f"{name} is done"
+        if isinstance(event.outcome, ev.Failed):
+            failure = event.outcome.failure
+            self._cause = f"{name} failed: {failure.reason}"
+            trouble = Trouble(wall_ns=event.wall_ns, what=name, failure=failure)
+            self.troubles.put(owner, (*(self.troubles.get(owner) or ()), trouble)[-TROUBLES_MAX:])
+        elif isinstance(event.outcome, ev.ProcessExited):
+            code = event.outcome.code
+            self._cause = f"the process exited with {'an unknown code' if code is None else code}"
+        ended = self.ordered_effects.pop(event.effect_id)
+        if ended is None:
+            return
+        rest = tuple(one for one in self.lanes.get(ended.lane) or () if one != event.effect_id)
+        if not rest:
+            self.lanes.pop(ended.lane)
+            return
+        self.lanes.put(ended.lane, rest)
+        begun = replace(self.ordered_effects[rest[0]], since_ns=event.at_ns, since_wall_ns=event.wall_ns)
+        self.ordered_effects.put(rest[0], begun)
+
+    def ordered(self, effect: fx.Effect, owner: str) -> None:
+        """The node has ordered something."""
+        clock = self._clock
+        match effect.order:
+            case fx.Reply():
+                return
+            case fx.ArmTimer() as timer:
+                due = Armed(due_ns=clock.at_ns + timer.after_ns, due_wall_ns=clock.wall_ns + timer.after_ns)
+                self.timers.put(timer.timer_id, due)
+            case fx.CancelTimer() as timer:
+                self.timers.pop(timer.timer_id)
+            case _:
+                now = Ordered(lane=effect.lane, owner=owner, since_ns=clock.at_ns, since_wall_ns=clock.wall_ns)
+                self.ordered_effects.put(effect.id, now)
+                self.lanes.put(effect.lane, (*(self.lanes.get(effect.lane) or ()), effect.id))
+
+    def moved(self, key: str, before: Any, after: Any) -> None:
+        """A record was put in its table, or taken out of it."""
+        if after is None:
+            self._leave(key, before)
+            return
+        came_from = "" if before is None else before.state.value
+        if came_from == after.state.value:
+            return
+        step = Transition(wall_ns=self._clock.wall_ns, came_from=came_from, to=after.state.value, because=self._cause)
+        self.paths.put(key, (*(self.paths.get(key) or ()), step)[-PATH_MAX:])
+
+    def _leave(self, key: str, last: Subject) -> None:
+        path, troubles = self.paths.pop(key) or (), self.troubles.pop(key) or ()
+        if isinstance(last, Layer):
+            return
+        image_id = last.image.id if isinstance(last, Pull) and last.image is not None else ""
+        self._remember(
+            Departed(
+                kind=_KINDS[type(last)],
+                id=key,
+                title=title_of(last),
+                wall_ns=self._clock.wall_ns,
+                image_id=image_id,
+                path=(
+                    *path,
+                    Transition(wall_ns=self._clock.wall_ns, came_from=last.state.value, to="gone", because=self._cause),
+                ),
+                troubles=troubles,
+            )
+        )
+
+    def refused(self, kind: str, title: str, error: OperationError) -> None:
+        """A request to make something was refused, so that there is no record of it."""
+        trouble = Trouble(wall_ns=self._clock.wall_ns, what=self._cause, failure=Failure.of(error))
+        key = f"refused/{kind}/{title}"
+        before = self.departed.pop(key)
+        troubles = (*(before.troubles if before else ()), trouble)[-TROUBLES_MAX:]
+        self._remember(Departed(kind=kind, id=key, title=title, wall_ns=self._clock.wall_ns, troubles=troubles))
+
+    def _remember(self, departed: Departed) -> None:
+        self.departed.pop(departed.id)
+        self.departed.put(departed.id, departed)
+        if len(self.departed) > DEPARTED_MAX:
+            self.departed.pop(self.departed.keys()[0])

@@ -1,0 +1,67 @@
+"""A dictionary whose changes can be taken back until the step that made them is over."""
+
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+"""Values are never None: that stands for absence."""
+
+
+class Table(Generic[K, V]):
+    """A dictionary that writes down how to undo each change.
+
+    Args:
+        undo: Where to; emptied by the node when a step is over.
+        noted: Told the key and the value before and after each change; None stands for absence.
+    """
+
+    __slots__ = ("_items", "_noted", "_undo")
+
+    def __init__(
+        self, undo: list[Callable[[], object]], noted: Callable[[K, V | None, V | None], None] | None = None
+    ) -> None:
+        self._items: dict[K, V] = {}
+        self._undo = undo
+        self._noted = noted
+
+    def __getitem__(self, key: K) -> V:
+        return self._items[key]
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: K) -> V | None:
+        return self._items.get(key)
+
+    def keys(self) -> tuple[K, ...]:
+        return tuple(self._items)
+
+    def values(self) -> tuple[V, ...]:
+        return tuple(self._items.values())
+
+    def items(self) -> tuple[tuple[K, V], ...]:
+        return tuple(self._items.items())
+
+    def put(self, key: K, value: V) -> None:
+        before = self._items.get(key)
+        if before is not None:
+            known = before
+            self._undo.append(lambda: self._items.__setitem__(key, known))
+        else:
+            self._undo.append(lambda: self._items.pop(key))
+        self._items[key] = value
+        if self._noted is not None:
+            self._noted(key, before, value)
+
+    def pop(self, key: K) -> V | None:
+        if key not in self._items:
+            return None
+        value = self._items.pop(key)
+        self._undo.append(lambda: self._items.__setitem__(key, value))
+        if self._noted is not None:
+            self._noted(key, value, None)
+        return value
