@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,25 @@ DRAIN_S = 0.1
 REAP_S = 2.0
 """How long a killed program may take to die before the call gives up on it (it may hang in the kernel)."""
 STDERR_IN_MESSAGE_CHARS = 2048
+SUBJECT_VARIABLES = ("CNI_COMMAND", "CNI_CONTAINERID")
+"""Variables that tell what a program works on where its arguments do not: network plugins."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """A program that runs now: its arguments and what it works on; `started_s` is on the monotonic clock."""
+
+    words: tuple[str, ...]
+    pid: int
+    started_s: float
+
+
+_running: dict[int, Program] = {}
+
+
+def running_programs() -> tuple[Program, ...]:
+    """The programs that have not ended, oldest first: for a status."""
+    return tuple(_running.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +151,9 @@ class Child:
         self.returncode: int | None = None
         self._unsent = memoryview(stdin)
         self._stack = ExitStack()
+        subject = tuple((env or {}).get(name, "") for name in SUBJECT_VARIABLES)
+        _running[id(self)] = Program(words=(*argv, *subject), pid=self.popen.pid, started_s=time.monotonic())
+        self._stack.callback(_running.pop, id(self), None)
         try:
             self._pidfd = os.pidfd_open(self.popen.pid)
             self._stack.callback(os.close, self._pidfd)

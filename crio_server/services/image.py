@@ -13,6 +13,7 @@ from crio_io.driver import Driver
 from crio_io.vault import Vault
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.services.explanation import explanation
 from crio_server.services.listing import ListCache
 
 Usage = Callable[[], Awaitable[tuple[str, int, int]]]
@@ -48,6 +49,7 @@ class ImageService:
             return pb.ImageStatusResponse()
         info = {}
         if request.verbose:
+            info = await explanation(self._driver, "image", found.image.id)
             info["info"] = orjson.dumps(translate.image_info(found.image)).decode()
         return pb.ImageStatusResponse(image=translate.image(found.image), info=info)
 

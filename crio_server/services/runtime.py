@@ -14,6 +14,7 @@ from crio_core.replies import ContainerFound, Containers, Created, Executed, Nod
 from crio_io.driver import Driver
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.services.explanation import explanation, node_explanation
 from crio_server.services.listing import ListCache
 
 RUNTIME_NAME = "crio"
@@ -37,10 +38,6 @@ def _ns(field: str, seconds: int) -> int:
     if not 0 <= seconds <= TIMEOUT_S_MAX:
         raise invalid(field, seconds, f"0 to {TIMEOUT_S_MAX} seconds")
     return seconds * NS_PER_S
-
-
-def _info(values: Mapping[str, Any]) -> dict[str, str]:
-    return {"info": orjson.dumps(values).decode()}
 
 
 def container_info(record: ContainerRecord) -> dict[str, Any]:
@@ -119,7 +116,8 @@ class RuntimeService:
                 "quarantined": dict(status.quarantined),
                 "owing": list(status.owing),
             }
-            for key, value in {**self._facts.verbose(), "node": node}.items():
+            unlisted = await node_explanation(self._driver)
+            for key, value in {**self._facts.verbose(), "node": node, **unlisted}.items():
                 answer.info[key] = orjson.dumps(value).decode()
         return answer
 
@@ -154,7 +152,7 @@ class RuntimeService:
         assert isinstance(found, SandboxFound)
         return pb.PodSandboxStatusResponse(
             status=translate.sandbox_status(found.sandbox),
-            info=_info(sandbox_info(found.sandbox)) if request.verbose else {},
+            info=await self._info("pod", found.sandbox.id, sandbox_info(found.sandbox)) if request.verbose else {},
         )
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
@@ -164,6 +162,10 @@ class RuntimeService:
         found = await self._driver.call(rq.ListPodSandbox(sandbox_id=wanted.id, ready=ready, labels=labels))
         assert isinstance(found, Sandboxes)
         return self._sandboxes.answer(found.items, everything=not (wanted.id or labels or ready is not None))
+
+    async def _info(self, kind: str, record_id: str, values: Mapping[str, Any]) -> dict[str, str]:
+        explained = await explanation(self._driver, kind, record_id)
+        return {"info": orjson.dumps(values).decode(), **explained}
 
     # --- containers ---------------------------------------------------------------------------------------------
 
@@ -191,7 +193,9 @@ class RuntimeService:
         assert isinstance(found, ContainerFound)
         return pb.ContainerStatusResponse(
             status=translate.container_status(found.container),
-            info=_info(container_info(found.container)) if request.verbose else {},
+            info=await self._info("container", found.container.id, container_info(found.container))
+            if request.verbose
+            else {},
         )
 
     async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
