@@ -277,11 +277,31 @@ def settings_of(options: EngineOptions, layout: Layout, facts: HostFacts) -> Set
 async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
     """Set up a node under its own directories and run it until the block ends.
 
-    Containers go on running after that; the next engine with the same directories finds them.
+    Containers go on running after that; the next engine with the same directories finds them. An exception that leaves
+    the block arrives as it is, not wrapped by the task groups in between.
 
     Raises:
         OperationError: A program is missing, or the directories are in use by another engine.
     """
+    body: BaseException | None = None
+    try:
+        async with _opened(options) as engine:
+            try:
+                yield engine
+            except BaseException as error:
+                body = error
+                raise
+    except BaseExceptionGroup as group:
+        found: BaseException = group
+        while found is not body and isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+            found = found.exceptions[0]
+        if body is not None and found is body:
+            raise body from body.__cause__
+        raise
+
+
+@asynccontextmanager
+async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
     layout = Layout(
         root=PurePosixPath(options.root),
         runroot=PurePosixPath(options.runroot),
