@@ -139,6 +139,9 @@ def _deleted(state: State, owner: str, order: fx.DeleteRecord, outcome: ev.Outco
     if order.kind == ImageRecord.KIND and owner in state.pulls:
         failure = _failure(outcome)
         _advance_owner(state, owner, outcome if failure is None else im.ImageNotDeleted(failure=failure))
+        if failure is not None:
+            # It may be gone all the same, and the image is kept.
+            _look_after(state, order.kind, order.record_id, failed=True)
     else:
         _look_after(state, order.kind, order.record_id, failed=isinstance(outcome, ev.Failed))
 
