@@ -18,6 +18,8 @@ from scripts.demo_residue import Found, listed, table
 NEEDED = ("runc", "ip", "iptables", "docker-registry", "redis-server", "redis-cli")
 PONG_S = 15.0
 REDIS_PORT = 6379
+ENDING_S = 5.0
+"""How long processes that were told to end may take until they are gone."""
 SHORT_ID = 13
 BOLD, PLAIN = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
 
@@ -169,7 +171,9 @@ def _listens(address: str) -> bool:
 def _prove(node: DemoNode, columns: Mapping[str, Found]) -> None:
     """Compare what is there now with what was there before."""
     _say("what of this run is left on the machine; its directory goes last")
-    now = node.residue.look()
+    deadline_s = time.monotonic() + ENDING_S
+    while listed(now := node.residue.look()) and time.monotonic() < deadline_s:
+        node.signals.wait(POLL_S)
     print(table({**columns, "now": now}), flush=True)
     if left := listed(now):
         raise DemoFailed("left behind:\n  " + "\n  ".join(left))

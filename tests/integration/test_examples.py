@@ -1,0 +1,106 @@
+"""The examples as users run them: what they show is what the public API does."""
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from crio_core.cri import PodSandboxConfig
+from crio_core.errors import OperationError
+from crio_io import EngineOptions, open_engine
+from examples import embed
+from tests.integration.registry_fixture import LocalRegistry, busybox_archive, pack
+
+REPOSITORY = Path(__file__).resolve().parent.parent.parent
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: namespaces, mounts and cgroups")
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def image() -> Iterator[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix="criotest-") as directory,
+        LocalRegistry(Path(directory) / "registry") as registry,
+    ):
+        yield registry.push("busybox", [pack(busybox_archive())], config={"Env": ["PATH=/bin"]}).reference
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    # Not pytest's tmp_path: the sockets of monitors need short paths.
+    with tempfile.TemporaryDirectory(prefix="criotest-") as name:
+        yield Path(name)
+
+
+@needs_root
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_embed_runs_a_command_and_returns_its_exit_code(
+    image: str, directory: Path, backend: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The runtime as a library, without a daemon, on either of anyio's backends; nothing stays mounted."""
+    command = ("sh", "-c", "echo hello; echo oops >&2; exit 3")
+    assert anyio.run(embed.run, image, command, directory, backend=backend) == 3
+    written = capfd.readouterr()
+    assert (written.out, written.err) == ("hello\n", "oops\n")
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+    for place in ("ns", "containers", "sandboxes"):
+        assert list((directory / "run" / place).iterdir()) == []
+
+
+def test_embed_is_short_and_uses_public_names_only() -> None:
+    """The example is the promise of a small API: nothing private, and about a page."""
+    text = (REPOSITORY / "examples/embed.py").read_text()
+    assert not re.search(r"\._|import _", text)
+    assert len(text.splitlines()) <= 70
+
+
+@needs_root
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_open_engine_raises_what_its_block_raised(directory: Path, backend: str) -> None:
+    """A refusal that leaves the block is the refusal itself: a caller can catch `OperationError` around it."""
+
+    async def ask_for_too_little() -> None:
+        async with open_engine(EngineOptions(root=directory / "root", runroot=directory / "run")) as engine:
+            await engine.run_pod(PodSandboxConfig())
+
+    with pytest.raises(OperationError, match="metadata"):
+        anyio.run(ask_for_too_little, backend=backend)
+
+
+WATCHED = """
+import sys
+from examples import core_only
+
+def refuse(event, arguments):
+    if event.partition(".")[0] in ("open", "os", "socket", "subprocess", "shutil", "ctypes"):
+        raise RuntimeError(f"the core reached outside: {event} {arguments}")
+
+sys.addaudithook(refuse)
+core_only.main()
+"""
+
+
+def test_core_only_shows_the_effects_of_a_pod_and_touches_nothing() -> None:
+    """The core alone can be driven by anybody: a pod is made, a retry gets the same answer, and it is removed."""
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    orders = re.findall(r"^ +\d+ \S+ +(\w+)$", done.stdout, re.MULTILINE)
+    assert orders[:3] == ["SaveRecord", "PrepareSandbox", "AttachNetwork"]
+    assert orders[-2:] == ["DeleteRecord", "Reply"]
+    created = re.findall(r"Created\(id='(\w+)'\)", done.stdout)
+    assert len(created) == 2
+    assert len(set(created)) == 1
