@@ -114,9 +114,14 @@ class _Serving:
         self._config = config
         self._reread = reread
         self._engine: Engine | None = None
+        self._ended = asyncio.Event()
 
     async def run(self) -> None:
         """Bind, open the engine, serve, and end in the opposite order."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._ended.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         listening = bound_socket(self._config.listen)
         try:
             async with open_engine(engine_options(self._config)) as engine:
@@ -127,18 +132,13 @@ class _Serving:
             listening.close()
 
     async def _serve(self, engine: Engine, listening: socket.socket) -> None:
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, ended.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
         server = Server(self._services(engine), codec=CachedCodec())
         await server.start(sock=listening)
         # What was allocated until now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
         log.info("crio %s serves at %s (pid %d)", VERSION, self._config.listen, os.getpid())
-        await ended.wait()
+        await self._ended.wait()
         log.info("stopping: containers go on running")
         server.close()
         with suppress(TimeoutError):
