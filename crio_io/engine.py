@@ -352,9 +352,12 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         async with anyio.create_task_group() as tasks:
             await engine.refresh_network()
             tasks.start_soon(engine.watch_network)
-            yield engine
-            with anyio.move_on_after(DRAIN_S, shield=True):
-                await driver.drained()
-                # Monitors do not need it; the next engine forks its own from its own version of the code.
-                await zygote.quit()
-            tasks.cancel_scope.cancel()
+            try:
+                yield engine
+            finally:
+                # Also when the block failed: what it began is finished, and no helper process stays.
+                with anyio.move_on_after(DRAIN_S, shield=True):
+                    await driver.drained()
+                    # Monitors do not need it; the next engine forks its own from its own version of the code.
+                    await zygote.quit()
+                tasks.cancel_scope.cancel()

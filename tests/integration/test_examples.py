@@ -5,10 +5,12 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
 from crio_core.cri import PodSandboxConfig
@@ -39,17 +41,30 @@ def directory() -> Iterator[Path]:
         yield Path(name)
 
 
+def _assert_no_process_of(directory: Path) -> None:
+    """Processes that were told to end may take a moment until they are gone."""
+    deadline_s = time.monotonic() + 5
+    while found := [process for process in psutil.process_iter(["cmdline"]) if _mentions(process, directory)]:
+        assert time.monotonic() < deadline_s, found
+        psutil.wait_procs(found, timeout=1)
+
+
+def _mentions(process: psutil.Process, directory: Path) -> bool:
+    return str(directory) in " ".join(process.info["cmdline"] or ())
+
+
 @needs_root
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_embed_runs_a_command_and_returns_its_exit_code(
     image: str, directory: Path, backend: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The runtime as a library, without a daemon, on either of anyio's backends; nothing stays mounted."""
+    """The runtime as a library, without a daemon, on either of anyio's backends; nothing of it stays."""
     command = ("sh", "-c", "echo hello; echo oops >&2; exit 3")
     assert anyio.run(embed.run, image, command, directory, backend=backend) == 3
     written = capfd.readouterr()
     assert (written.out, written.err) == ("hello\n", "oops\n")
     assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+    _assert_no_process_of(directory)
     for place in ("ns", "containers", "sandboxes"):
         assert list((directory / "run" / place).iterdir()) == []
 
@@ -72,6 +87,7 @@ def test_open_engine_raises_what_its_block_raised(directory: Path, backend: str)
 
     with pytest.raises(OperationError, match="metadata"):
         anyio.run(ask_for_too_little, backend=backend)
+    _assert_no_process_of(directory)
 
 
 WATCHED = """
