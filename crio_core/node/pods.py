@@ -530,12 +530,12 @@ def resume(state: State) -> None:
         if sandbox.boot_id != state.boot_id:
             state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
     for container in state.containers.values():
-        sandbox = state.sandboxes.get(container.sandbox_id)
-        if sandbox is None or sandbox.boot_id != state.boot_id:
+        pod = state.sandboxes.get(container.sandbox_id)
+        if pod is None or pod.boot_id != state.boot_id:
             # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
-        if sandbox is None and container.infra:
+        if pod is None and container.infra:
             advance_container(state, container.id, ct.RemoveRequested())
     for sandbox in state.sandboxes.values():
         match sandbox.state:
