@@ -23,7 +23,6 @@ results are told on the sync pipe, as conmon does. The pidfd becomes readable wh
 ended.
 """
 
-import errno
 import fcntl
 import gc
 import os
@@ -38,6 +37,7 @@ from conmon.low import (
     CMSG_SPACE,
     SCM_RIGHTS,
     SIGCHLD,
+    SIGTERM,
     SO_PEERCRED,
     SOCK_SEQPACKET,
     SOL_SOCKET,
@@ -50,6 +50,10 @@ from conmon.low import (
 from conmon.options import Options, UsageError
 from conmon.runtime import read_oom_score, write_oom_score
 from conmon.sync import write_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 REQUEST_BYTES_MAX = 128 * 1024
 DESCRIPTORS_MAX = 16
@@ -144,6 +148,7 @@ class Zygote:
     """
 
     def __init__(self, path: str) -> None:
+        self._pid = os.getpid()
         self._area = linux.argument_area()
         self._oom_score = read_oom_score()
         write_oom_score(b"-1000")
@@ -160,77 +165,81 @@ class Zygote:
         self._server.listen(BACKLOG)
         linux.set_title(self._area, f"crio-conmon zygote {path}".encode())
 
-    def serve(self) -> int:
-        """Answer requests until told to quit."""
-        while True:
-            connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, accept(self._server))
-            try:
-                connection.settimeout(CLIENT_WAIT_S)
-                if not self._answer(connection):
-                    return 0
-            except OSError as error:
-                # The client left or sent nothing in time. It cannot be told; the next one can be served.
-                if error.errno in (errno.EBADF, errno.EINVAL):
-                    raise
-            finally:
-                connection.close()
+    def serve(self) -> "NoReturn":
+        """Fork for each connection, and do nothing else.
 
-    def _answer(self, connection: socket) -> bool:
+        What this process wrote to between two forks would be shared by nobody, and what it waited for would keep every
+        other container waiting. The child reads the request, and is the monitor if it asks for one.
+        """
+        server, fork, close = self._server, os.fork, os.close
+        while True:
+            fd = accept(server)
+            if fork() == 0:
+                code = 1
+                try:
+                    code = self._answer(fd)
+                finally:
+                    os._exit(code)
+            close(fd)
+
+    def _answer(self, fd: int) -> int:
+        """In the child: one request; the code to exit with."""
+        os.close(self._lock_fd)
+        self._server.close()
+        connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+        connection.settimeout(CLIENT_WAIT_S)
+        try:
+            request, fds = self._receive(connection)
+            if request is None:
+                return 0
+            return self._become(connection, request, fds)
+        except Refused as refusal:
+            connection.send(f"refused {refusal}".encode(errors="replace"))
+            return 1
+
+    def _receive(self, connection: socket) -> tuple[Request | None, list[int]]:
+        """A request for a monitor; None when it was something else and is answered.
+
+        Raises:
+            Refused: It is not for us to carry out.
+            OSError: The client left or sent nothing in time.
+        """
         credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
         packet, control, flags, _ = connection.recvmsg(REQUEST_BYTES_MAX, CMSG_SPACE(4 * DESCRIPTORS_MAX))
         fds = _descriptors(control)
-        try:
-            if int.from_bytes(credentials[4:8], sys.byteorder) not in (0, os.getuid()):
-                raise Refused("this zygote serves its own user")
-            if flags:
-                raise Refused(f"the request is longer than {REQUEST_BYTES_MAX} bytes or has too many descriptors")
-            if packet == b"ping":
-                connection.send(b"pong %d" % os.getpid())
-            elif packet == b"quit":
-                connection.send(b"bye")
-                return False
-            else:
-                self._spawn(connection, parse_request(packet, len(fds)), fds)
-        except Refused as refusal:
-            connection.send(f"refused {refusal}".encode())
-        finally:
-            for fd in fds:
-                os.close(fd)
-        return True
+        if int.from_bytes(credentials[4:8], sys.byteorder) not in (0, os.getuid()):
+            raise Refused("this zygote serves its own user")
+        if flags:
+            raise Refused(f"the request is longer than {REQUEST_BYTES_MAX} bytes or has too many descriptors")
+        if packet == b"ping":
+            connection.send(b"pong %d" % self._pid)
+        elif packet == b"quit":
+            if os.getppid() == self._pid:
+                os.kill(self._pid, SIGTERM)
+            connection.send(b"bye")
+        else:
+            return parse_request(packet, len(fds)), fds
+        return None, fds
 
-    def _spawn(self, connection: socket, request: Request, fds: list[int]) -> None:
-        """Make the monitor here, so that its memory is shared, and give it a process of its own."""
+    def _become(self, connection: socket, request: Request, fds: list[int]) -> int:
+        """Be the monitor that a request asks for, to its end."""
         try:
             os.chdir(request.cwd)
             options, loop, start_fd = make_monitor(request, fds, self._oom_score)
         except (UsageError, OSError) as error:
             raise Refused(str(error)) from error
-        finally:
-            os.chdir("/")
-        title = f"conmon -c {options.cid} -n {options.name}".encode()
-        pid = os.fork()
-        if pid == 0:
-            code = 1
-            try:
-                os.close(self._lock_fd)
-                self._server.close()
-                connection.close()
-                os.chdir(request.cwd)
-                linux.set_title(self._area, title)
-                if start_fd >= 0:
-                    os.read(start_fd, START_BYTES_MAX)
-                code = serve(loop, options)
-            finally:
-                os._exit(code)
-        loop.release()
+        pid = os.getpid()
+        linux.set_title(self._area, f"conmon -c {options.cid} -n {options.name}".encode(errors="replace"))
         if options.conmon_pidfile:
             write_file(options.conmon_pidfile, b"%d" % pid)
         pidfd = os.pidfd_open(pid)
-        try:
-            rights = pidfd.to_bytes(4, sys.byteorder)
-            connection.sendmsg([b"spawned %d" % pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-        finally:
-            os.close(pidfd)
+        rights = pidfd.to_bytes(4, sys.byteorder)
+        connection.sendmsg([b"spawned %d" % pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        os.close(pidfd)
+        connection.close()
+        if start_fd >= 0:
+            os.read(start_fd, START_BYTES_MAX)
+        return serve(loop, options)
 
 
 def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -292,4 +301,4 @@ def main(words: list[str]) -> int:
     gc.collect()
     gc.disable()
     gc.freeze()
-    return zygote.serve()
+    zygote.serve()
