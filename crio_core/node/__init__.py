@@ -19,7 +19,7 @@ from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.replies import Done, ImageFound
 
-__all__ = ["Handler", "Node", "Settings"]
+__all__ = ["QUESTIONS", "Handler", "Node", "Settings"]
 
 
 def _update_config(state: State, call_id: int, request: rq.UpdateRuntimeConfig) -> None:
@@ -53,6 +53,9 @@ _ASKING: Mapping[type, Callable[[State, Any], Any]] = {
     rq.Status: lambda state, request: queries.status(state),
     rq.Explain: explain.explain,
 }
+
+QUESTIONS = frozenset(_ASKING)
+"""Requests that change nothing: each is answered at once, by one reply."""
 
 
 class Node:

@@ -68,6 +68,18 @@ def note_refusal(state: State, request: object, error: OperationError) -> None:
             state.history.refused("pull", request.image.image[:TITLE_CHARS_MAX], error)
 
 
+def every(state: State) -> tuple[Mapping[str, Any], ...]:
+    """Explanations of all that there is and of all that is remembered."""
+    return (
+        *(_sandbox(state, one) for one in state.sandboxes.values()),
+        *(_container(state, one) for one in state.containers.values()),
+        *(_image(state, one.id) for one in state.images.values()),
+        *(_pull(state, one) for one in state.pulls.values()),
+        *(_layer(state, one) for one in state.layers.values() if one.state is LayerState.OWING),
+        *(_departed(one) for one in reversed(state.history.departed.values())),
+    )
+
+
 # --- one record ---------------------------------------------------------------------------------------------------
 
 

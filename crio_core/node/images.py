@@ -287,20 +287,12 @@ def _needed(state: State, diff_id: str) -> bool:
     )
 
 
-def found_layer(state: State, diff_id: str) -> None:
-    """A layer is in the store: keep it if anything needs it."""
-    if diff_id not in state.layers:
-        state.layers.put(diff_id, _stored_layer(diff_id))
-    sweep_layers(state, (diff_id,))
-
-
-def _stored_layer(diff_id: str) -> Layer:
-    descriptor = LayerDescriptor(digest="", diff_id=diff_id, size_bytes=0, media_type="")
-    return Layer(id=diff_id, state=LayerState.APPLIED, descriptor=descriptor)
-
-
-def load_layers(state: State, image: ImageRecord) -> None:
-    """The layers of a recorded image are in the store: nothing is recorded before them."""
-    for diff_id in image.layers:
-        if diff_id not in state.layers:
-            state.layers.put(diff_id, _stored_layer(diff_id))
+def load_layers(state: State, stored: tuple[str, ...]) -> None:
+    """Take up the layers that are in the store. An image that lacks one is no image: its record goes, it is pulled anew."""
+    for diff_id in stored:
+        descriptor = LayerDescriptor(digest="", diff_id=diff_id, size_bytes=0, media_type="")
+        state.layers.put(diff_id, Layer(id=diff_id, state=LayerState.APPLIED, descriptor=descriptor))
+    for image in state.images.values():
+        if any(diff_id not in state.layers for diff_id in image.layers):
+            state.images.pop(image.id)
+            state.emit(RECORDS_LANE, fx.DeleteRecord(kind=image.KIND, record_id=image.id))

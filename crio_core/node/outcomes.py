@@ -36,8 +36,9 @@ _FAILURES: Mapping[type, Callable[[Failure], object]] = {
     fx.ApplyLayer: lambda failure: ly.ApplyFailed(failure=failure),
 }
 SAVE_TIMER = "journal/"
+LOOK = "look"
 WATCH_AGAIN_NS = 1_000_000_000
-"""How long after a watch that failed the next one begins."""
+"""How long after a watch or a look that failed the next one begins."""
 
 
 def effect_ended(state: State, event: ev.EffectEnded) -> None:
@@ -55,8 +56,10 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
             _saved(state, owner, order, event.outcome)
         case fx.DeleteRecord():
             _deleted(state, owner, order, event.outcome)
+        case fx.ObserveSandbox() | fx.ObserveContainer() if isinstance(event.outcome, ev.Failed):
+            state.emit(owner, fx.ArmTimer(timer_id=f"{owner}/{LOOK}", after_ns=WATCH_AGAIN_NS))
         case fx.ObserveSandbox():
-            if owner in state.sandboxes and isinstance(event.outcome, ev.SandboxObserved) and not event.outcome.intact:
+            if owner in state.sandboxes and event.outcome == ev.SandboxObserved(intact=False):
                 pods.advance_sandbox(state, owner, sb.NamespacesLost())
         case fx.ObserveContainer():
             # The watch finds out whether it ended; only a start that the journal missed is news.
@@ -184,6 +187,9 @@ def timer_fired(state: State, timer_id: str) -> None:
     owner, _, name = timer_id.rpartition("/")
     if name == "watch":
         pods.watch_again(state, owner)
+        return
+    if name == LOOK:
+        pods.look_again(state, owner)
         return
     events: Mapping[str, object] = {
         "retry": RetryDue(),

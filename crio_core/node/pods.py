@@ -19,7 +19,7 @@ from crio_core.cri import (
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
-from crio_core.lifecycle.release import PartReleased, Resumed
+from crio_core.lifecycle.release import PartReleased, ReleaseFailed, Resumed, RetryDue
 from crio_core.lifecycle.session import SESSION, Session, SessionOpened
 from crio_core.node import checks, images, specs
 from crio_core.node.queries import find_container, find_sandbox
@@ -344,7 +344,9 @@ def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
     match what:
         case "stop-containers":
             for member in _members(state, record):
-                if member.state not in QUIET:
+                if may_live(member):
+                    advance_container(state, member.id, RetryDue())
+                elif member.state not in QUIET:
                     advance_container(state, member.id, ct.KillRequested())
             settle(state, record.id)
         case "remove-containers":
@@ -355,16 +357,22 @@ def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
             _start_infra(state, record)
         case _:
             infra = state.containers.get(specs.infra_id(record.id))
-            if infra is None or infra.state is ContainerState.OWING:
+            if infra is not None and may_live(infra):
+                advance_container(state, infra.id, RetryDue())
+            elif infra is None or infra.state is ContainerState.OWING:
                 advance_sandbox(state, record.id, PartReleased(part=Part.INFRA))
             else:
                 advance_container(state, infra.id, ct.RemoveRequested())
 
 
 def _members(state: State, record: SandboxRecord) -> tuple[ContainerRecord, ...]:
-    """The containers that clients made in the sandbox, owed remains apart."""
+    """The containers that clients made in the sandbox, owed remains without a process apart."""
     found = (state.containers.get(member) for member in state.members.get(record.id) or ())
-    return tuple(one for one in found if one is not None and not one.infra and one.state is not ContainerState.OWING)
+    return tuple(
+        one
+        for one in found
+        if one is not None and not one.infra and (one.state is not ContainerState.OWING or may_live(one))
+    )
 
 
 def settle(state: State, sandbox_id: str) -> None:
@@ -373,7 +381,8 @@ def settle(state: State, sandbox_id: str) -> None:
     if record is None:
         return
     members = _members(state, record)
-    if record.state is SandboxState.STOPPING and all(member.state in QUIET for member in members):
+    quiet = all(member.state in QUIET and not may_live(member) for member in members)
+    if record.state is SandboxState.STOPPING and quiet:
         advance_sandbox(state, sandbox_id, sb.ContainersStopped())
     elif record.state is SandboxState.REMOVING and not members:
         advance_sandbox(state, sandbox_id, sb.ContainersRemoved())
@@ -444,7 +453,7 @@ def advance_container(state: State, container_id: str, event: object) -> None:
                 state.emit(f"{container_id}/signal", output, owner=container_id)
             case _:
                 state.emit(container_id, output)
-    if record.state is not before.state:
+    if record.state is not before.state or may_live(record) != may_live(before):
         if record.state is ContainerState.GONE:
             images.sweep_layers(state, record.layers)
         if record.infra:
@@ -457,6 +466,21 @@ def watch_again(state: State, container_id: str) -> None:
     container = state.containers.get(container_id)
     if container is not None and container.state in WATCHED:
         state.emit(f"{container_id}/watch", ct.watch(container), owner=container_id)
+
+
+def look_again(state: State, record_id: str) -> None:
+    """Look anew how a record found at the start stands, if that still matters."""
+    container, sandbox = state.containers.get(record_id), state.sandboxes.get(record_id)
+    if container is not None and container.state in (ContainerState.CREATED, ContainerState.STARTING):
+        observe = fx.ObserveContainer(container_id=record_id, runtime_handler=container.runtime_handler)
+        state.emit(record_id, observe)
+    elif sandbox is not None and sandbox.state is SandboxState.READY:
+        state.emit(record_id, fx.ObserveSandbox(sandbox_id=record_id, pins=sandbox.pins))
+
+
+def may_live(record: ContainerRecord) -> bool:
+    """Whether an owed container may still have a process: its creation failed and it could not be deleted."""
+    return record.state is ContainerState.OWING and Part.RUNTIME in record.holds and not record.finished_at_ns
 
 
 def _stuck(state: State, record: ContainerRecord) -> None:
@@ -491,6 +515,9 @@ def _infra_moved(state: State, record: ContainerRecord) -> None:
             advance_sandbox(state, sandbox.id, sb.InfraFailed(failure=failure))
         elif sandbox.state in (SandboxState.READY, SandboxState.BROKEN):
             advance_sandbox(state, sandbox.id, sb.InfraExited())
+        elif may_live(record):
+            failure = record.failure or Failure(code=Code.INTERNAL.value, reason="INFRA_ALIVE", message=record.id)
+            advance_sandbox(state, sandbox.id, ReleaseFailed(failure=failure))
         elif gone:
             advance_sandbox(state, sandbox.id, PartReleased(part=Part.INFRA))
 

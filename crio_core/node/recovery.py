@@ -58,9 +58,11 @@ def load(state: State, event: JournalLoaded) -> None:
     for container in state.containers.values():
         members = state.members.get(container.sandbox_id) or ()
         state.members.put(container.sandbox_id, (*members, container.id))
+    images.load_layers(state, event.layers)
     pods.resume(state)
     # What is quarantined may own anything, so nothing is swept while something is.
     if not state.quarantined:
+        images.sweep_layers(state, event.layers)
         sweep(state)
 
 
@@ -71,33 +73,37 @@ def sweep(state: State) -> None:
 
 
 def swept(state: State, outcome: Outcome) -> None:
-    """What a crash left is gone; of whole layers the node decides here, since a pull may want them by now."""
+    """What a crash left is gone, or is looked for again after a while."""
     if not isinstance(outcome, StorageSwept):
         failures = (state.unsaved.get(SWEEP_TIMER) or 0) + 1
         state.unsaved.put(SWEEP_TIMER, failures)
         state.emit(STORAGE_LANE, fx.ArmTimer(timer_id=SWEEP_TIMER, after_ns=retry_after_ns(failures)))
         return
     state.unsaved.pop(SWEEP_TIMER)
-    for diff_id in outcome.layers:
-        images.found_layer(state, diff_id)
+
+
+def rest(record: SandboxRecord | ContainerRecord) -> SandboxRecord | ContainerRecord:
+    """The record as a server takes it up that finds it in its journal."""
+    if isinstance(record, SandboxRecord):
+        return replace(record, state=_SANDBOX_REST.get(record.state, record.state))
+    state = _CONTAINER_REST.get(record.state, record.state)
+    # A removal goes on where every process is dead; where one lives its client has to ask again.
+    doomed = record.doomed and state is ContainerState.EXITED
+    return replace(record, state=state, doomed=doomed, cancelled=False, kill_at_ns=0)
 
 
 def _take(state: State, record: Record) -> None:
+    if isinstance(record, ImageRecord):
+        state.images.put(record.id, record)
+        return
+    record = rest(record)
     match record:
         case SandboxRecord():
-            record = replace(record, state=_SANDBOX_REST.get(record.state, record.state))
             state.sandboxes.put(record.id, record)
             state.members.put(record.id, state.members.get(record.id) or ())
             if record.state not in (SandboxState.RESERVED, SandboxState.OWING):
                 state.sandbox_names.put(pods.sandbox_key(record), record.id)
         case ContainerRecord():
-            rest = _CONTAINER_REST.get(record.state, record.state)
-            # A removal goes on where every process is dead; where one lives its client has to ask again.
-            doomed = record.doomed and rest is ContainerState.EXITED
-            record = replace(record, state=rest, doomed=doomed, cancelled=False, kill_at_ns=0)
             state.containers.put(record.id, record)
             if record.state not in (ContainerState.RESERVED, ContainerState.OWING):
                 state.container_names.put(pods.container_key(record), record.id)
-        case ImageRecord():
-            state.images.put(record.id, record)
-            images.load_layers(state, record)

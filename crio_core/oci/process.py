@@ -19,20 +19,26 @@ _RLIMITS = frozenset(_RLIMIT_NAMES.split())
 
 
 def check_strings(field: str, strings: Sequence[str]) -> list[str]:
-    """Strings that execve(2) can take, as a list of their own."""
+    """Strings that execve(2) can take, as a list of their own. What is wrong is quoted up to the first `=`: the value
+    of a variable may be a secret, and messages are logged.
+    """
     if len(strings) > STRINGS_MAX:
         raise invalid(field, f"{len(strings)} strings", f"at most {STRINGS_MAX}")
     total = 0
     for index, text in enumerate(strings):
         if "\0" in text:
-            raise invalid(f"{field}[{index}]", text[:64], "a string without NUL")
+            raise invalid(f"{field}[{index}]", _shown(text), "a string without NUL")
         size = len(text) if text.isascii() else len(utf8(f"{field}[{index}]", text))
         if size > STRING_BYTES_MAX:
-            raise invalid(f"{field}[{index}]", text[:64] + "...", f"at most {STRING_BYTES_MAX} bytes")
+            raise invalid(f"{field}[{index}]", _shown(text) + "...", f"at most {STRING_BYTES_MAX} bytes")
         total += size + 1
     if total > TOTAL_BYTES_MAX:
         raise invalid(field, f"{total} bytes", f"at most {TOTAL_BYTES_MAX} bytes")
     return list(strings)
+
+
+def _shown(text: str) -> str:
+    return text.partition("=")[0][:64]
 
 
 def arguments(config: ContainerConfig, image: ImageConfig) -> list[str]:
