@@ -132,10 +132,11 @@ class Store:
         if (info := self._infos.get(layer.diff_id)) is not None:
             await self.forget_blob(layer.digest)
             return info
-        unpacking = None
+        unpacking = self._unpackings.get(layer.diff_id)  # before anything waits: a cancellation must find it
         try:
             async with self._slots:  # not held while waiting for the disk: one sync then serves many layers
-                unpacking = self._unpackings.get(layer.diff_id) or await self._begin(layer)
+                if unpacking is None:
+                    unpacking = self._unpackings.get(layer.diff_id) or await self._begin(layer)
                 unpacked = await unpacking.result()
             return await self._put_in_place(layer, unpacking, unpacked)
         except OperationError as error:
@@ -308,13 +309,15 @@ class Store:
             raise not_found("blob", str(layer.digest)) from None
 
     async def _begin(self, layer: LayerDescriptor) -> Unpacking:
-        self._template_users += 1
-        try:
-            unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
-        except BaseException:
-            await self._leave_template()
-            raise
-        self._unpackings[layer.diff_id] = unpacking
+        """Start a process; shielded, for a cancellation between its start and its being known would lose it."""
+        with anyio.CancelScope(shield=True):
+            self._template_users += 1
+            try:
+                unpacking = await in_thread(f"start unpacking {layer.digest}", self._start, layer)
+            except BaseException:
+                await self._leave_template()
+                raise
+            self._unpackings[layer.diff_id] = unpacking
         return unpacking
 
     async def _leave_template(self) -> None:
@@ -347,8 +350,9 @@ class Store:
         await in_thread(f"write {place}", (place / "layer.json").write_bytes, record)
         await self.forget_blob(layer.digest)  # before the sync, so that its bytes need not reach the disk
         await self._sync()
-        await in_thread(f"put layer {layer.diff_id} in place", self._rename, place, layer.diff_id)
-        self._infos[info.diff_id] = info
+        with anyio.CancelScope(shield=True):
+            await in_thread(f"put layer {layer.diff_id} in place", self._rename, place, layer.diff_id)
+            self._infos[info.diff_id] = info
         return info
 
     async def _sync(self) -> None:

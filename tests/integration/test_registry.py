@@ -4,12 +4,15 @@ import base64
 import json
 import os
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
+import psutil
 import pytest
 
 from crio_core.cri import AuthConfig
@@ -449,3 +452,63 @@ async def test_pull_of_many_layers_at_once_keeps_its_bounds(client: RegistryClie
             for place in where:
                 group.start_soon(one, place)
     assert len(store.list_layers()) == 30
+
+
+PULLER = """
+import os, sys, anyio
+from pathlib import Path
+from crio_core.image.platform import platform_of_machine
+from crio_core.image.reference import parse_reference
+from crio_core.image.registries import RegistriesConfig, candidates
+from crio_io.registry.client import RegistryClient
+from crio_io.storage.store import Store
+
+async def main():
+    store, client = Store(Path(sys.argv[1])), RegistryClient()
+    await store.open()
+    where = candidates(RegistriesConfig(), parse_reference(sys.argv[2]))
+    image = await client.resolve(where, platform_of_machine(os.uname().machine))
+    await client.fetch_blob(image.sources, image.layers[0], store, lambda step: print(step.received_bytes, flush=True))
+    await store.apply_layer(image.layers[0])
+
+anyio.run(main)
+"""
+
+
+def half_then_waiting(handler: Handler) -> bool:
+    """Blobs come to their middle, and the rest only when the test ends; asked for a range, the rest comes at once."""
+    body, _ = handler.registry.content.get(handler.path, (b"", ""))
+    if BIG.digest not in handler.path or handler.headers.get("range"):
+        return False
+    handler.reply(200, body[: len(body) // 2], length=len(body))
+    handler.registry.stopped.wait(20)
+    handler.close_connection = True
+    return True
+
+
+async def test_r12_killed_server_leaves_no_process_and_its_blob_is_gone_on_with(store: Store) -> None:
+    """R12, R11: after kill -9 in the middle of a pull the helpers end by themselves, and half the blob is there."""
+    with MisbehavingRegistry(half_then_waiting) as slow:
+        reference = slow.put("a", BIG)
+        command = [sys.executable, "-c", PULLER, str(store.root), reference]
+        puller = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert puller.stdout is not None
+        await anyio.to_thread.run_sync(puller.stdout.readline)
+        helpers = psutil.Process(puller.pid).children(recursive=True)
+        puller.kill()
+        puller.wait()
+        puller.stdout.close()
+        assert helpers
+        with anyio.fail_after(10):
+            while any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers):
+                await anyio.sleep(0.01)
+        assert store.list_layers() == ()
+        again = Store(store.root)
+        await again.open()
+        await again.sweep(frozenset(), frozenset(), frozenset(), blobs_max_age_s=3600)
+        before_bytes = slow.sent_bytes
+        client = RegistryClient()
+        await pull(client, again, places(reference))
+        assert slow.sent_bytes - before_bytes < len(BIG.blob) * 0.9
+        await client.aclose()
+        await again.aclose()
