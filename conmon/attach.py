@@ -45,7 +45,7 @@ def listen(folder: str, name: str, kind: int, mode: int) -> socket:
 class Client:
     """One connection: packets owed to it, and input from it that the container has not taken."""
 
-    __slots__ = ("fd", "input", "moved_ns", "packets", "queued_bytes", "readable")
+    __slots__ = ("fd", "input", "moved_ns", "packets", "parked", "queued_bytes", "readable", "writable")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -54,6 +54,8 @@ class Client:
         self.moved_ns = 0
         self.input = b""
         self.readable = True
+        self.writable = True
+        self.parked = False
 
 
 class Attach:
@@ -108,6 +110,8 @@ class Attach:
         mark = bytes((stream,))
         packets = [mark + data[at : at + PACKET_BYTES] for at in range(0, len(data), PACKET_BYTES)]
         for client in tuple(self.clients.values()):
+            if not client.writable:
+                continue
             if client.packets:
                 client.packets.extend(packets)
                 client.queued_bytes += len(data)
@@ -123,7 +127,7 @@ class Attach:
                 sent += 1
         except OSError as error:
             if error.errno != EAGAIN:
-                self._drop(client)
+                self._stop_writing(client)
                 return
         if sent:
             client.moved_ns = time.monotonic_ns()
@@ -131,11 +135,24 @@ class Attach:
         client.queued_bytes = sum(map(len, client.packets))
         self._rearm(client)
 
+    def _stop_writing(self, client: Client) -> None:
+        """The client takes no more output; what it wrote before it left is still to be read."""
+        client.writable = False
+        client.packets, client.queued_bytes = [], 0
+        if client.readable:
+            self._rearm(client)
+        else:
+            self._drop(client)
+
     def _rearm(self, client: Client) -> None:
         wanted = select.EPOLLOUT if client.packets else 0
         if client.readable and not client.input:
             wanted |= select.EPOLLIN
-        self._poll.modify(client.fd, wanted)
+        if not client.parked:
+            self._poll.modify(client.fd, wanted)
+        elif not client.input:
+            client.parked = False
+            self._poll.register(client.fd, wanted)
 
     def handle(self, fd: int, events: int) -> None:
         """React to a client's descriptor."""
@@ -145,7 +162,14 @@ class Attach:
         if events & select.EPOLLIN and client.readable and not client.input:
             self._read(client)
         elif events & (select.EPOLLHUP | select.EPOLLERR):
-            self._drop(client)
+            if client.input:
+                # It wrote and left, and the container has not taken all of it: until then a hang-up polls as ready.
+                client.parked = True
+                client.writable = False
+                client.packets, client.queued_bytes = [], 0
+                self._poll.unregister(fd)
+            else:
+                self._drop(client)
             return
         if events & select.EPOLLOUT and client.fd in self.clients:
             self._send(client, client.packets)
@@ -160,7 +184,10 @@ class Attach:
         if not data:
             client.readable = False
             self._end_input()
-            self._rearm(client)
+            if client.writable:
+                self._rearm(client)
+            else:
+                self._drop(client)
             return
         if self._stdin_over:
             return
@@ -211,7 +238,8 @@ class Attach:
                 self._rearm(client)
 
     def _drop(self, client: Client) -> None:
-        self._poll.unregister(client.fd)
+        if not client.parked:
+            self._poll.unregister(client.fd)
         os.close(client.fd)
         del self.clients[client.fd]
         if client.readable:

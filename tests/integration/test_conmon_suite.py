@@ -1,5 +1,6 @@
 """One suite for three monitors: Debian's conmon is the reference, ours has to do the same alone and from a zygote."""
 
+import contextlib
 import os
 import select
 import signal
@@ -106,6 +107,23 @@ def test_client_that_ends_its_input_ends_the_containers(rig: Rig) -> None:
         assert client.recv(9000) == b"\x02last words"
         client.shutdown(1)
         assert case.exit_code() == 0
+
+
+def test_input_of_a_client_that_left_arrives_whole(rig: Rig) -> None:
+    """A client writes faster than the container reads, and hangs up: all of it is passed on, then the end of input."""
+    case = rig.create("/bin/sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.02; done; cat", stdin=True).start()
+    data = b"".join(b"%d\n" % n for n in range(20000))
+    with case.attach() as client:
+        client.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):  # pipe and socket are full
+            while sent < len(data):
+                sent += client.send(data[sent : sent + 8000])
+    (rig.folder / "rootfs/tmp/go").touch()
+    case.exit_code()
+    case.gone()
+    assert sent > 65536
+    assert case.output() == data[:sent] + (b"" if data[:sent].endswith(b"\n") else b"\n")
 
 
 def test_stdin_left_open_survives_a_client(rig: Rig) -> None:
