@@ -1,0 +1,100 @@
+"""The monitor's other sockets, each with a stand-in for systemd at the far end: the journal, and readiness."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from conmon.journald import JournalLog
+from conmon.logs import LINE_BYTES_MAX, STDERR, STDOUT
+from tests.integration.conmon_suite import Rig, missing_parts
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(bool(missing_parts()), reason=missing_parts() or "all parts are there"),
+]
+ID = "0123456789abcdef"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    server.bind(str(tmp_path / "journal"))
+    server.settimeout(5)
+    return server
+
+
+def fields(datagram: bytes) -> dict[bytes, bytes]:
+    return dict(line.split(b"=", 1) for line in datagram.split(b"\n")[:-1])
+
+
+def test_each_line_is_a_message_with_the_containers_names(journal: socket.socket, tmp_path: Path) -> None:
+    """Standard output is information, standard error an error; the tag is what a reader filters by."""
+    log = JournalLog(cuuid=ID, name="web", tag="shop", path=str(tmp_path / "journal"))
+    log.write(STDOUT, b"one\ntw")
+    log.write(STDOUT, b"o\n")
+    log.write(STDERR, b"bad\n")
+    log.finish(sync=False)
+    with journal:
+        got = [fields(journal.recv(65536)) for _ in range(3)]
+    assert [(entry[b"MESSAGE"], entry[b"PRIORITY"]) for entry in got] == [
+        (b"one", b"6"),
+        (b"two", b"6"),
+        (b"bad", b"3"),
+    ]
+    assert got[0][b"CONTAINER_ID_FULL"] == ID.encode()
+    assert got[0][b"CONTAINER_ID"] == ID[:12].encode()
+    assert (got[0][b"CONTAINER_NAME"], got[0][b"SYSLOG_IDENTIFIER"]) == (b"web", b"shop")
+
+
+def test_long_and_unfinished_lines_are_marked_as_parts(journal: socket.socket, tmp_path: Path) -> None:
+    """R39 holds for the journal too: parts are marked and bounded."""
+    log = JournalLog(cuuid=ID, name="", tag="", path=str(tmp_path / "journal"))
+    log.write(STDOUT, b"x" * (LINE_BYTES_MAX + 5) + b"\nrest")
+    log.finish(sync=False)
+    with journal:
+        got = [fields(journal.recv(65536)) for _ in range(3)]
+    assert [len(entry[b"MESSAGE"]) for entry in got] == [LINE_BYTES_MAX, 5, 4]
+    assert [b"CONTAINER_PARTIAL_MESSAGE" in entry for entry in got] == [True, False, True]
+
+
+def test_journal_that_is_not_there_costs_lines_and_not_the_container(tmp_path: Path) -> None:
+    """R40: what could not be sent is counted."""
+    log = JournalLog(cuuid=ID, name="", tag="", path=str(tmp_path / "nobody"))
+    log.write(STDOUT, b"lost\n")
+    log.finish(sync=False)
+    assert log.dropped_bytes == 4
+
+
+def test_journal_that_reads_nothing_does_not_block(journal: socket.socket, tmp_path: Path) -> None:
+    """R40: a full socket drops lines at once."""
+    log = JournalLog(cuuid=ID, name="", tag="", path=str(tmp_path / "journal"))
+    for _ in range(2000):
+        log.write(STDOUT, b"y" * 1000 + b"\n")
+    log.finish(sync=False)
+    journal.close()
+    assert log.dropped_bytes > 0
+    assert log.dropped_bytes % 1000 == 0
+
+
+def test_readiness_is_passed_on_and_nothing_else(tmp_path: Path) -> None:
+    """A container may say that it is ready; it may not tell systemd which process is the service."""
+    rig = Rig("alone", tmp_path)
+    host = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    host.bind(str(tmp_path / "host.sock"))
+    host.settimeout(5)
+    try:
+        folder = tmp_path / f"criotest-{os.getpid()}-1-alone"
+        (folder / "notify").mkdir(parents=True)
+        case = rig.create("/bin/sleep", "1000", options=["--sdnotify-socket", str(tmp_path / "host.sock")]).start()
+        inside = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        folder_fd = os.open(case.folder, os.O_PATH)
+        for message in (b"MAINPID=1", b"STATUS=x\nREADY=1\nMAINPID=1", b"WATCHDOG=1"):
+            inside.sendto(message, f"/proc/self/fd/{folder_fd}/notify/notify.sock")
+        os.close(folder_fd)
+        inside.close()
+        assert (host.recv(100), host.recv(100)) == (b"READY=1", b"WATCHDOG=1")
+    finally:
+        host.close()
+        rig.close()
