@@ -34,6 +34,10 @@ class Layout:
         return self.root / "state.db"
 
     @property
+    def recordings(self) -> PurePosixPath:
+        return self.root / "recordings"
+
+    @property
     def storage(self) -> PurePosixPath:
         return self.root / "storage"
 

@@ -36,6 +36,7 @@ from crio_io.images import ImageStore, RegistryOptions
 from crio_io.journal import Journal
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
+from crio_io.recorder import Recorder
 from crio_io.runtime import OciRuntime
 from crio_io.sweep import Sweeper
 from crio_io.vault import Vault
@@ -92,6 +93,10 @@ class EngineOptions:
     selinux: bool = False
     defaults: SpecDefaults = SpecDefaults()
     registries: RegistryOptions = RegistryOptions()
+    version: str = ""
+    """Of the program around the engine, for recordings."""
+    record: Path | None = None
+    """A file to record everything in that the node is told; the latest of it is always kept in memory."""
 
 
 class Engine:
@@ -106,6 +111,7 @@ class Engine:
         self._executor = executor
         self._host = here
         self._zygote = zygote
+        self.recorder: Recorder | None = None
         self._networks = NetworkConfigs("", ())
         self._last_network = ("", "")
 
@@ -124,7 +130,10 @@ class Engine:
         self._executor.monitors.update(monitors)
         self._executor.cni.plugin_dirs = options.cni_plugin_dirs
         self.images.reload(options.registries)
-        self.driver.node.reload(settings_of(options, self._executor.layout, facts))
+        settings = settings_of(options, self._executor.layout, facts)
+        self.driver.node.reload(settings)
+        if self.recorder is not None:
+            self.recorder.reloaded(settings)
         self._networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
 
     async def watch_network(self) -> None:
@@ -339,6 +348,9 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
         engine = Engine(driver, executor, vault, here, zygote)
         engine.configure(options)
+        engine.recorder = Recorder(driver.node, version=options.version, path=options.record)
+        stack.push_async_callback(engine.recorder.aclose)
+        driver.on_step = engine.recorder.note
         await stack.enter_async_context(driver.running())
         driver.feed(
             JournalLoaded(
@@ -347,6 +359,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
                 at_ns=time.monotonic_ns(),
                 wall_ns=time.time_ns(),
                 quarantined={f"{kind}/{record_id}": reason for kind, record_id, reason in loaded.quarantined},
+                layers=images.layers(),
             )
         )
         async with anyio.create_task_group() as tasks:

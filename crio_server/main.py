@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from crio_server.commands.config import config_command
+from crio_server.commands.replay import replay_command
 from crio_server.commands.session import Session
 from crio_server.commands.version import VERSION, version_command
 from crio_server.config import CONFIG_DIR, CONFIG_FILE, OPTIONS, ConfigWarning, Option, Sources
@@ -90,6 +91,11 @@ def _params() -> list[click.Parameter]:
         ),
         click.Option(["runtime", "--runtime"], multiple=True, metavar="PATH", help="Path of the default runtime."),
         _switch("debug", "--debug", help="Short for --log-level debug."),
+        click.Option(
+            ["record", "--record"],
+            metavar="FILE",
+            help="Record what the node is told, for `crio replay`; environment values and credentials are left out.",
+        ),
         *(_missing_flag(row) for row in MISSING),
     ]
 
@@ -103,6 +109,7 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
     """
     path = params.pop("config")
     directory = params.pop("config_dir")
+    record = params.pop("record", None)
     flags: dict[str, tuple[str, ...]] = {}
     warnings: list[ConfigWarning] = []
     for name, given in params.items():
@@ -122,7 +129,7 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
         environ=environ,
         flags=flags,
     )
-    return Session(sources=sources, flag_warnings=tuple(warnings))
+    return Session(sources=sources, flag_warnings=tuple(warnings), record=record or "")
 
 
 @click.pass_context
@@ -137,14 +144,14 @@ def _serve(session: Session) -> None:
     loaded = session.load_or_exit()
     # Imported by name and only now: the subcommands must not pay for the server.
     server = importlib.import_module("crio_server.serve")
-    server.serve(loaded.config, loaded.warnings, notices=loaded.notices, reread=session.load)
+    server.serve(loaded.config, loaded.warnings, notices=loaded.notices, reread=session.load, record=session.record)
 
 
 main = Crio(
     "crio",
     callback=_start,
     params=_params(),
-    commands=[config_command, version_command],
+    commands=[config_command, replay_command, version_command],
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help=_start.__doc__,

@@ -1,6 +1,7 @@
 """The server: an engine behind a unix socket, until a signal ends it.
 
-SIGTERM and SIGINT stop it cleanly, and containers go on running. SIGHUP reads the configuration again.
+SIGTERM and SIGINT stop it cleanly, and containers go on running. SIGHUP reads the configuration again. SIGUSR1 writes
+what the node was told lately into a file, for `crio replay`.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def serve(
     *,
     notices: tuple[str, ...] = (),
     reread: Callable[[], Loaded] | None = None,
+    record: str = "",
 ) -> None:
     """Serve until SIGTERM or SIGINT. Ends the process with code 1 and one line if it cannot start."""
     _set_up_logging(config)
@@ -53,7 +56,7 @@ def serve(
     for warning in warnings:
         log.warning("%s", warning)
     try:
-        asyncio.run(_Serving(config, reread).run())
+        asyncio.run(_Serving(config, reread, record).run())
     except OperationError as error:
         sys.exit(f"crio: {error.message}")
     except PermissionError as error:
@@ -110,9 +113,11 @@ def bound_socket(path: str) -> socket.socket:
 class _Serving:
     """One run of the server."""
 
-    def __init__(self, config: Config, reread: Callable[[], Loaded] | None) -> None:
+    def __init__(self, config: Config, reread: Callable[[], Loaded] | None, record: str) -> None:
         self._config = config
         self._reread = reread
+        self._record = Path(record) if record else None
+        self._dumping: asyncio.Task[None] | None = None
         self._engine: Engine | None = None
         self._ended = asyncio.Event()
 
@@ -122,9 +127,11 @@ class _Serving:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._dump)
         listening = bound_socket(self._config.listen)
         try:
-            async with open_engine(engine_options(self._config)) as engine:
+            options = replace(engine_options(self._config), version=VERSION, record=self._record)
+            async with open_engine(options) as engine:
                 self._engine = engine
                 await self._serve(engine, listening)
         finally:
@@ -191,6 +198,23 @@ class _Serving:
         ]
         steps = [{"what": one.name, "seconds": time.monotonic() - one.started_s} for one in running_steps()]
         return [*effects, *steps]
+
+    def _dump(self) -> None:
+        """SIGUSR1: write down what the node was told lately; one at a time."""
+        engine = self._engine
+        if engine is None or engine.recorder is None or (self._dumping is not None and not self._dumping.done()):
+            return
+        recorder = engine.recorder
+
+        async def dump() -> None:
+            try:
+                log.info(
+                    "what the node was told lately: %s", await recorder.dump(Path(self._config.root) / "recordings")
+                )
+            except OperationError as error:
+                log.error("%s", error.message)
+
+        self._dumping = asyncio.create_task(dump())
 
     def _reload(self) -> None:
         """SIGHUP: take what can be taken now; a configuration that is wrong changes nothing."""

@@ -91,6 +91,7 @@ def _common(state: State, kind: str, record: Any, lanes: Iterable[str]) -> dict[
         "id": record.id,
         "name": title_of(record),
         "state": record.state.value,
+        "nowNs": state.wall_ns,
         "sinceNs": path[-1].wall_ns if path else 0,
         "path": [_transition(one) for one in path],
         "waitsFor": [one for lane in lanes for one in _lane(state, lane)],

@@ -17,6 +17,8 @@ class Session:
 
     sources: Sources
     flag_warnings: tuple[ConfigWarning, ...]
+    record: str = ""
+    """A file to record what the node is told; empty for none."""
 
     def load(self) -> Loaded:
         """Read all sources.
