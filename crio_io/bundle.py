@@ -1,7 +1,11 @@
-"""A container's bundle directory and the place of its log."""
+"""A container's bundle directory, the place of its log, and the host paths that its request mounts."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
+from posixpath import normpath
+
+import orjson
 
 from crio_core.errors import Code, OperationError
 from crio_io.storage.files import delete_tree
@@ -22,6 +26,27 @@ def write_bundle(bundle: Path, spec: bytes, log_path: str) -> None:
             Path(log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise OperationError(Code.INTERNAL, "BUNDLE_FAILED", f"writing bundle {bundle}: {error}") from error
+
+
+def make_mount_sources(spec: bytes, targets: Iterable[str]) -> None:
+    """Make the host paths that are to be bound to `targets` and do not exist, as directories (CRI, Mount.host_path).
+
+    Blocks as long as a dead file system below such a path does.
+
+    Raises:
+        OperationError: MOUNT_SOURCE_FAILED.
+    """
+    wanted = {normpath(target) for target in targets}
+    for mount in orjson.loads(spec)["mounts"]:
+        source = mount["source"]
+        if mount["type"] != "bind" or mount["destination"] not in wanted:
+            continue
+        try:
+            if not Path(source).exists():
+                Path(source).mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"mount of {mount['destination']}: host path {source!r} cannot be used: {error.strerror}"
+            raise OperationError(Code.FAILED_PRECONDITION, "MOUNT_SOURCE_FAILED", message) from error
 
 
 def remove_bundle(bundle: Path) -> None:

@@ -17,7 +17,7 @@ from crio_core.layout import Layout
 from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
 from crio_io import devices, mounts, namespaces, rootfs, sandbox_files
-from crio_io.bundle import remove_bundle, write_bundle
+from crio_io.bundle import make_mount_sources, remove_bundle, write_bundle
 from crio_io.cni import CniRunner
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
@@ -213,6 +213,9 @@ class HostExecutor:
         bundle = Path(self.layout.bundle(order.container_id))
         root = Path(self.layout.rootfs(order.container_id))
         await rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets)
+        if order.mount_targets:
+            step = f"look at the mount sources of {order.container_id}"
+            await mounts.in_thread(step, make_mount_sources, order.spec, order.mount_targets)
         await mounts.in_thread(f"write bundle {bundle}", write_bundle, bundle, order.spec, order.log_path)
         created = await self._monitor(order.runtime_handler).create(
             MonitorRequest(

@@ -36,10 +36,17 @@ def shared_site(images: Images) -> Iterator[Site]:
 
 
 @pytest.fixture(scope="module")
-def shared_crio(shared_site: Site) -> Iterator[Crio]:
+def pulled() -> tuple[str, ...]:
+    """Names of the images that the module's server has from the beginning; a module may say others."""
+    return ("busybox",)
+
+
+@pytest.fixture(scope="module")
+def shared_crio(shared_site: Site, pulled: tuple[str, ...]) -> Iterator[Crio]:
     """A server for all tests of a module."""
     with Crio(shared_site) as crio:
-        crio.pull(crio.images.busybox)
+        for name in pulled:
+            crio.pull(getattr(crio.images, name))
         crio.note_baseline()
         yield crio
 

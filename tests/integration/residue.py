@@ -18,8 +18,10 @@ from pathlib import Path
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_DEPTH_MAX = 4
 STORAGE_DEPTH_MAX = 2
-IGNORED_FILES = frozenset({"state.db", "state.db-copy", "state.db-wal", "state.db-copy-wal"})
-"""The journal: its rows are checked, its files stay."""
+IGNORED_FILES = frozenset(
+    {"state.db", "state.db-copy", "state.db-wal", "state.db-copy-wal", "zygote.sock", "zygote.sock.lock"}
+)
+"""The journal, whose rows are checked, and the way to the process that monitors are forked from."""
 IGNORED_DIRECTORY = "scratch/cgroups"
 """Notes about parent cgroups that the server has made: what is in there is checked."""
 
@@ -59,9 +61,14 @@ class Marks:
 
 def find(marks: Marks, *, but_pids: frozenset[int] = frozenset()) -> frozenset[str]:
     """Everything there is of this server now, each thing as a line of text; `but_pids` are left out."""
+    running = {pid: line for pid, line in processes(marks).items() if pid not in but_pids}
+    # One process that monitors are forked from belongs to an idle node; a second one would be left over.
+    zygotes = [pid for pid, line in running.items() if line[2:] == f"crio-conmon zygote {marks.runroot}/zygote.sock"]
+    for pid in zygotes[:1]:
+        del running[pid]
     return frozenset(
         [
-            *(f"process {pid}: {line}" for pid, line in processes(marks).items() if pid not in but_pids),
+            *(f"process {pid}: {line}" for pid, line in running.items()),
             *(f"mount {point}" for point in mounts(marks)),
             *(f"link {line}" for line in links(marks)),
             *(f"address {path.name} is reserved" for path in marks.ipam.glob("*/*") if path.name[0].isdigit()),
