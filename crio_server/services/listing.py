@@ -1,7 +1,7 @@
-"""List answers from records whose serialized form is kept until they change.
+"""List and status answers from records whose serialized form is kept until they change.
 
-A kubelet lists everything every second; nearly nothing has changed since. Records are values, so one that is the very
-object it was has the very bytes it had.
+A kubelet lists everything every second, and asks the status of what it found; nearly nothing has changed since.
+Records are values, so one that is the very object it was has the very bytes it had.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ class _Identified(Protocol):
 R = TypeVar("R", bound=_Identified)
 
 _ITEMS_TAG = b"\x0a"
-"""Field 1, length-delimited: where every CRI list answer has its items."""
+"""Field 1, length-delimited: where every CRI list answer has its items, and every status answer its status."""
 
 
 class ListCache(Generic[R]):
-    """Builds the bytes of a list answer.
+    """Builds the bytes of list and status answers.
 
     Args:
         translate: Makes the CRI message of one record.
@@ -34,13 +34,19 @@ class ListCache(Generic[R]):
 
     def answer(self, records: Sequence[R], *, everything: bool) -> bytes:
         """The serialized answer; `everything` says that nothing was filtered out, so that the cache can be pruned."""
-        parts = [self._item(record) for record in records]
-        if everything and len(self._items) > len(records):
-            live = {record.id for record in records}
-            self._items = {key: item for key, item in self._items.items() if key in live}
+        parts = [self.item(record) for record in records]
+        if everything:
+            self.keep(records)
         return b"".join(parts)
 
-    def _item(self, record: R) -> bytes:
+    def keep(self, records: Sequence[R]) -> None:
+        """Forget every record but these."""
+        if len(self._items) > len(records):
+            live = {record.id for record in records}
+            self._items = {key: item for key, item in self._items.items() if key in live}
+
+    def item(self, record: R) -> bytes:
+        """The serialized answer with one record alone."""
         known = self._items.get(record.id)
         if known is not None and known[0] is record:
             return known[1]

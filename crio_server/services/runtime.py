@@ -82,6 +82,8 @@ class RuntimeService:
         self._refresh_network = refresh_network
         self._sandboxes = ListCache[SandboxRecord](translate.sandbox)
         self._containers = ListCache[ContainerRecord](translate.container)
+        self._sandbox_statuses = ListCache[SandboxRecord](translate.sandbox_status)
+        self._container_statuses = ListCache[ContainerRecord](translate.container_status)
 
     async def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         return pb.VersionResponse(
@@ -147,13 +149,14 @@ class RuntimeService:
         await self._driver.call(rq.RemovePodSandbox(sandbox_id=request.pod_sandbox_id))
         return pb.RemovePodSandboxResponse()
 
-    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> pb.PodSandboxStatusResponse:
+    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes:
         found = await self._driver.call(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
         assert isinstance(found, SandboxFound)
-        return pb.PodSandboxStatusResponse(
-            status=translate.sandbox_status(found.sandbox),
-            info=await self._info("pod", found.sandbox.id, sandbox_info(found.sandbox)) if request.verbose else {},
-        )
+        status = self._sandbox_statuses.item(found.sandbox)
+        if not request.verbose:
+            return status
+        info = await self._info("pod", found.sandbox.id, sandbox_info(found.sandbox))
+        return status + pb.PodSandboxStatusResponse(info=info).SerializeToString()
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
         wanted = request.filter
@@ -161,7 +164,10 @@ class RuntimeService:
         labels = dict(wanted.label_selector)
         found = await self._driver.call(rq.ListPodSandbox(sandbox_id=wanted.id, ready=ready, labels=labels))
         assert isinstance(found, Sandboxes)
-        return self._sandboxes.answer(found.items, everything=not (wanted.id or labels or ready is not None))
+        everything = not (wanted.id or labels or ready is not None)
+        if everything:
+            self._sandbox_statuses.keep(found.items)
+        return self._sandboxes.answer(found.items, everything=everything)
 
     async def _info(self, kind: str, record_id: str, values: Mapping[str, Any]) -> dict[str, str]:
         explained = await explanation(self._driver, kind, record_id)
@@ -188,15 +194,14 @@ class RuntimeService:
         await self._driver.call(rq.RemoveContainer(container_id=request.container_id))
         return pb.RemoveContainerResponse()
 
-    async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> pb.ContainerStatusResponse:
+    async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> bytes:
         found = await self._driver.call(rq.ContainerStatus(container_id=request.container_id))
         assert isinstance(found, ContainerFound)
-        return pb.ContainerStatusResponse(
-            status=translate.container_status(found.container),
-            info=await self._info("container", found.container.id, container_info(found.container))
-            if request.verbose
-            else {},
-        )
+        status = self._container_statuses.item(found.container)
+        if not request.verbose:
+            return status
+        info = await self._info("container", found.container.id, container_info(found.container))
+        return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
     async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
         wanted = request.filter
@@ -209,6 +214,8 @@ class RuntimeService:
         )
         assert isinstance(found, Containers)
         everything = not (wanted.id or wanted.pod_sandbox_id or state or labels)
+        if everything:
+            self._container_statuses.keep(found.items)
         return self._containers.answer(found.items, everything=everything)
 
     async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
