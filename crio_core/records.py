@@ -261,6 +261,12 @@ def decode(kind: str, data: bytes) -> Record:
 
 def decode_request(cls: type[T], text: str) -> T:
     """The CRI message that a record's `request` holds; `cls` is its class in `crio_core.cri`."""
-    decode_dataclass: Any = _decode_dataclass  # dataclasses-json has no types for it, and no public name
-    decoded: T = decode_dataclass(cls, orjson.loads(text), False)
+    kind: Any = cls
+    decoded: T = _decoded(kind, text)
     return decoded
+
+
+@lru_cache(maxsize=REQUESTS_KEPT_MAX)
+def _decoded(cls: Any, text: str) -> Any:
+    decode_dataclass: Any = _decode_dataclass  # dataclasses-json has no types for it, and no public name
+    return decode_dataclass(cls, orjson.loads(text), False)
