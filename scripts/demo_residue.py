@@ -1,7 +1,7 @@
 """What the demonstration has on this machine right now, told from everybody else's by names that only it uses.
 
-What cannot be named in advance (the far ends of veth pairs, namespaces, ids) is remembered once it was seen in a place
-of ours, and then looked for everywhere: so something that slipped out of our places is still found.
+What cannot be named in advance (the far ends of veth pairs, ids) is remembered once it was seen in a place of ours, and
+then looked for everywhere: so something that slipped out of our places is still found.
 """
 
 import json
@@ -32,7 +32,6 @@ class Residue:
     network: str
     bridge: str
     ids: set[str] = field(default_factory=set)
-    namespaces: set[str] = field(default_factory=set)
     links: set[str] = field(default_factory=set)
 
     def look(self) -> Found:
@@ -52,7 +51,6 @@ class Residue:
         for place in ("run/sandboxes", "run/containers"):
             with suppress(FileNotFoundError):
                 self.ids.update(entry.name for entry in (self.directory / place).iterdir())
-        self.namespaces.update(name for point, kind, name in _mounts() if kind == "nsfs" and self._is_ours(point))
         self.links.update(self._links())
 
     def _is_ours(self, path: str) -> bool:
@@ -81,13 +79,12 @@ class Residue:
             ours.update(more)
         return dict(sorted(ours.items()))
 
-    def _namespaces(self) -> Iterator[str]:
-        held = {name for _, kind, name in _mounts() if kind == "nsfs"}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):
-                    held.update(str(link.readlink()) for link in (entry / "ns").iterdir())
-        yield from self.namespaces & held
+    def _namespaces(self) -> set[str]:
+        """Those pinned in our places, and those of our processes; not by number, which the kernel soon gives anew."""
+        found = {name for point, kind, name in _mounts() if kind == "nsfs" and self._is_ours(point)}
+        for pid in self.processes():
+            found |= _namespaces_of(str(pid))
+        return found - _namespaces_of("self")
 
     def _links(self) -> Iterator[str]:
         answer = subprocess.run(["ip", "-json", "link", "show"], stdout=subprocess.PIPE, check=True)
@@ -110,6 +107,12 @@ class Residue:
                         yield path
                 if top.count("/") - place.count("/") >= FILE_DEPTH_MAX:
                     directories.clear()
+
+
+def _namespaces_of(pid: str) -> set[str]:
+    with suppress(OSError):
+        return {str(link.readlink()) for link in Path("/proc", pid, "ns").iterdir()}
+    return set()
 
 
 def _mounts() -> Iterator[tuple[str, str, str]]:

@@ -120,3 +120,13 @@ def test_core_only_shows_the_effects_of_a_pod_and_touches_nothing() -> None:
     created = re.findall(r"Created\(id='(\w+)'\)", done.stdout)
     assert len(created) == 2
     assert len(set(created)) == 1
+
+
+def test_importing_the_packages_alone_loads_next_to_nothing() -> None:
+    """Helper processes import small parts of both packages; the public names must not make each of them pay for all."""
+    script = "import sys; before = set(sys.modules); import crio_core, crio_io; print(*set(sys.modules) - before)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, timeout=60, check=True
+    )
+    loaded = {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert loaded == {"crio_core", "crio_io"}

@@ -21,10 +21,18 @@ pytestmark = [
 ]
 
 
-def _start() -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "scripts.main_job"]
+NOTHING_LISTENS = """
+import sys
+from scripts import main_job
+
+main_job.REDIS_PORT, main_job.PONG_S = 1, 1.0
+sys.exit(main_job.main())
+"""
+
+
+def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        command,
+        [sys.executable, *(arguments or ("-m", "scripts.main_job"))],
         cwd=REPOSITORY,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -131,4 +139,18 @@ def test_main_job_signalled_while_it_cleans_up_still_leaves_nothing() -> None:
     finally:
         _finish(process)
     assert "still cleaning up" in text
+    _assert_nothing_left(text)
+
+
+def test_main_job_that_fails_says_why_and_leaves_nothing() -> None:
+    """A demonstration that cannot go on must not leave a pod, a bridge and a server behind."""
+    process = _start("-c", NOTHING_LISTENS)
+    try:
+        text = _read_until(process, "")
+        assert process.wait(RUN_S) == 1, text
+    finally:
+        _finish(process)
+    assert "FAILED: nothing listens at" in text
+    assert "the server's log ends with:" in text
+    assert "main job: ok" not in text
     _assert_nothing_left(text)
