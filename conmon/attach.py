@@ -257,8 +257,8 @@ class Attach:
         return any(client.packets for client in self.clients.values())
 
     def stall_deadline_ns(self, *, ending: bool = False) -> int:
-        """When the next client has to be let go (monotonic), or 0."""
-        if self._patient and not ending:
+        """When the next client has to be let go (monotonic), or 0; at the end any debt counts."""
+        if self._patient:
             return 0
         late = [c.moved_ns for c in self.clients.values() if c.queued_bytes > QUEUE_BYTES_MAX or (ending and c.packets)]
         return min(late) + STALL_NS if late else 0

@@ -295,6 +295,7 @@ def main(words: list[str]) -> int:
     os.close(null)
     os.chdir("/")
     linux.set_task_name(b"conmon")
+    linux.allow_page_merging()
     for _ in range(REHEARSALS):
         rehearse()
     ignore_signal(SIGCHLD)

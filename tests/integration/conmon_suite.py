@@ -13,7 +13,6 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -50,10 +49,6 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def _ended(pid: int) -> bool:
-    return not alive(pid)
 
 
 @dataclass(kw_only=True)
@@ -99,7 +94,15 @@ class Case:
 
     def gone(self) -> None:
         """Wait until the monitor itself has ended."""
-        until(lambda: not alive(self.monitor_pid), f"monitor {self.monitor_pid} of {self.cid} lives on")
+        until(lambda: not self.watched(), f"monitor {self.monitor_pid} of {self.cid} lives on")
+
+    def watched(self) -> bool:
+        """Whether the monitor lives; a process that got its number later is another one."""
+        try:
+            words = Path(f"/proc/{self.monitor_pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            return False
+        return alive(self.monitor_pid) and self.cid.encode() in b" ".join(words).split(b" ")
 
     def records(self, *paths: Path) -> list[tuple[str, str, bytes]]:
         """Stream, tag and bytes of each record in the log; every line has to be a record."""
@@ -251,8 +254,8 @@ class Rig:
             if case.sync_fd >= 0:
                 os.close(case.sync_fd)
         for case in self.cases:
-            if case.monitor_pid and alive(case.monitor_pid):
+            if case.monitor_pid and case.watched():
                 try:
-                    until(partial(_ended, case.monitor_pid), "still there", 3)
+                    case.gone()
                 except AssertionError:
                     os.kill(case.monitor_pid, signal.SIGKILL)

@@ -281,7 +281,7 @@ def test_churn_with_random_kills_loses_no_exit(rig: Rig) -> None:
             case.gone()
             rig.runc("delete", "-f", case.cid)
     expected = [case for index, case in enumerate(rig.cases) if index % 10 == 0 and case.cid not in unwatched]
-    living = [case for case in rig.cases if alive(case.monitor_pid)]
+    living = [case for case in rig.cases if case.watched()]
     assert [case.cid for case in living] == [case.cid for case in expected]
     for case in rig.cases:
         assert case.cid not in unwatched or not (case.folder / "exits" / case.cid).exists()
