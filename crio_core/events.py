@@ -180,10 +180,9 @@ class LayerApplied:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSwept:
-    """What no record owns is gone; `removed` names it. `layers` are the diff ids of all layers in the store."""
+    """What no record owns is gone; `removed` names it."""
 
     removed: tuple[str, ...]
-    layers: tuple[str, ...] = ()
 
 
 Outcome = (
@@ -249,6 +248,8 @@ class JournalLoaded:
     wall_ns: int
     quarantined: Mapping[str, str]
     """Rows that could not be read, by `kind/id`, with the reason."""
+    layers: tuple[str, ...] = ()
+    """Diff ids of the layers that are whole in the store."""
 
 
 Event = CallArrived | CallCancelled | EffectEnded | TimerFired | NetworkChanged | JournalLoaded

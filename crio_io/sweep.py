@@ -56,7 +56,7 @@ class Sweeper:
         removed += await self._images.sweep()
         for one in removed:
             log.info("swept: %s", one)
-        return ev.StorageSwept(removed=tuple(removed), layers=self._images.layers())
+        return ev.StorageSwept(removed=tuple(removed))
 
     def _ns(self, sandbox_id: str) -> Path:
         return Path(self._layout.namespaces(sandbox_id))

@@ -135,7 +135,6 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.RESERVED, RecordSaved): S.ROOTFS,
     (S.RESERVED, RecordNotSaved): S.GONE,
     (S.RESERVED, KillRequested): S.RESERVED,
-    (S.RESERVED, RemoveRequested): S.RESERVED,
     # Found reserved after a restart: nobody knows how far it got, so everything is released.
     (S.RESERVED, Resumed): S.UNWINDING,
     (S.ROOTFS, SpecBuilt): S.CREATING,
@@ -143,12 +142,10 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.ROOTFS, SpecRefused): S.UNWINDING,
     (S.ROOTFS, Cancelled): S.UNWINDING,
     (S.ROOTFS, KillRequested): S.ROOTFS,
-    (S.ROOTFS, RemoveRequested): S.ROOTFS,
     (S.CREATING, ContainerCreated): S.CREATED,
     (S.CREATING, CreateFailed): S.UNWINDING,
     (S.CREATING, Cancelled): S.UNWINDING,
     (S.CREATING, KillRequested): S.CREATING,
-    (S.CREATING, RemoveRequested): S.CREATING,
     (S.CREATED, Cancelled): S.UNWINDING,
     (S.CREATED, StartRequested): S.STARTING,
     (S.CREATED, StopRequested): S.KILLING,
@@ -203,7 +200,6 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.EXITED, StartFailed): S.EXITED,
     (S.EXITED, SignalSent): S.EXITED,
     (S.EXITED, SignalFailed): S.EXITED,
-    (S.EXITED, ProcessExited): S.EXITED,
     (S.EXITED, Resumed): S.EXITED,
     (S.EXITED, FoundRunning): S.EXITED,
     (S.REMOVING, StopRequested): S.REMOVING,
@@ -215,22 +211,17 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.REMOVING, StartFailed): S.REMOVING,
     (S.REMOVING, SignalSent): S.REMOVING,
     (S.REMOVING, SignalFailed): S.REMOVING,
-    (S.REMOVING, ProcessExited): S.REMOVING,
     (S.REMOVING, FoundRunning): S.REMOVING,
     (S.REMOVING, PartReleased): S.REMOVING,
     (S.REMOVING, AllReleased): S.GONE,
     (S.REMOVING, ReleaseFailed): S.OWING,
     (S.UNWINDING, KillRequested): S.UNWINDING,
     (S.UNWINDING, RemoveRequested): S.UNWINDING,
-    (S.UNWINDING, ProcessExited): S.UNWINDING,
     (S.UNWINDING, PartReleased): S.UNWINDING,
     (S.UNWINDING, AllReleased): S.GONE,
     (S.UNWINDING, ReleaseFailed): S.OWING,
-    (S.OWING, KillRequested): S.OWING,
-    (S.OWING, RemoveRequested): S.OWING,
     (S.OWING, GraceExpired): S.OWING,
     (S.OWING, KillUnconfirmed): S.OWING,
-    (S.OWING, ProcessExited): S.OWING,
     (S.OWING, RetryDue): S.OWING,
     (S.OWING, PartReleased): S.OWING,
     (S.OWING, AllReleased): S.GONE,
@@ -432,6 +423,7 @@ def _arrive_owing(record: ContainerRecord, came_from: Enum, event: Any) -> Arriv
                 fx.ArmTimer(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries)),
                 fx.Answer(operation="create", failure=refused),
                 fx.Answer(operation="remove"),
+                fx.Ask(what="stuck"),
             )
             return Arrival(record=record, orders=orders)
         case PartReleased() | RetryDue() | Resumed():
@@ -455,7 +447,7 @@ def _arrive_gone(record: ContainerRecord, event: Any) -> Arrival[ContainerRecord
 
 
 def _enter(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
-    if record.state in (S.RESERVED, S.ROOTFS, S.CREATING) and isinstance(event, KillRequested | RemoveRequested):
+    if record.state in (S.RESERVED, S.ROOTFS, S.CREATING) and isinstance(event, KillRequested):
         return Arrival(record=replace(record, cancelled=True))
     match record.state:
         case S.ROOTFS:

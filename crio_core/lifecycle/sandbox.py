@@ -144,11 +144,13 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.STOPPING, ContainersStopped): S.DETACHING,
     # Found half stopped after a restart.
     (S.STOPPING, Resumed): S.STOPPING,
-    (S.STOPPING, InfraExited): S.STOPPING,
+    # An infra container that an earlier stop owed is gone at last.
+    (S.STOPPING, PartReleased): S.STOPPING,
     (S.STOPPING, NamespacesLost): S.STOPPING,
     (S.DETACHING, SandboxStopRequested): S.DETACHING,
     (S.DETACHING, SandboxRemoveRequested): S.DETACHING,
-    (S.DETACHING, InfraExited): S.DETACHING,
+    # The look after a restart was under way when the stop came.
+    (S.DETACHING, NamespacesLost): S.DETACHING,
     (S.DETACHING, PartReleased): S.DETACHING,
     (S.DETACHING, AllReleased): S.STOPPED,
     (S.DETACHING, ReleaseFailed): S.STOPPED,
@@ -160,10 +162,8 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.STOPPED, AllReleased): S.STOPPED,
     (S.STOPPED, ReleaseFailed): S.STOPPED,
     (S.STOPPED, Resumed): S.STOPPED,
-    (S.STOPPED, NamespacesLost): S.STOPPED,
     (S.REMOVING, SandboxStopRequested): S.REMOVING,
     (S.REMOVING, SandboxRemoveRequested): S.REMOVING,
-    (S.REMOVING, ContainersStuck): S.REMOVING,
     (S.REMOVING, ContainersRemoved): S.CLEANING,
     # The results of a retry that was under way when the removal came; its timer may fire late.
     (S.REMOVING, RetryDue): S.REMOVING,
@@ -176,7 +176,6 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.CLEANING, AllReleased): S.GONE,
     (S.CLEANING, ReleaseFailed): S.OWING,
     (S.UNWINDING, PartReleased): S.UNWINDING,
-    (S.UNWINDING, InfraExited): S.UNWINDING,
     (S.UNWINDING, AllReleased): S.GONE,
     (S.UNWINDING, ReleaseFailed): S.OWING,
     (S.OWING, RetryDue): S.OWING,
@@ -292,9 +291,6 @@ def _enter_stopped(record: SandboxRecord, came_from: Enum, event: Any) -> Arriva
         case AllReleased():
             record = replace(record, failure=None, retries=0)
             orders = (fx.SaveRecord(record=record),)
-        case NamespacesLost():
-            record = replace(record, pins=())
-            orders = (fx.SaveRecord(record=record),)
         case Resumed() if not record.doomed:
             if any(part not in KEPT_WHEN_STOPPED for part in record.holds):
                 return _release(record, event, keep=KEPT_WHEN_STOPPED)
@@ -310,6 +306,8 @@ def _enter_stopping(record: SandboxRecord, came_from: Enum, event: Any) -> Arriv
         record = replace(record, doomed=True)
     if isinstance(event, NamespacesLost):
         record = replace(record, pins=())
+    if isinstance(event, PartReleased):
+        record = replace(record, holds=tuple(part for part in record.holds if part is not event.part))
     if isinstance(event, ContainersStuck):
         answers = tuple(fx.Answer(operation=name, failure=event.failure) for name in ("stop", "remove"))
         return Arrival(record=record, orders=answers)
@@ -333,8 +331,6 @@ def _enter_unwinding(record: SandboxRecord, event: Any) -> Arrival[SandboxRecord
         record = replace(record, holds=record.plan)
     elif isinstance(event, PreparationFailed | NetworkFailed | InfraFailed):
         record = replace(record, failure=event.failure)
-    elif isinstance(event, InfraExited):
-        return Arrival(record=record)
     return _release(record, event, keep=frozenset())
 
 
@@ -386,8 +382,6 @@ def _enter(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[Sandbo
         case S.REMOVING:
             if isinstance(event, PartReleased):
                 return Arrival(record=replace(record, holds=tuple(p for p in record.holds if p is not event.part)))
-            if isinstance(event, ContainersStuck):
-                return Arrival(record=record, orders=(fx.Answer(operation="remove", failure=event.failure),))
             if isinstance(event, SandboxRemoveRequested):
                 return Arrival(record=record, orders=(fx.Ask(what="remove-containers"),))
             return Arrival(record=record, orders=(fx.Answer(operation="stop"),))

@@ -60,11 +60,6 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.DRAINING, ExecFinished): S.CLOSED,
     (S.DRAINING, ExecFailed): S.CLOSED,
     (S.DRAINING, DrainLimitReached): S.CLOSED,
-    # The result came after all, or a timer lost the race.
-    (S.CLOSED, ExecFinished): S.CLOSED,
-    (S.CLOSED, ExecFailed): S.CLOSED,
-    (S.CLOSED, TimeLimitReached): S.CLOSED,
-    (S.CLOSED, DrainLimitReached): S.CLOSED,
 }
 
 
@@ -87,7 +82,7 @@ def _enter(record: Session, came_from: Enum, event: Any) -> Arrival[Session]:
             # The executor has the same limit and is killing the command now; this is the wall behind it.
             timer = fx.ArmTimer(timer_id=drain_timer(record.id), after_ns=DRAIN_LIMIT_NS)
             return Arrival(record=record, orders=(timer,))
-        case S.CLOSED if came_from is not S.CLOSED:
+        case S.CLOSED:
             timers = (
                 fx.CancelTimer(timer_id=limit_timer(record.id)),
                 fx.CancelTimer(timer_id=drain_timer(record.id)),

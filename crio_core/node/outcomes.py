@@ -90,6 +90,8 @@ def _lifecycle_event(state: State, owner: str, order: fx.Order, event: ev.Effect
         return PartReleased(part=_PARTS[type(order)])
     if isinstance(outcome, ev.RootfsMounted):
         container = state.containers[owner]
+        if (lost := pods.sandbox_lost(state, container)) is not None:
+            return ct.SpecRefused(failure=lost)
         try:
             return specs.build(state, container, outcome)
         except OperationError as error:

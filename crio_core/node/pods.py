@@ -478,14 +478,28 @@ def look_again(state: State, record_id: str) -> None:
         state.emit(record_id, fx.ObserveSandbox(sandbox_id=record_id, pins=sandbox.pins))
 
 
+def sandbox_lost(state: State, container: ContainerRecord) -> Failure | None:
+    """Why a container that is being created can have no place in its sandbox any more, if so."""
+    sandbox = state.sandboxes.get(container.sandbox_id)
+    if sandbox is not None and sandbox.state in (SandboxState.READY, SandboxState.INFRA):
+        return None
+    return Failure(
+        code=Code.ABORTED.value,
+        reason="SANDBOX_NOT_READY",
+        message=f"container {container.id}: its sandbox {container.sandbox_id} is not ready any more",
+    )
+
+
 def may_live(record: ContainerRecord) -> bool:
     """Whether an owed container may still have a process: its creation failed and it could not be deleted."""
     return record.state is ContainerState.OWING and Part.RUNTIME in record.holds and not record.finished_at_ns
 
 
 def _stuck(state: State, record: ContainerRecord) -> None:
+    if record.state is ContainerState.OWING and not may_live(record):
+        return
     sandbox = state.sandboxes.get(record.sandbox_id)
-    if sandbox is not None and sandbox.state in (SandboxState.STOPPING, SandboxState.REMOVING):
+    if sandbox is not None and sandbox.state is SandboxState.STOPPING:
         failure = Failure(
             code=Code.DEADLINE_EXCEEDED.value,
             reason="CONTAINER_UNKILLABLE",
@@ -551,6 +565,13 @@ def _exec_result(session: Session, event: Any) -> Result:
     return Executed(stdout=event.stdout, stderr=event.stderr, exit_code=event.exit_code)
 
 
+def _remove_orphan(state: State, container_id: str) -> None:
+    """A container whose sandbox is gone was being removed with it; what is owed of it is tried again anyway."""
+    container = state.containers.get(container_id)
+    if container is not None and container.state is not ContainerState.OWING:
+        advance_container(state, container_id, ct.RemoveRequested())
+
+
 def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
     for sandbox in state.sandboxes.values():
@@ -562,8 +583,8 @@ def resume(state: State) -> None:
             # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
-        if pod is None and container.infra:
-            advance_container(state, container.id, ct.RemoveRequested())
+        if pod is None and f"{SandboxRecord.KIND}/{container.sandbox_id}" not in state.quarantined:
+            _remove_orphan(state, container.id)
     for sandbox in state.sandboxes.values():
         match sandbox.state:
             case SandboxState.DETACHING | SandboxState.REMOVING | SandboxState.CLEANING:

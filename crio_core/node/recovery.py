@@ -56,8 +56,9 @@ def load(state: State, event: JournalLoaded) -> None:
         except LocalError as error:
             state.quarantined.put(f"{kind}/{record_id}", str(error))
     for container in state.containers.values():
-        members = state.members.get(container.sandbox_id) or ()
-        state.members.put(container.sandbox_id, (*members, container.id))
+        # What is owed of a container may outlive its sandbox.
+        if (members := state.members.get(container.sandbox_id)) is not None:
+            state.members.put(container.sandbox_id, (*members, container.id))
     images.load_layers(state, event.layers)
     pods.resume(state)
     # What is quarantined may own anything, so nothing is swept while something is.

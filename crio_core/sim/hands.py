@@ -21,7 +21,7 @@ from crio_core.sim.world import NEVER_NS, Life, Process, World
 SIGKILL_CODE = 137
 SIGTERM_CODE = 143
 CRASH_CODE = 139
-SHORT_NS = 30 * MS
+SHORT_NS = 3 * MS
 EXIT_FILE_NS = 2 * MS
 EXIT_FILE_LATE_NS = 8 * S
 LAYER_BYTES = 1_000_000
@@ -358,7 +358,7 @@ class Hands:
         if process is None or not process.alive or not process.running:
             raise _failure(Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {order.container_id} has ended")
         args = orjson.loads(order.process)["args"]
-        if args[0] == "hang":
+        if args[0].startswith("hang"):
             return ev.ExecFinished(stdout=b"", stderr=b"", exit_code=SIGKILL_CODE, timed_out=order.timeout_ns > 0)
         code = life_of(tuple(args)).code
         return ev.ExecFinished(stdout=" ".join(args).encode(), stderr=b"", exit_code=code, timed_out=False)
@@ -448,6 +448,7 @@ class Hands:
             if key not in order.containers:
                 yield
                 world.erase(world.writable, key)
+                world.erase(world.exits, key)
                 removed.append(key)
         yield
-        return ev.StorageSwept(removed=tuple(removed), layers=tuple(world.layers))
+        return ev.StorageSwept(removed=tuple(removed))

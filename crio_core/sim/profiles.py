@@ -47,6 +47,8 @@ class Latency:
     spread: float = 2.0
     tail: float = 40.0
     tail_probability: float = 0.02
+    halves: float = 0.25
+    """How often others get to see the world while an effect is half done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,10 +75,10 @@ class Faults:
     """A process survives SIGKILL for a while, or until the faults are over."""
 
 
-STEADY = Latency(spread=1.0, tail_probability=0.0)
+STEADY = Latency(spread=1.0, tail_probability=0.0, halves=0.0)
 """Every effect takes its floor: for comparing two runs."""
 ORDINARY = Latency()
-INSTANT = Latency(floor_ns=MappingProxyType({}), spread=1.0, tail_probability=0.0)
+INSTANT = Latency(floor_ns=MappingProxyType({}), spread=1.0, tail_probability=0.0, halves=0.0)
 
 NO_FAULTS = Faults()
 FEW_FAULTS = Faults(

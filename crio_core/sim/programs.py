@@ -44,7 +44,13 @@ COMMANDS: tuple[tuple[str, ...], ...] = (
 GRACES_NS = (0, 1 * S, 30 * S, 300 * S)
 WAITS_NS = (1 * MS, 10 * MS, 100 * MS, 1 * S, 15 * S, 120 * S)
 DOWNTIMES_NS = (0, 1 * MS, 1 * S, 90 * S)
-EXECS: tuple[tuple[tuple[str, ...], int], ...] = ((("true",), 0), (("exit", "2"), 5 * S), (("hang",), 2 * S))
+EXECS: tuple[tuple[tuple[str, ...], int], ...] = (
+    (("true",), 0),
+    (("exit", "2"), 5 * S),
+    (("hang",), 2 * S),
+    (("hang-on",), 1 * S),
+)
+BAD_DIRECTORY = "/proc/self/fd/7"
 MODES = ((NamespaceMode.POD, NamespaceMode.CONTAINER), (NamespaceMode.NODE, NamespaceMode.CONTAINER))
 FAILABLE: tuple[type, ...] = (
     fx.SaveRecord,
@@ -68,6 +74,19 @@ FAILABLE: tuple[type, ...] = (
     fx.ObserveSandbox,
     fx.ObserveContainer,
 )
+_RACERS = (
+    ("start", 0),
+    ("start", 0),
+    ("stop", 2),
+    ("stop", 0),
+    ("remove", 0),
+    ("crash", 0),
+    ("stop_pod", 0),
+    ("remove_pod", 0),
+    ("kill_process", 0),
+    ("create", 0),
+)
+MEET_TICKS_MAX = 100
 UNKNOWN_ID = "f" * 64
 
 
@@ -112,6 +131,7 @@ def container_config(slot: int, number: int, what: int = 0) -> ContainerConfig:
         metadata=ContainerMetadata(name=f"c{number}"),
         image=ImageSpec(image=REFERENCES[what % 3]),
         command=COMMANDS[what % len(COMMANDS)],
+        working_dir=BAD_DIRECTORY if what % 64 == 63 else "",
         log_path=f"c{number}.log",
         linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(namespace_options=options)),
     )
@@ -237,7 +257,7 @@ class Players:
             self.sim.cancel(waiting[action.a % len(waiting)])
 
     def prepare(self, action: Action) -> None:
-        """Bring a pod with a running container about, so that what follows meets one."""
+        """Bring a pod with a container about that was just told to start, so that what follows meets one."""
         slot, number = action.a % PODS, action.b % CONTAINERS
         config = container_config(slot, number, action.c)
         self._call(rq.PullImage(image=config.image))
@@ -247,7 +267,26 @@ class Players:
             self._call(rq.CreateContainer(sandbox_id=self._pod(Action(name="", a=slot)), config=config), slot, number)
             self.sim.run(2 * S)
             self._call(rq.StartContainer(container_id=self._container(Action(name="", a=slot, b=number))))
-            self.sim.run(20 * MS)
+            self.sim.run((20 * MS, 4 * MS, 1 * MS, 0)[action.b // 2 % 4])
+
+    def race(self, action: Action) -> None:
+        """Three things in quick succession that meet a container in the midst of something."""
+        what = action.c
+        for _ in range(3):
+            name, number = _RACERS[what % len(_RACERS)]
+            what //= len(_RACERS)
+            getattr(self, name)(Action(name=name, a=action.a, b=action.b, c=number))
+            for _ in range(action.b % 4):
+                self.sim.tick()
+
+    def owe(self, action: Action) -> None:
+        """Stop a pod whose network cannot be released, and remove it while that is tried again."""
+        self.sim.hands.network_broken = True
+        self.stop_pod(action)
+        self.sim.run(1 * S)
+        self.meet(Action(name="meet", a=FAILABLE.index(fx.DetachNetwork)))
+        self.sim.hands.network_broken = action.c % 2 == 0
+        self.remove_pod(action)
 
     # --- fate ---------------------------------------------------------------------------------------------------
 
@@ -257,6 +296,13 @@ class Players:
     def tick(self, action: Action) -> None:
         for _ in range(action.a % 8 + 1):
             self.sim.tick()
+
+    def meet(self, action: Action) -> None:
+        """Run until an effect of one kind is under way, so that what follows meets it."""
+        kind = FAILABLE[action.a % len(FAILABLE)]
+        for _ in range(MEET_TICKS_MAX):
+            if kind in self.sim.under_way or not self.sim.tick():
+                return
 
     def crash(self, action: Action) -> None:
         self.sim.crash_server()
@@ -280,6 +326,12 @@ class Players:
         process = self.sim.world.processes.get(self._container(action))
         if process is not None:
             self.sim.hands.kill(process)
+
+    def lose_namespaces(self, action: Action) -> None:
+        """Somebody unmounts a pod's namespaces while the server is away."""
+        self.sim.crash_server()
+        self.sim.world.lose_namespaces(self._pod(action))
+        self.sim.start_server()
 
     def fail_next(self, action: Action) -> None:
         self.sim.fail_next.append((FAILABLE[action.a % len(FAILABLE)], action.b % 6))
@@ -322,7 +374,11 @@ WEIGHTS: tuple[tuple[int, str], ...] = (
     (8, "prepare"),
     (16, "wait"),
     (12, "tick"),
+    (12, "meet"),
+    (12, "race"),
+    (2, "owe"),
     (4, "crash"),
+    (1, "lose_namespaces"),
     (1, "power_cut"),
     (2, "kill_monitor"),
     (3, "kill_process"),
@@ -342,7 +398,7 @@ def random_program(seed: int, *, length_max: int = 60) -> Program:
     actions: list[Action] = []
     for _ in range(4 + chance.below(length_max - 3)):
         name = chance.weighted(WEIGHTS)
-        actions.append(Action(name=name, a=chance.below(64), b=chance.below(8), c=chance.below(64)))
+        actions.append(Action(name=name, a=chance.below(64), b=chance.below(8), c=chance.below(1000)))
     return Program(seed=seed, faults=faults, actions=tuple(actions))
 
 

@@ -26,7 +26,7 @@ from crio_core.records import Failure
 from crio_core.replies import Result
 from crio_core.requests import CreateContainer, Request, RunPodSandbox
 from crio_core.sim.chance import Chance
-from crio_core.sim.hands import SIGKILL_CODE, Hands
+from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps
 from crio_core.sim.images import REGISTRY
 from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, S, Faults, Latency
 from crio_core.sim.world import NEVER_NS, World
@@ -36,7 +36,7 @@ UNEXPECTED_STEPS_MAX = 5
 """An order that is to fail does so after at most this many of its steps."""
 RECONCILE_NS = 60 * S
 """How long an exit of which nobody heard stays unseen."""
-TIMER_LATE_NS = 5 * MS
+TIMER_LATE_NS = 20 * MS
 EXIT_GRACE_NS = 500 * MS
 """How long the exit file of a container without process and monitor is waited for."""
 WALL_EPOCH_NS = 1_700_000_000 * S
@@ -71,11 +71,15 @@ class Call:
 class _Running:
     """An effect under way."""
 
-    __slots__ = ("effect", "hung")
+    __slots__ = ("done", "effect", "hung", "outcome", "steps")
 
     def __init__(self, effect: fx.Effect) -> None:
         self.effect = effect
         self.hung = False
+        self.steps: Steps | None = None
+        """Set once some of its steps were taken."""
+        self.done = 0
+        self.outcome: ev.Outcome | None = None
 
 
 class Simulation:
@@ -121,6 +125,7 @@ class Simulation:
         """Prefixes of lanes in which no effect ends until `release`."""
         self.on_reply: Callable[[Call], None] | None = None
         self.on_event: Callable[[ev.Event, tuple[fx.Effect, ...]], None] | None = None
+        self.on_crash: Callable[[], None] | None = None
         self._queue: list[tuple[int, int, int, Callable[[], None]]] = []
         self._count = 0
         self._life = 0
@@ -182,7 +187,7 @@ class Simulation:
         """A server starts on what the journal holds."""
         self._life += 1
         self.node = Node(self.settings)
-        self.world.old_containers = tuple(self.world.writable)
+        self.world.old_containers = tuple(dict.fromkeys((*self.world.writable, *self.world.exits)))
         rows = tuple((kind, key, data) for (kind, key), data in self.world.rows.items())
         self.feed(
             ev.JournalLoaded(
@@ -191,6 +196,7 @@ class Simulation:
                 at_ns=self.at_ns,
                 wall_ns=self.wall_ns,
                 quarantined=dict(self.quarantined),
+                layers=tuple(self.world.layers),
             )
         )
         self.set_network(self.network)
@@ -202,7 +208,7 @@ class Simulation:
         self.node = None
         self._life += 1
         for running in tuple(self._running.values()):
-            self._carry_out(running.effect.order, stop_after=self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1))
+            self._advance(running, self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1))
         self._running.clear()
         self._lanes.clear()
         self._timers.clear()
@@ -210,6 +216,8 @@ class Simulation:
         for call in self.calls.values():
             if call.open:
                 call.died = True
+        if self.on_crash is not None:
+            self.on_crash()
 
     def crash_machine(self) -> None:
         """A power cut, and the boot after it; the server is not started."""
@@ -355,7 +363,12 @@ class Simulation:
         if self._fault_chance.happens(self.faults.hang) or any(effect.lane.startswith(one) for one in self.stuck_lanes):
             running.hung = True
             return
-        self._push(self._time_of(effect.order), self._life, lambda: self._finish(effect))
+        time_ns = self._time_of(effect.order)
+        if self._latency_chance.happens(self.latency.halves):
+            # Others see it half done, as they would see a program that makes several system calls.
+            steps = self._latency_chance.below(UNEXPECTED_STEPS_MAX)
+            self._push(time_ns >> 1, self._life, lambda: self._advance(running, steps))
+        self._push(time_ns, self._life, lambda: self._finish(running))
 
     def _time_of(self, order: fx.Order) -> int:
         latency, chance = self.latency, self._latency_chance
@@ -364,13 +377,19 @@ class Simulation:
             time_ns += int(time_ns * (latency.spread - 1) * chance.below(1024)) >> 10
         if chance.happens(latency.tail_probability):
             time_ns = int(time_ns * latency.tail)
-        if isinstance(order, fx.ExecInContainer) and b'"hang"' in order.process:
-            time_ns = order.timeout_ns + 50 * MS if order.timeout_ns else 3600 * S
+        if isinstance(order, fx.ExecInContainer) and b'"hang' in order.process:
+            # Killed at its limit; `hang-on` leaves a child behind that holds the pipe open for a while.
+            time_ns = (order.timeout_ns or 3600 * S) + (5 * S if b'"hang-on"' in order.process else 50 * MS)
         return max(time_ns, 1)
 
-    def _finish(self, effect: fx.Effect) -> None:
+    def _finish(self, running: _Running) -> None:
+        effect = running.effect
         del self._running[effect.id]
-        outcome = self._carry_out(effect.order, stop_after=self._fault_of(effect.order))
+        stop_after = self._fault_of(effect.order)
+        self._advance(running, None if stop_after is None else stop_after - running.done)
+        if running.outcome is None or stop_after is not None:
+            running.outcome = self._interrupted(running)
+        outcome = running.outcome
         if isinstance(outcome, ev.Failed) and isinstance(effect.order, fx.SaveRecord):
             self.world.unsaved[effect.order.record.id] = True
         self._ended(effect, outcome)
@@ -389,24 +408,27 @@ class Simulation:
             return self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1)
         return None
 
-    def _carry_out(self, order: fx.Order, *, stop_after: int | None) -> ev.Outcome:
-        """Do an order, or as much of it as comes before `stop_after` of its steps."""
-        steps = self.hands.steps(order)
-        done = 0
+    def _advance(self, running: _Running, steps_max: int | None) -> None:
+        """Do more of an order: at most so many steps, or all that are left."""
+        if running.outcome is not None:
+            return
+        if running.steps is None:
+            running.steps = self.hands.steps(running.effect.order)
         try:
-            while stop_after is None or done < stop_after:
-                next(steps)
-                done += 1
+            while steps_max is None or steps_max > 0:
+                next(running.steps)
+                running.done += 1
+                if steps_max is not None:
+                    steps_max -= 1
         except StopIteration as end:
-            if stop_after is None:
-                outcome: ev.Outcome = end.value
-                return outcome
+            running.outcome = end.value
         except OperationError as error:
-            return ev.Failed(failure=Failure.of(error))
-        steps.close()
-        name = type(order).__name__
-        failure = Failure(code=Code.INTERNAL.value, reason="INJECTED", message=f"{name} failed after {done} steps")
-        return ev.Failed(failure=failure)
+            running.outcome = ev.Failed(failure=Failure.of(error))
+
+    def _interrupted(self, running: _Running) -> ev.Failed:
+        name = type(running.effect.order).__name__
+        message = f"{name} failed after {running.done} steps"
+        return ev.Failed(failure=Failure(code=Code.INTERNAL.value, reason="INJECTED", message=message))
 
     # --- ends of containers -----------------------------------------------------------------------------------
 
@@ -448,6 +470,11 @@ class Simulation:
     def busy(self) -> tuple[str, ...]:
         """Lanes with work under way, watches apart."""
         return tuple(lane for lane in self._lanes if not lane.endswith("/watch"))
+
+    @property
+    def under_way(self) -> tuple[type, ...]:
+        """The kinds of the effects that were begun and have not ended."""
+        return tuple(type(running.effect.order) for running in self._running.values())
 
     @property
     def timers(self) -> tuple[str, ...]:

@@ -94,7 +94,7 @@ class World:
         self.downloads: dict[str, bool] = {}
         """Blobs that were downloaded and not unpacked; True when complete. A cache: nobody owns it."""
         self.old_containers: tuple[str, ...] = ()
-        """Whose writable layers there were when the server started."""
+        """Whose writable layers and exit files there were when the server started."""
         # What only the simulation knows.
         self.network_owed: dict[str, int] = {}
         """Sandboxes whose network was asked for since its last successful release, with the number of times."""
@@ -102,6 +102,8 @@ class World:
         """How processes really ended."""
         self.unknowable: dict[str, bool] = {}
         """Containers whose end nobody could write down, or whose exit file a power cut may have taken."""
+        self.lost: dict[str, bool] = {}
+        """Sandboxes whose namespaces somebody else unmounted."""
         self.unsaved: dict[str, bool] = {}
         """Records whose writing failed at least once."""
         self.violations: list[str] = []
@@ -146,6 +148,12 @@ class World:
         """The monitor dies; its container runs on, and nobody will write down how it ends."""
         self.monitors.pop(container_id, None)
         self.unknowable[container_id] = True
+
+    def lose_namespaces(self, sandbox_id: str) -> None:
+        """Somebody unmounts a sandbox's namespaces."""
+        self.pins.pop(sandbox_id, None)
+        self.links.pop(sandbox_id, None)
+        self.lost[sandbox_id] = True
 
     def power_cut(self) -> None:
         """The machine stops at once and boots again: new boot id, numbers begin anew, the run directory is empty."""

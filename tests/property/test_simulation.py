@@ -22,7 +22,7 @@ PROGRAMS = int(os.environ.get("CRIO_SIM_PROGRAMS", "900"))
 """Random programs in a test run; `scripts/soak.py` explores for longer."""
 EXAMPLES = int(os.environ.get("CRIO_SIM_EXAMPLES", "100"))
 
-NUMBERS = st.integers(0, 63)
+NUMBERS = st.integers(0, 999)
 ACTIONS = st.builds(
     Action, name=st.sampled_from([name for _, name in WEIGHTS]), a=NUMBERS, b=st.integers(0, 7), c=NUMBERS
 )
