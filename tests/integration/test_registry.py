@@ -423,6 +423,9 @@ async def test_tls_is_verified_and_certs_d_is_read(store: Store, tmp_path: Path)
         await knowing.aclose()
 
 
+# asyncio's create_connection, cancelled as the connection is made, leaves the socket to the collector to close.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <function _Selector:pytest.PytestUnraisableExceptionWarning")
 async def test_r13_cancelled_pull_frees_everything_and_can_be_done_again(client: RegistryClient, store: Store) -> None:
     """R12, R13: cancelled anywhere, a pull leaves at most its partial blob, quickly; the next pull succeeds."""
     with MisbehavingRegistry() as good:
