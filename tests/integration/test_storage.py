@@ -245,7 +245,7 @@ async def test_image_mounts_read_only(store: Store, mountpoint: Path) -> None:
 
 
 async def test_cve_2025_47290_links_swapped_while_unpacking_lead_nowhere(store: Store, tmp_path: Path) -> None:
-    """CVE-2025-47290: a layer's directories are swapped for links to the host while it is unpacked: nothing gets out."""
+    """CVE-2025-47290: a layer's directories are swapped for links to the host while it is unpacked: none gets out."""
     outside = tmp_path / "outside"
     outside.mkdir()
     layer = pack(archive({f"d/f{number}": b"x" * 2000 for number in range(1500)}), "none")
