@@ -132,7 +132,10 @@ class DemoNode:
     def start_registry(self) -> int:
         """A registry on loopback with this machine's redis as `library/redis:alpine`; returns the layer's size."""
         self._registry = LocalRegistry(self.directory / "registry")
-        self._registry.__enter__()
+        try:
+            self._registry.__enter__()
+        except RuntimeError as error:
+            raise DemoFailed(str(error)) from error
         layer = pack(redis_archive())
         path = {"Env": [f"PATH={SYSTEM_PATH}"], "Cmd": ["redis-server"]}
         self._registry.push("library/redis", [layer], tag="alpine", config=path)

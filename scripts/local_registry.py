@@ -129,6 +129,18 @@ def busybox_archive() -> bytes:
     return archive_of_host(["/bin/busybox"], extra)
 
 
+def registry_program() -> str:
+    """Debian calls it `docker-registry`, its authors `registry`.
+
+    Raises:
+        RuntimeError: It is not installed.
+    """
+    found = shutil.which("docker-registry") or shutil.which("registry")
+    if found is None:
+        raise RuntimeError("docker-registry is not installed")
+    return found
+
+
 def _libraries(program: str) -> list[str]:
     found = subprocess.run(["ldd", program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
     return re.findall(r"(/\S+)", found.stdout.decode())
@@ -171,7 +183,7 @@ class LocalRegistry:
         path.write_text(json.dumps(config))  # JSON is YAML
         with (self.directory / "log").open("wb") as log:
             self._process = subprocess.Popen(
-                ["docker-registry", "serve", str(path)],
+                [registry_program(), "serve", str(path)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

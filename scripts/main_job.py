@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from scripts.demo_node import POLL_S, SYSTEM_PATH, DemoFailed, DemoNode, Interrupted, Signals
 from scripts.demo_residue import Found, listed, table
 
-NEEDED = ("runc", "ip", "iptables", "docker-registry", "redis-server", "redis-cli")
+NEEDED = ("runc", "ip", "iptables", "redis-server", "redis-cli")
 PONG_S = 15.0
 REDIS_PORT = 6379
 ENDING_S = 5.0
@@ -28,7 +28,8 @@ def main() -> int:
     """Run it; returns the exit code."""
     if os.geteuid() != 0:
         return _complain("this needs root: namespaces, mounts and cgroups")
-    missing = [name for name in NEEDED if shutil.which(name, path=SYSTEM_PATH) is None]
+    os.environ["PATH"] = SYSTEM_PATH  # what root has after `su` lacks the places of ip and iptables
+    missing = [name for name in NEEDED if shutil.which(name) is None]
     if missing:
         return _complain(f"not installed: {', '.join(missing)}; `make run` installs what is missing")
     signals = Signals()
