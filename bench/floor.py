@@ -144,6 +144,22 @@ def _without_sources(spec: dict[str, Any], directory: str) -> dict[str, Any]:
     return spec
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy files and links as they are."""
-    shutil.copytree(source, target, symlinks=True)
+def floor_like(place: Place, directory: Path, container_id: str) -> Floor:
+    """A floor that does what was done for a container that is running now.
+
+    Args:
+        place: Where the run happens.
+        directory: Below it lies the bundle of the container.
+        container_id: Which container.
+    """
+    found = [path for path in directory.rglob("config.json") if container_id in str(path)]
+    if not found:
+        raise RuntimeError(f"no config.json of {container_id} below {directory}")
+    spec = json.loads(found[0].read_text())
+    rootfs = found[0].parent / spec["root"]["path"]
+    layer = place.directory / "layer"
+    for name in ("proc", "sys", "dev", "tmp"):
+        (layer / name).mkdir(parents=True)
+    for name in ("bin", "etc"):
+        shutil.copytree(rootfs / name, layer / name, symlinks=True)
+    return Floor(place, spec, layer)

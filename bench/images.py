@@ -18,12 +18,13 @@ MANY_LAYER_BYTES = 1024 * 1024
 AT_ONCE = 10
 AT_ONCE_BYTES = 12 * 1024 * 1024
 SOURCES = ("/usr/lib", "/usr/share", "/usr/bin")
+CATATONIT = "/usr/bin/catatonit"
 BUSYBOX_NAMES = ("sh", "sleep", "true", "cat", "echo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Images:
-    """References of everything that a run needs; an empty one was not wanted."""
+    """References of everything that a run needs."""
 
     pause: str
     work: str
@@ -41,21 +42,27 @@ def fill(registry: LocalRegistry, *, large_bytes: int) -> Images:
         registry: Where to.
         large_bytes: Unpacked size of the large image.
     """
-    pause = archive_of_host([], {"pause": Path("/usr/bin/catatonit").read_bytes()})
-    pause = _executable(pause)
-    work = _work_archive()
+    pause, work = fill_small(registry)
     files = _files(large_bytes + MANY_LAYERS * MANY_LAYER_BYTES + AT_ONCE * AT_ONCE_BYTES)
     large = [_layer(files, large_bytes // LARGE_LAYERS) for _ in range(LARGE_LAYERS)]
     layered = [_layer(files, MANY_LAYER_BYTES) for _ in range(MANY_LAYERS)]
     several = [_layer(files, AT_ONCE_BYTES) for _ in range(AT_ONCE)]
     return Images(
-        pause=registry.push("criobench/pause", [_pack(pause)], config={"Entrypoint": ["/pause", "-P"]}).reference,
-        work=registry.push("criobench/work", [_pack(work)], config={"Env": ["PATH=/bin"]}).reference,
+        pause=pause,
+        work=work,
         large=registry.push("criobench/large", large).reference,
         layered=registry.push("criobench/layered", layered).reference,
         several=tuple(registry.push(f"criobench/one{i}", [layer]).reference for i, layer in enumerate(several)),
         large_bytes=sum(len(layer.blob) for layer in large),
     )
+
+
+def fill_small(registry: LocalRegistry) -> tuple[str, str]:
+    """Make and push what is run: references of the pause image and of the workload."""
+    pause = _executable(archive_of_host([], {"pause": Path(CATATONIT).read_bytes()}))
+    made = registry.push("criobench/pause", [_pack(pause)], config={"Entrypoint": ["/pause", "-P"]})
+    work = registry.push("criobench/work", [_pack(_work_archive())], config={"Env": ["PATH=/bin"]})
+    return made.reference, work.reference
 
 
 def _executable(tar_bytes: bytes) -> bytes:
@@ -72,7 +79,7 @@ def _executable(tar_bytes: bytes) -> bytes:
 def _work_archive() -> bytes:
     """Busybox, and as workload a static program that sleeps and ends at SIGTERM."""
     extra: dict[str, bytes | str] = {f"bin/{name}": "busybox" for name in BUSYBOX_NAMES}
-    extra["bin/work"] = Path("/usr/bin/catatonit").read_bytes()
+    extra["bin/work"] = Path(CATATONIT).read_bytes()
     extra["etc/passwd"] = b"root:x:0:0:root:/root:/bin/sh\n"
     extra["etc/group"] = b"root:x:0:\n"
     return _executable(archive_of_host(["/bin/busybox"], extra))

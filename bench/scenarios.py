@@ -1,12 +1,10 @@
 """What is measured. Subjects are gone through in turn (A B A B), so that a slow minute hits all of them."""
 
 import contextlib
-import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -91,27 +89,11 @@ def pull_work(run: Run) -> None:
 
 
 def open_floor(run: Run) -> None:
-    """Set the floor up with the document that a server wrote for the same request."""
+    """Set the floor up to do what is done for the same request."""
     ours = next(peer for peer in run.peers if peer.name == CRIO)
     pod = run.up(ours)
-    found = [path for path in ours.directory.rglob("config.json") if pod.container in str(path)]
-    if not found:
-        raise RuntimeError(f"no config.json of {pod.container} below {ours.directory}")
-    spec = json.loads(found[0].read_text())
-    layer = run.place.directory / "layer"
-    layer.mkdir()
-    _copy_rootfs(ours, pod, layer)
+    run.floor = floors.floor_like(run.place, ours.directory, pod.container)
     pods.down(pod)
-    run.floor = floors.Floor(run.place, spec, layer)
-
-
-def _copy_rootfs(peer: Peer, pod: Pod, target: Path) -> None:
-    status = peer.client.call("ContainerStatus", pb.ContainerStatusRequest(container_id=pod.container, verbose=True))
-    pid = json.loads(status.info["info"])["pid"]
-    for name in ("bin", "etc"):
-        floors.copy_tree(Path(f"/proc/{pid}/root/{name}"), target / name)
-    for name in ("proc", "sys", "dev", "tmp"):
-        (target / name).mkdir()
 
 
 # --- one pod at a time ------------------------------------------------------------------------------------------------
