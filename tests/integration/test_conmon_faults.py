@@ -123,6 +123,7 @@ def test_disk_that_has_room_again_is_used_again(rig: Rig) -> None:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
+@pytest.mark.slow
 def test_slow_client_holds_back_neither_log_nor_other_clients(rig: Rig) -> None:
     """R40: a client that reads nothing is let go; the others and the log get everything."""
     case = rig.create("/bin/sh", "-c", "read x; seq 200000", stdin=True).start()
@@ -135,6 +136,7 @@ def test_slow_client_holds_back_neither_log_nor_other_clients(rig: Rig) -> None:
     assert case.output() == b"".join(b"%d\n" % n for n in range(1, 200001))
 
 
+@pytest.mark.slow
 def test_idle_monitor_does_not_wake_up(rig: Rig) -> None:
     """R41: nothing happens, so nothing runs; also after a stop and a continue of the process."""
     case = rig.create("/bin/sleep", "1000", stdin=True).start()
@@ -255,6 +257,7 @@ def test_container_whose_monitor_was_killed_ends_with_it_known(rig: Rig) -> None
         assert not path.exists() or path.read_text() == "137"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_churn_with_random_kills_loses_no_exit(rig: Rig) -> None:
     """As many monitors as containers at the end, no zombie, and each exit is true or plainly unknown.
