@@ -144,7 +144,6 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.ROOTFS, KillRequested): S.ROOTFS,
     (S.CREATING, ContainerCreated): S.CREATED,
     (S.CREATING, CreateFailed): S.UNWINDING,
-    (S.CREATING, Cancelled): S.UNWINDING,
     (S.CREATING, KillRequested): S.CREATING,
     (S.CREATED, Cancelled): S.UNWINDING,
     (S.CREATED, StartRequested): S.STARTING,
@@ -168,7 +167,6 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.RUNNING, RemoveRequested): S.KILLING,
     (S.RUNNING, ProcessExited): S.EXITED,
     (S.RUNNING, Resumed): S.RUNNING,
-    (S.RUNNING, FoundRunning): S.RUNNING,
     (S.STOPPING, StopRequested): S.STOPPING,
     (S.STOPPING, KillRequested): S.KILLING,
     (S.STOPPING, RemoveRequested): S.KILLING,
@@ -220,6 +218,9 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.UNWINDING, PartReleased): S.UNWINDING,
     (S.UNWINDING, AllReleased): S.GONE,
     (S.UNWINDING, ReleaseFailed): S.OWING,
+    # A signal has a lane of its own, and may end after everything else.
+    (S.OWING, SignalSent): S.OWING,
+    (S.OWING, SignalFailed): S.OWING,
     (S.OWING, GraceExpired): S.OWING,
     (S.OWING, KillUnconfirmed): S.OWING,
     (S.OWING, RetryDue): S.OWING,
@@ -455,8 +456,6 @@ def _enter(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[Cont
                 return Arrival(record=record, then=Cancelled())
             return Arrival(record=replace(record, holds=(Part.ROOTFS,)), orders=(fx.Ask(what="mount-rootfs"),))
         case S.CREATING:
-            if record.cancelled:
-                return Arrival(record=record, then=Cancelled())
             record = replace(record, holds=EVERYTHING, process=event.process)
             return Arrival(record=record, orders=(event.create,))
         case S.CREATED:

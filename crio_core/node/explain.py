@@ -239,6 +239,7 @@ def _node(state: State) -> dict[str, Any]:
         "unsaved": dict(state.unsaved.items()),
         "owned": {
             "sandboxes": {one.id: one.state.value for one in sandboxes},
+            "pins": {one.id: {pin.path: pin.inode for pin in one.pins} for one in sandboxes if one.pins},
             "containers": {one.id: one.state.value for one in containers},
             "images": {one.id: list(one.layers) for one in state.images.values()},
             "layers": {one.id: one.state.value for one in state.layers.values()},

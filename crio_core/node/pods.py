@@ -471,7 +471,7 @@ def watch_again(state: State, container_id: str) -> None:
 def look_again(state: State, record_id: str) -> None:
     """Look anew how a record found at the start stands, if that still matters."""
     container, sandbox = state.containers.get(record_id), state.sandboxes.get(record_id)
-    if container is not None and container.state in (ContainerState.CREATED, ContainerState.STARTING):
+    if container is not None and container.state is ContainerState.CREATED:
         observe = fx.ObserveContainer(container_id=record_id, runtime_handler=container.runtime_handler)
         state.emit(record_id, observe)
     elif sandbox is not None and sandbox.state is SandboxState.READY:

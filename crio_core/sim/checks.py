@@ -195,7 +195,9 @@ class Inspector:
             mine.pop(name, None), other.pop(name, None)
         differ = [f"{name}: {other[name]!r} for {mine[name]!r}" for name in mine if mine[name] != other[name]]
         if differ:
-            self._say("I3", f"{record.KIND} {record.id} ({record.state.value}) is in the journal with {', '.join(differ)}")
+            self._say(
+                "I3", f"{record.KIND} {record.id} ({record.state.value}) is in the journal with {', '.join(differ)}"
+            )
 
     def _sandbox_is_true(self, record: SandboxRecord) -> None:
         world = self.sim.world
@@ -207,10 +209,18 @@ class Inspector:
                     self._say("I9", f"sandbox {record.id} is ready and has no namespaces")
                 # Two faults at once may hide it: no word of the stop in the journal, and a crash in the midst of it.
                 known = record.id not in world.unsaved
-                if Part.NETWORK in record.plan and known and not (record.id in world.links and record.id in world.addresses):
+                if (
+                    Part.NETWORK in record.plan
+                    and known
+                    and not (record.id in world.links and record.id in world.addresses)
+                ):
                     self._say("I9", f"sandbox {record.id} is ready and has no network")
             case SandboxState.STOPPED:
-                for name, table in (("namespaces", world.pins), ("a link", world.links), ("an address", world.addresses)):
+                for name, table in (
+                    ("namespaces", world.pins),
+                    ("a link", world.links),
+                    ("an address", world.addresses),
+                ):
                     if record.id in table:
                         self._say("I4", f"sandbox {record.id} is stopped, at rest, and still has {name}")
             case SandboxState.BROKEN:
@@ -260,7 +270,16 @@ class Inspector:
             self._say("I4", f"left when everything was removed: {thing}")
         for key in self.sim.world.rows:
             self._say("I4", f"record left when everything was removed: {key}")
-        tables = ("sandboxes", "containers", "images", "pulls", "layers", "sessions", "sandbox_names", "container_names")
+        tables = (
+            "sandboxes",
+            "containers",
+            "images",
+            "pulls",
+            "layers",
+            "sessions",
+            "sandbox_names",
+            "container_names",
+        )
         for name in (*tables, "members", "waiters", "calls", "inflight", "infra_pulls", "unsaved"):
             left = getattr(state, name).keys()
             if left:

@@ -48,7 +48,8 @@ class Coverage:
     def counts(self) -> Mapping[str, tuple[int, int]]:
         """Rows taken and rows in all, by machine."""
         return {
-            machine.name: (sum(key[0] == machine.name for key in self.taken), len(machine.table)) for machine in MACHINES
+            machine.name: (sum(key[0] == machine.name for key in self.taken), len(machine.table))
+            for machine in MACHINES
         }
 
     def report(self) -> tuple[str, ...]:

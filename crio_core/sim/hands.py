@@ -356,7 +356,9 @@ class Hands:
         yield
         process = self._world.processes.get(order.container_id)
         if process is None or not process.alive or not process.running:
-            raise _failure(Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {order.container_id} has ended")
+            raise _failure(
+                Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {order.container_id} has ended"
+            )
         args = orjson.loads(order.process)["args"]
         if args[0].startswith("hang"):
             return ev.ExecFinished(stdout=b"", stderr=b"", exit_code=SIGKILL_CODE, timed_out=order.timeout_ns > 0)

@@ -82,10 +82,26 @@ INSTANT = Latency(floor_ns=MappingProxyType({}), spread=1.0, tail_probability=0.
 
 NO_FAULTS = Faults()
 FEW_FAULTS = Faults(
-    fail=0.02, hang=0.001, watch_fails=0.05, timer_late=0.05, exit_unheard=0.05, exit_late=0.05, monitor_dies=0.01, deaf=0.05, stuck=0.02
+    fail=0.02,
+    hang=0.001,
+    watch_fails=0.05,
+    timer_late=0.3,
+    exit_unheard=0.05,
+    exit_late=0.05,
+    monitor_dies=0.01,
+    deaf=0.05,
+    stuck=0.02,
 )
 MANY_FAULTS = Faults(
-    fail=0.2, hang=0.01, watch_fails=0.2, timer_late=0.3, exit_unheard=0.3, exit_late=0.3, monitor_dies=0.1, deaf=0.3, stuck=0.15
+    fail=0.2,
+    hang=0.01,
+    watch_fails=0.2,
+    timer_late=0.3,
+    exit_unheard=0.3,
+    exit_late=0.3,
+    monitor_dies=0.1,
+    deaf=0.3,
+    stuck=0.15,
 )
 LATENCIES: Mapping[str, Latency] = MappingProxyType({"steady": STEADY, "ordinary": ORDINARY, "instant": INSTANT})
 FAULTS: Mapping[str, Faults] = MappingProxyType({"none": NO_FAULTS, "few": FEW_FAULTS, "many": MANY_FAULTS})

@@ -1,7 +1,7 @@
 """Programs for a simulated node: what clients ask and what befalls it, as values that can be kept, shrunk and run again."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -22,10 +22,10 @@ from crio_core.cri import (
     PodSandboxMetadata,
     PortMapping,
 )
-from crio_core.records import ContainerRecord, SandboxRecord
+from crio_core.lifecycle.release import RETRY_FIRST_NS, retry_timer
 from crio_core.sim.chance import Chance
 from crio_core.sim.images import APP, BASE, OTHER, PAUSE
-from crio_core.sim.profiles import MS, FAULTS, S
+from crio_core.sim.profiles import MS, S
 from crio_core.sim.simulation import NETWORK, Call, Simulation
 
 PODS = 3
@@ -272,6 +272,10 @@ class Players:
     def race(self, action: Action) -> None:
         """Three things in quick succession that meet a container in the midst of something."""
         what = action.c
+        if what % 3 == 0:
+            self.sim.fail_next += [(fx.DeleteContainer, 0), (fx.StartContainer, action.b % 4)]
+        elif what % 3 == 1:
+            self.sim.slow_next.append(fx.StartContainer)
         for _ in range(3):
             name, number = _RACERS[what % len(_RACERS)]
             what //= len(_RACERS)
@@ -280,13 +284,52 @@ class Players:
                 self.sim.tick()
 
     def owe(self, action: Action) -> None:
-        """Stop a pod whose network cannot be released, and remove it while that is tried again."""
+        """Stop a pod whose network cannot be released, and remove it about the time when that is tried again."""
         self.sim.hands.network_broken = True
+        sandbox_id = self._pod(action)
         self.stop_pod(action)
-        self.sim.run(1 * S)
-        self.meet(Action(name="meet", a=FAILABLE.index(fx.DetachNetwork)))
-        self.sim.hands.network_broken = action.c % 2 == 0
+        for _ in range(MEET_TICKS_MAX):
+            if retry_timer(sandbox_id) in self.sim.timers or not self.sim.tick():
+                break
+        self.sim.hands.network_broken = action.c % 4 == 0
+        if action.c % 2:
+            self.sim.run(RETRY_FIRST_NS - action.c % 16 * MS)
+        else:
+            self.sim.run(RETRY_FIRST_NS + 1 * MS)
+            self.sim.run(action.c % 128 * MS)
         self.remove_pod(action)
+
+    def wake(self, action: Action) -> None:
+        """Crash when a container was just started, and ask something of it before the look has come back."""
+        self.create(action)
+        self.sim.run(1 * S)
+        key = self._container(action)
+        self.start(action)
+        for _ in range(MEET_TICKS_MAX):
+            process = self.sim.world.processes.get(key)
+            if (process is not None and process.running) or not self.sim.tick():
+                break
+        self.crash(Action(name="crash"))
+        if action.c % 2:
+            self.sim.slow_next.append(fx.ObserveContainer)
+        what = action.c // 2 % 5
+        if what == 4:
+            self.sim.fail_next.append((fx.ObserveContainer, 0))
+        else:
+            getattr(self, ("start", "stop", "remove", "start")[what])(replace(action, c=2))
+        if what == 3:
+            self.stop(replace(action, c=2))
+
+    def repull(self, action: Action) -> None:
+        """Pull an image again while its layers are being removed, or are owed."""
+        self.remove_image(action)
+        if action.c % 2:
+            self.sim.fail_next.append((fx.RemoveLayer, 0))
+        for _ in range(action.c // 2 % 12):
+            self.sim.tick()
+        if action.c % 3 == 0:
+            self.sim.fail_next.append((fx.RemoveLayer, 0))
+        self.pull(action)
 
     # --- fate ---------------------------------------------------------------------------------------------------
 
@@ -336,6 +379,9 @@ class Players:
     def fail_next(self, action: Action) -> None:
         self.sim.fail_next.append((FAILABLE[action.a % len(FAILABLE)], action.b % 6))
 
+    def slow_next(self, action: Action) -> None:
+        self.sim.slow_next.append(FAILABLE[action.a % len(FAILABLE)])
+
     def network(self, action: Action) -> None:
         self.sim.set_network(NETWORK if action.a % 2 else "")
 
@@ -364,7 +410,7 @@ WEIGHTS: tuple[tuple[int, str], ...] = (
     (7, "stop"),
     (6, "remove"),
     (6, "status"),
-    (4, "execute"),
+    (6, "execute"),
     (2, "reopen"),
     (6, "pull"),
     (3, "remove_image"),
@@ -376,13 +422,16 @@ WEIGHTS: tuple[tuple[int, str], ...] = (
     (12, "tick"),
     (12, "meet"),
     (12, "race"),
-    (2, "owe"),
+    (4, "owe"),
+    (4, "wake"),
+    (4, "repull"),
     (4, "crash"),
     (1, "lose_namespaces"),
     (1, "power_cut"),
     (2, "kill_monitor"),
     (3, "kill_process"),
     (5, "fail_next"),
+    (3, "slow_next"),
     (1, "network"),
     (1, "plugins"),
     (1, "disk"),

@@ -121,6 +121,8 @@ class Simulation:
         self.quarantined: dict[str, str] = {}
         self.fail_next: list[tuple[type, int]] = []
         """Orders that will fail: the next one of this type, after so many of its steps."""
+        self.slow_next: list[type] = []
+        """Orders that will take long, and be seen half done: the next one of this type."""
         self.stuck_lanes: dict[str, bool] = {}
         """Prefixes of lanes in which no effect ends until `release`."""
         self.on_reply: Callable[[Call], None] | None = None
@@ -238,6 +240,7 @@ class Simulation:
         """Nothing goes wrong any more, and what hung or was stuck goes on."""
         self.faults = NO_FAULTS
         self.fail_next.clear()
+        self.slow_next.clear()
         self.stuck_lanes.clear()
         self.hands.network_broken = False
         self.hands.disk_full = False
@@ -364,10 +367,14 @@ class Simulation:
             running.hung = True
             return
         time_ns = self._time_of(effect.order)
-        if self._latency_chance.happens(self.latency.halves):
+        slow = type(effect.order) in self.slow_next
+        if slow:
+            self.slow_next.remove(type(effect.order))
+            time_ns = int(time_ns * self.latency.tail)
+        if slow or self._latency_chance.happens(self.latency.halves):
             # Others see it half done, as they would see a program that makes several system calls.
             steps = self._latency_chance.below(UNEXPECTED_STEPS_MAX)
-            self._push(time_ns >> 1, self._life, lambda: self._advance(running, steps))
+            self._push(1 if slow else time_ns >> 1, self._life, lambda: self._advance(running, steps))
         self._push(time_ns, self._life, lambda: self._finish(running))
 
     def _time_of(self, order: fx.Order) -> int:
@@ -446,7 +453,12 @@ class Simulation:
         if self._watches.get(key) is not effect:
             return
         process = self.world.processes.get(key)
-        if process is not None and process.alive and process.pid == order.pid and process.start_ticks == order.pid_start_ticks:
+        if (
+            process is not None
+            and process.alive
+            and process.pid == order.pid
+            and process.start_ticks == order.pid_start_ticks
+        ):
             return
         found = self.world.exits.get(key)
         if found is None and not last:

@@ -45,7 +45,9 @@ def test_programs_that_once_broke_an_invariant_keep_them_all(path: Path) -> None
     _hold(from_json(json.loads(path.read_text())))
 
 
-@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(
+    max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 @given(PROGRAM)
 def test_any_program_keeps_the_invariants(program: Program) -> None:
     """I1 to I14, for programs that Hypothesis thinks up and shrinks."""
