@@ -7,6 +7,8 @@ How it works:
   failure is that the first one is over.
 - A plugin runs in a process group of its own, which is killed when the time is over or the caller is cancelled. A
   cancelled ADD is not undone here: whoever planned the attachment knows that its DEL is owed.
+- The plugins of a server that was killed run on. Before a DEL for an ADD that never returned, what still runs of that
+  ADD is killed: it would go on making what the DEL has just looked for.
 """
 
 import os
@@ -23,11 +25,14 @@ from crio_core.cni.errors import plugin_failed, plugin_not_found, timed_out
 from crio_core.cni.result import RESULT_MAX_BYTES
 from crio_core.cni.stats import PluginStats
 from crio_core.errors import Code, OperationError
-from crio_io import spawn
+from crio_io import mounts, spawn
+from crio_io.runtime import processes
 
 OUTPUT_MAX_BYTES = RESULT_MAX_BYTES
 """How much of a plugin's stdout, and of its stderr, is kept."""
 MESSAGE_FAILURES_MAX = 4
+ORPHAN_ROUNDS_MAX = 8
+"""How often orphans are looked for, against plugins that start further ones while they are being killed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +103,8 @@ class CniRunner:
         Raises:
             OperationError: As for `add`.
         """
+        if isinstance(target, Network):
+            await mounts.in_thread(f"end orphaned plugins of {pod.sandbox_id}", _end_orphans, pod.sandbox_id)
         attachment = plan(target, pod) if isinstance(target, Network) else target
         network = target if isinstance(target, Network) else target.read_network()
         chain = self._chain(Verb.DEL, network, attachment=attachment, netns=pod.netns)
@@ -213,6 +220,27 @@ def find_plugins(names: Sequence[str], plugin_dirs: Sequence[str]) -> dict[str, 
                 paths[name] = str(path)
                 break
     return paths
+
+
+def _end_orphans(sandbox_id: str) -> None:
+    """Kill every process that runs as part of an ADD for a sandbox: plugins pass their environment on."""
+    marks = {f"CNI_CONTAINERID={sandbox_id}".encode(), f"CNI_COMMAND={Verb.ADD.value}".encode()}
+    for _ in range(ORPHAN_ROUNDS_MAX):
+        found = False
+        for entry in Path("/proc").iterdir():
+            # Its start time is read first: if the number is taken by another process meanwhile, that one is spared.
+            facts = processes.look(int(entry.name)) if entry.name.isdecimal() else None
+            if facts is None or not processes.is_alive(facts):
+                continue
+            try:
+                environment = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue  # Ended meanwhile.
+            if marks.issubset(environment):
+                found = True
+                processes.kill(int(entry.name), facts.start_ticks)
+        if not found:
+            return
 
 
 def _is_executable(path: Path) -> bool:

@@ -175,10 +175,14 @@ class HostExecutor:
         return ev.NetworkAttached(attachment=attachment.to_json(), ips=attachment.ips())
 
     async def _detach(self, order: fx.DetachNetwork) -> ev.Released:
-        netns = ""
         if order.netns is not None:
             found = await namespaces.observe(Path(order.netns.path).parent)
             netns = order.netns.path if found.get("net") == order.netns.inode else ""
+        else:
+            # A server that was killed may have pinned a namespace and not recorded it; the place is this sandbox's own,
+            # and no pin outlives a reboot. Plugins find what they made by the addresses in there.
+            directory = Path(self.layout.namespaces(order.sandbox_id))
+            netns = str(directory / "net") if "net" in await namespaces.observe(directory) else ""
         meta = order.metadata
         pod = PodNetwork(
             sandbox_id=order.sandbox_id,
