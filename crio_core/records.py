@@ -1,10 +1,10 @@
 """What the node knows about each object: frozen records, stored as JSON with a schema version.
 
 A record is flat and holds what listing needs. What the caller said in full stays beside it as JSON text (`request`)
-and is decoded only when a status or a container's spec asks for it: decoding a nested message costs a millisecond,
-and starting with a thousand records must not cost a thousand of them.
+and is decoded only when a status or a container's spec asks for it: starting with a thousand records need not.
 
-Writing is `orjson.dumps` of the record; reading is `dataclasses-json`, which checks types by the annotations here.
+Writing is `orjson.dumps` of the record; reading is `crio_core.reader`, which checks types by the annotations here and
+agrees with dataclasses-json, whose methods records have for other programs.
 """
 
 from collections.abc import Mapping
@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Self, TypeVar
 
 import orjson
 from dataclasses_json import DataClassJsonMixin
-from dataclasses_json.core import _decode_dataclass
 
 from crio_core.cri import ContainerMetadata, PodSandboxMetadata
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.reader import read
 
 T = TypeVar("T")
 REQUESTS_KEPT_MAX = 128
@@ -254,7 +254,7 @@ def decode(kind: str, data: bytes) -> Record:
         fields = orjson.loads(data)
         if fields["version"] != cls.SCHEMA:
             raise LocalError(f"{kind} record has schema version {fields['version']!r}, this version reads {cls.SCHEMA}")
-        return cls.from_dict(fields)
+        return read(cls, fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise LocalError(f"{kind} record cannot be read: {error!r}") from error
 
@@ -268,5 +268,4 @@ def decode_request(cls: type[T], text: str) -> T:
 
 @lru_cache(maxsize=REQUESTS_KEPT_MAX)
 def _decoded(cls: Any, text: str) -> Any:
-    decode_dataclass: Any = _decode_dataclass  # dataclasses-json has no types for it, and no public name
-    return decode_dataclass(cls, orjson.loads(text), False)
+    return read(cls, orjson.loads(text))
