@@ -123,7 +123,7 @@ class Engine:
         Raises:
             OperationError: A runtime's program is missing.
         """
-        monitors = _monitors(options, self._executor.layout, self._host.cgroups, self._zygote)
+        monitors = monitors_of(options, self._executor.layout, self._host.cgroups, self._zygote)
         facts = self._host.facts
         if not options.selinux:
             facts = replace(facts, selinux=False)
@@ -232,9 +232,14 @@ def _program(path: str, what: str) -> str:
     return os.path.realpath(found) if os.path.isabs(path) else found
 
 
-def _monitors(
+def monitors_of(
     options: EngineOptions, layout: Layout, cgroups: Cgroups, zygote: ZygoteClient
 ) -> dict[str, ConmonMonitor]:
+    """The monitors of every runtime handler, by its name.
+
+    Raises:
+        OperationError: PROGRAM_NOT_FOUND.
+    """
     monitors = {}
     for name, runtime in options.runtimes.items():
         oci = OciRuntime(
@@ -254,6 +259,17 @@ def _monitors(
             zygote=None if runtime.monitor_path else zygote,
         )
     return monitors
+
+
+def layout_of(options: EngineOptions) -> Layout:
+    """Where everything of an engine lies."""
+    return Layout(
+        root=PurePosixPath(options.root),
+        runroot=PurePosixPath(options.runroot),
+        namespaces_dir=options.namespaces_dir,
+        exits_dir=options.exits_dir,
+        attach_dir=options.attach_dir,
+    )
 
 
 def settings_of(options: EngineOptions, layout: Layout, facts: HostFacts) -> Settings:
@@ -311,19 +327,13 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
 
 @asynccontextmanager
 async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
-    layout = Layout(
-        root=PurePosixPath(options.root),
-        runroot=PurePosixPath(options.runroot),
-        namespaces_dir=options.namespaces_dir,
-        exits_dir=options.exits_dir,
-        attach_dir=options.attach_dir,
-    )
+    layout = layout_of(options)
     for directory in layout.directories:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     cgroup_driver = CgroupDriver.SYSTEMD if options.systemd_cgroup else CgroupDriver.CGROUPFS
     here = await host.look(cgroup_driver)
     zygote = ZygoteClient(Path(layout.zygote))
-    monitors = _monitors(options, layout, here.cgroups, zygote)
+    monitors = monitors_of(options, layout, here.cgroups, zygote)
     vault = Vault()
     async with AsyncExitStack() as stack:
         journal, loaded = await Journal.open(Path(layout.journal))

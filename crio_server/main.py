@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from crio_server.commands.check import check_command
 from crio_server.commands.config import config_command
 from crio_server.commands.replay import replay_command
 from crio_server.commands.session import Session
@@ -151,7 +152,7 @@ main = Crio(
     "crio",
     callback=_start,
     params=_params(),
-    commands=[config_command, replay_command, version_command],
+    commands=[check_command, config_command, replay_command, version_command],
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help=_start.__doc__,

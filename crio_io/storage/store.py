@@ -18,7 +18,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -442,6 +442,14 @@ class Store:
 def layer_name(diff_id: Digest) -> str:
     """The short name of a layer's directory: 100 bits of its diff id, so that 128 of them fit in a mount's options."""
     return base64.b32encode(bytes.fromhex(diff_id.hex))[: _NAME_BITS // 5].decode().lower()
+
+
+def layers_in(root: Path) -> Mapping[str, LayerInfo | None]:
+    """What lies in the store at `root`, by the short names of layers; None for what is no whole layer. Only reads."""
+    layers = root / "layers"
+    if not layers.is_dir():
+        return {}
+    return {place.name: _read_info(place) for place in sorted(layers.iterdir()) if place.name != "empty"}
 
 
 def _read_info(place: Path) -> LayerInfo | None:
