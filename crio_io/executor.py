@@ -83,7 +83,9 @@ class HostExecutor:
                 return ev.Released()
             case fx.RemoveSandboxFiles():
                 await sandbox_files.remove(Path(self.layout.sandbox(order.sandbox_id)))
-                await mounts.in_thread("remove pod cgroup", self.pod_cgroups.forget, order.cgroup_parent)
+                await mounts.in_thread(
+                    "remove pod cgroup", self.pod_cgroups.forget, order.sandbox_id, order.cgroup_parent
+                )
                 return ev.Released()
             case fx.ObserveSandbox():
                 return await self._observe_sandbox(order)
@@ -142,7 +144,7 @@ class HostExecutor:
     # --- sandboxes ----------------------------------------------------------------------------------------------
 
     async def _prepare_sandbox(self, order: fx.PrepareSandbox) -> ev.SandboxPrepared:
-        await mounts.in_thread("look at pod cgroup", self.pod_cgroups.remember, order.cgroup_parent)
+        await mounts.in_thread("look at pod cgroup", self.pod_cgroups.remember, order.sandbox_id, order.cgroup_parent)
         host = await mounts.in_thread("read host resolv.conf", _read_or_empty, HOST_RESOLV_CONF)
         files = {
             "resolv.conf": resolv_conf(order.dns, host),
@@ -211,6 +213,7 @@ class HostExecutor:
             devices=await devices.requested(order.devices) if order.devices else (),
             host_devices=await devices.every() if order.all_devices else (),
             seccomp_profile=await devices.seccomp_profile(order.seccomp_path) if order.seccomp_path else "",
+            image_mounts=await self.images.mount_volumes(order.container_id, order.volumes) if order.volumes else (),
         )
 
     async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:

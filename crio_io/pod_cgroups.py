@@ -1,11 +1,11 @@
 """Parents of containers' cgroups that exist only because a pod named them: removed again when their last pod is.
 
 A kubelet makes and removes the cgroups of its pods itself. Other clients name a parent and expect it to come and go,
-so a parent that was absent when its first pod came is remembered by a marker file, and removed once it is empty.
+so a parent that was absent when its first pod came is remembered by marker files, one for each pod in it, and removed
+once the last pod is gone and it is empty. A pod that is made again after a failure is another pod: the old one may
+still be on its way out.
 """
 
-import os
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,23 +28,29 @@ class PodCgroups:
         self._driver = driver
         self._markers = markers
 
-    def remember(self, given: str) -> None:
-        """Note a parent that does not exist yet, before anything makes it. Blocks on files only."""
+    def remember(self, sandbox_id: str, given: str) -> None:
+        """Note that a pod comes into a parent that does not exist yet, or only for other pods. Blocks on files only."""
         if self._driver is not CgroupDriver.CGROUPFS:
             return
         path = "/" + parent_directory(given, self._driver)
-        if path != "/" and not self._cgroups.exists(path):
+        if path != "/" and (not self._cgroups.exists(path) or self._markers_of(path)):
             self._markers.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._marker(path).write_text(path)
+            (self._markers / f"{_name(path)}.{sandbox_id}").write_text(path)
 
-    def forget(self, given: str) -> None:
-        """Remove a parent that was noted, and the directories above it that are empty then; one in use stays."""
+    def forget(self, sandbox_id: str, given: str) -> None:
+        """Remove a parent with its last pod, and the directories above it that are empty then; one in use stays."""
         if self._driver is not CgroupDriver.CGROUPFS:
             return
         path = "/" + parent_directory(given, self._driver)
-        marker = self._marker(path)
-        if not marker.exists():
+        own = self._markers / f"{_name(path)}.{sandbox_id}"
+        if not own.exists():
             return
+        if self._markers_of(path) == [own]:
+            self._remove(path)
+        # Only now: after a crash in between, the parent is still known to be ours.
+        own.unlink(missing_ok=True)
+
+    def _remove(self, path: str) -> None:
         for hierarchy in self._cgroups.hierarchies:
             directory = hierarchy.mountpoint / path.lstrip("/")
             while directory != hierarchy.mountpoint:
@@ -55,9 +61,10 @@ class PodCgroups:
                 except OSError:
                     break  # Somebody else's cgroups are inside: theirs to remove.
                 directory = directory.parent
-        if not self._cgroups.exists(path):
-            with suppress(FileNotFoundError):
-                os.unlink(marker)
 
-    def _marker(self, path: str) -> Path:
-        return self._markers / sha256(path.encode()).hexdigest()[:32]
+    def _markers_of(self, path: str) -> list[Path]:
+        return list(self._markers.glob(f"{_name(path)}.*"))
+
+
+def _name(path: str) -> str:
+    return sha256(path.encode()).hexdigest()[:32]
