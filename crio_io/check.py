@@ -133,7 +133,7 @@ def compare(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> tuple[Findin
     findings = [_residue(thing) for thing in sorted(both) if not first.owns(thing) and not last.owns(thing)]
     # What is known to be ours by an unowned thing makes control groups and reservations with its id ours too.
     known = {one.thing.key for one in findings if one.thing.what not in _SHARED}
-    findings = [one if one.thing.what not in _SHARED else _attributed(one, known) for one in findings]
+    findings = list(_attributed(findings, known))
     findings += _missing_layers(first, looks, last)
     findings += _missing_pins(first, looks, last)
     findings += _missing_bundles(first, looks, last)
@@ -163,11 +163,17 @@ def _residue(thing: Thing) -> Finding:
     return Finding(kind=Kind.RESIDUE, thing=thing, detail="no record owns it", mend=_MENDS.get(thing.what, ""))
 
 
-def _attributed(finding: Finding, known: set[str]) -> Finding:
-    if finding.thing.key in known:
-        return finding
-    detail = "no record owns it; another program may, since nothing else here has this id"
-    return Finding(kind=Kind.NOTE, thing=finding.thing, detail=detail)
+def _attributed(findings: Iterable[Finding], known: set[str]) -> Iterable[Finding]:
+    """Of things in shared places only those with a known id are this node's; of the others one note an id will do."""
+    noted: set[tuple[str, str]] = set()
+    for one in findings:
+        thing = one.thing
+        if thing.what not in _SHARED or thing.key in known:
+            yield one
+        elif (thing.what, thing.key) not in noted:
+            noted.add((thing.what, thing.key))
+            detail = "not this node's, as far as can be told: nothing else here has this id"
+            yield Finding(kind=Kind.NOTE, thing=thing, detail=detail)
 
 
 def _missing_layers(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> list[Finding]:

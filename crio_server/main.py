@@ -15,6 +15,7 @@ from crio_server.commands.config import config_command
 from crio_server.commands.replay import replay_command
 from crio_server.commands.session import Session
 from crio_server.commands.version import VERSION, version_command
+from crio_server.commands.wipe import wipe_command
 from crio_server.config import CONFIG_DIR, CONFIG_FILE, OPTIONS, ConfigWarning, Option, Sources
 from crio_server.config.elsewhere import MISSING, Missing
 from crio_server.config.kinds import FALSE_WORDS, TRUE_WORDS, Switch
@@ -152,7 +153,7 @@ main = Crio(
     "crio",
     callback=_start,
     params=_params(),
-    commands=[check_command, config_command, replay_command, version_command],
+    commands=[check_command, config_command, replay_command, version_command, wipe_command],
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     help=_start.__doc__,

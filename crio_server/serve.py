@@ -31,6 +31,7 @@ from crio_server.options import engine_options
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import CachedCodec, Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService
+from crio_server.versions import write_versions
 
 log = logging.getLogger("crio")
 
@@ -139,6 +140,10 @@ class _Serving:
             listening.close()
 
     async def _serve(self, engine: Engine, listening: socket.socket) -> None:
+        try:
+            write_versions(self._config.version_file, self._config.root)
+        except OSError as error:
+            log.warning("crio wipe will take this for a rebooted machine: %s", error)
         server = Server(self._services(engine), codec=CachedCodec())
         await server.start(sock=listening)
         # What was allocated until now lives as long as the process: the collector need not look at it again.

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -88,8 +89,6 @@ async def find(config: Any, options: "EngineOptions", *, deep: bool) -> tuple[tu
             return await ask_owned(config.listen, config.root)
     else:
         here = await host.look()
-        from pathlib import Path
-
         read, damage = await check.owned_by_journal(Path(layout.journal), here.boot_id)
 
         async def owned() -> "Owned":
@@ -124,8 +123,6 @@ def _show(findings: Sequence["Finding"], live: bool, form: str) -> None:
 
 
 async def _mend(options: "EngineOptions", findings: Sequence["Finding"], *, yes: bool) -> int:
-    from pathlib import Path
-
     from crio_io import host
     from crio_io.engine import layout_of, monitors_of
     from crio_io.repair import repair
