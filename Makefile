@@ -47,6 +47,12 @@ test.property: venv.dev ## the fast, pure tests
 test.integration: system.test venv.dev root ## the tests on real parts; TESTS=path chooses some
 	$(AS_ROOT) $(PY) -m pytest $(TESTS)
 
+.PHONY: bench bench.profile
+bench: system.test venv.dev root ## compare with containerd and bare commands, about 10 minutes; QUICK=1 takes 2
+	@$(AS_ROOT) $(PY) -m bench $(if $(QUICK),--quick)
+bench.profile: system.test venv.dev root ## where the time of a pod goes, effect by effect, beside bare commands
+	@$(AS_ROOT) $(PY) -m bench.profile
+
 .PHONY: check
 check: venv.dev ## lint, format, types, import rules, house rules, generated files
 	@failed=''; for check in $(CHECKS); do \
@@ -73,5 +79,5 @@ install.config: ## write SYSCONFDIR/crio/crio.conf (default /etc) unless there i
 .PHONY: clean
 clean: ## remove the environment, caches and build results
 	@rm -rf $(VENV) build dist bench/out .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info && \
-	  find conmon crio_core crio_io crio_server scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + || \
+	  find bench conmon crio_core crio_io crio_server scripts tests -name __pycache__ -type d -prune -exec rm -rf {} + || \
 	  { echo "error: what a run through sudo left belongs to root: sudo make clean" >&2; exit 1; }
