@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping
-from crio_core.records import Failure, Pin, Record
+from crio_core.records import Failure, ImageVolume, Pin, Record
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,10 +120,14 @@ class ObserveSandbox:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MountRootfs:
-    """Mount a container's root filesystem and look up what its spec needs of the host: `RootfsMounted`."""
+    """Mount a container's root filesystem and look up what its spec needs of the host: `RootfsMounted`.
+
+    The images that it mounts are mounted beside it, and given back by the same `ReleaseRootfs`.
+    """
 
     container_id: str
     layers: tuple[str, ...]
+    volumes: tuple[ImageVolume, ...]
     devices: tuple[Device, ...]
     all_devices: bool
     """Whether the container is privileged and is to see every device of the host."""
@@ -199,7 +203,7 @@ class DeleteContainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReleaseRootfs:
-    """Unmount a container's root filesystem and remove its writable layer: `Released`."""
+    """Unmount a container's root filesystem and image volumes, and remove its writable layer: `Released`."""
 
     container_id: str
 

@@ -84,6 +84,8 @@ class RootfsMounted:
     host_devices: tuple[HostDevice, ...] = ()
     seccomp_profile: str = ""
     """The text of the Localhost profile that was asked for, JSON."""
+    image_mounts: tuple[tuple[str, str], ...] = ()
+    """Where each image volume is on the host, by its path in the container."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,3 +86,7 @@ class Layout:
 
     def rootfs(self, container_id: str) -> PurePosixPath:
         return self.bundle(container_id) / "rootfs"
+
+    def image_volumes(self, container_id: str) -> PurePosixPath:
+        """The directory in which the images are mounted that a container mounts."""
+        return self.bundle(container_id) / "images"

@@ -132,6 +132,18 @@ class Pin:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageVolume:
+    """An image that a container sees mounted, or what is at `sub_path` in it (CRI, Mount.image)."""
+
+    target: str
+    """Where, inside the container."""
+    image_id: str
+    layers: tuple[str, ...] = ()
+    """Diff ids, lowest first."""
+    sub_path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SandboxRecord(DataClassJsonMixin):
     """A pod sandbox. Times are wall-clock nanoseconds since 1970; `holds` is in order of taking."""
 
@@ -179,6 +191,8 @@ class ContainerRecord(DataClassJsonMixin):
     image_ref: str = ""
     layers: tuple[str, ...] = ()
     """Diff ids of the image's layers, lowest first."""
+    volumes: tuple[ImageVolume, ...] = ()
+    """Images that it sees mounted, in the order of the request's mounts."""
     labels: Mapping[str, str] = field(default_factory=dict)
     annotations: Mapping[str, str] = field(default_factory=dict)
     runtime_handler: str = ""
@@ -205,6 +219,16 @@ class ContainerRecord(DataClassJsonMixin):
     doomed: bool = False
     retries: int = 0
     version: int = 1
+
+    @property
+    def every_layer(self) -> tuple[str, ...]:
+        """The layers that must stay while the container does: its image's, and those of the images that it mounts."""
+        return (*self.layers, *(layer for volume in self.volumes for layer in volume.layers))
+
+    @property
+    def every_image(self) -> tuple[str, ...]:
+        """Ids of the images that must stay while the container does."""
+        return (self.image_id, *(volume.image_id for volume in self.volumes))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ from crio_core.image.reference import parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates, parse_registries
 from crio_core.image.resolved import LayerDescriptor, ResolvedImage
 from crio_core.layout import Layout
-from crio_io import mounts
+from crio_core.records import ImageVolume
+from crio_io import mounts, rootfs
 from crio_io.registry.blob import Progress
 from crio_io.registry.client import RegistryClient
 from crio_io.storage.store import Store, Usage
@@ -157,8 +158,24 @@ class ImageStore:
         path = Path(self._layout.rootfs(container_id))
         return await self.store.mount_rootfs(container_id, tuple(parse_digest(one) for one in layers), path)
 
+    async def mount_volumes(self, container_id: str, volumes: Sequence[ImageVolume]) -> tuple[tuple[str, str], ...]:
+        """Mount the images that a container mounts, read-only, beside its root filesystem.
+
+        Returns where each is, or where its sub path is, by its path in the container.
+        """
+        directory = Path(self._layout.image_volumes(container_id))
+        found = []
+        for index, volume in enumerate(volumes):
+            layers = tuple(parse_digest(one) for one in volume.layers)
+            target = await self.store.mount_image(layers, directory / str(index))
+            found.append((volume.target, str(await rootfs.inside(target, volume.sub_path))))
+        return tuple(found)
+
     async def unmount_rootfs(self, container_id: str) -> None:
-        """Unmount a container's root filesystem and delete what it wrote."""
+        """Unmount a container's root filesystem and the images that it mounts, and delete what it wrote."""
+        directory = Path(self._layout.image_volumes(container_id))
+        for target in await mounts.in_thread(f"list {directory}", _entries, directory):
+            await self.store.unmount(target)
         await self.store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
 
     @property
@@ -177,6 +194,10 @@ class ImageStore:
     def usage(self) -> Usage:
         """What all layers take on disk."""
         return self.store.usage()
+
+
+def _entries(directory: Path) -> tuple[Path, ...]:
+    return tuple(sorted(directory.iterdir())) if directory.is_dir() else ()
 
 
 def _descriptor(order: fx.FetchLayer | fx.ApplyLayer) -> LayerDescriptor:

@@ -67,6 +67,29 @@ async def prepare(
     await anyio.to_thread.run_sync(partial(_prepare, rootfs, tuple(directories), tuple(files), tuple(targets)))
 
 
+async def inside(root: Path, path: str) -> Path:
+    """Where a path of an image leads, with its links followed and the image's root as their ceiling.
+
+    Args:
+        root: Where the image is mounted; nothing may change in it.
+        path: A path in the image; empty for its root.
+
+    Raises:
+        OperationError: IMAGE_PATH_NOT_FOUND, there is nothing.
+    """
+    return await anyio.to_thread.run_sync(_inside, root, path, abandon_on_cancel=True)
+
+
+def _inside(root: Path, path: str) -> Path:
+    with _opened(root) as descriptor:
+        try:
+            os.close(_openat2(descriptor, f"/{path}", os.O_PATH, 0))
+            return root / _resolve(descriptor, path).lstrip("/")
+        except OSError as error:
+            message = f"image_sub_path: {path!r}: {error.strerror} in the image"
+            raise OperationError(Code.FAILED_PRECONDITION, "IMAGE_PATH_NOT_FOUND", message) from error
+
+
 def _gather(rootfs: Path) -> RootfsFacts:
     with _opened(rootfs) as root:
         return RootfsFacts(passwd=_read(root, "/etc/passwd"), group=_read(root, "/etc/group"))

@@ -5,7 +5,7 @@ expected.
 import re
 from pathlib import PurePosixPath
 
-from crio_core.cri import ContainerConfig, PodSandboxConfig, Signal
+from crio_core.cri import ContainerConfig, Mount, PodSandboxConfig, Signal
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.node.settings import Settings
 
@@ -13,6 +13,7 @@ NAME_CHARS_MAX = 253
 PATH_CHARS_MAX = 4096
 PORT_MAX = 65535
 LIST_ITEMS_MAX = 10_000
+IMAGE_MOUNTS_MAX = 256
 
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _UID = re.compile(r"[A-Za-z0-9._:@-]{1,253}", re.ASCII)
@@ -59,6 +60,15 @@ def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) 
         )
 
 
+def _image_mount(field: str, mount: Mount) -> None:
+    """CRI: an image mount has no host path; its sub path stays inside the image."""
+    if mount.host_path:
+        raise invalid(f"{field}.host_path", mount.host_path[:200], "nothing, as the mount names an image")
+    path = PurePosixPath(mount.image_sub_path)
+    if path.is_absolute() or ".." in path.parts or "\0" in mount.image_sub_path or len(str(path)) > PATH_CHARS_MAX:
+        raise invalid(f"{field}.image_sub_path", mount.image_sub_path[:200], "a relative path without '..'")
+
+
 def container(config: ContainerConfig) -> None:
     """Check what CreateContainer was told, as far as that needs nothing but the request.
 
@@ -76,13 +86,14 @@ def container(config: ContainerConfig) -> None:
     for name in ("command", "args", "envs", "mounts", "devices"):
         if len(getattr(config, name)) > LIST_ITEMS_MAX:
             raise invalid(f"config.{name}", f"{len(getattr(config, name))} items", f"at most {LIST_ITEMS_MAX}")
+    image_mounts = 0
     for index, mount in enumerate(config.mounts):
         if mount.image.image:
-            raise OperationError(
-                Code.UNIMPLEMENTED,
-                "IMAGE_MOUNTS_UNIMPLEMENTED",
-                f"config.mounts[{index}].image: {mount.image.image!r}: image mounts are not implemented yet",
-            )
-        absolute_path(f"config.mounts[{index}].host_path", mount.host_path)
+            _image_mount(f"config.mounts[{index}]", mount)
+            image_mounts += 1
+        else:
+            absolute_path(f"config.mounts[{index}].host_path", mount.host_path)
+    if image_mounts > IMAGE_MOUNTS_MAX:
+        raise invalid("config.mounts", f"{image_mounts} mounts of images", f"at most {IMAGE_MOUNTS_MAX}")
     if config.stop_signal not in set(Signal):
         raise invalid("config.stop_signal", config.stop_signal, "a signal of the CRI's Signal enumeration")

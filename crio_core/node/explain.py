@@ -184,7 +184,7 @@ def _image(state: State, image_id: str) -> dict[str, Any]:
         raise not_found("image", image_id)
     about = _common(state, "image", record, ())
     made_by = [one for one in state.history.departed.values() if one.image_id == image_id and one.kind == "pull"]
-    users = [one.id for one in state.containers.values() if one.image_id == image_id]
+    users = [one.id for one in state.containers.values() if image_id in one.every_image]
     return {
         **about,
         "listed": True,

@@ -46,6 +46,16 @@ def find_image(state: State, spec: ImageSpec) -> ImageRecord | None:
     return None
 
 
+def present_image(state: State, field: str, spec: ImageSpec) -> ImageRecord:
+    """The image that a request's `field` names, which must be on the node."""
+    image = find_image(state, spec)
+    if image is None:
+        raise OperationError(
+            Code.NOT_FOUND, "IMAGE_NOT_FOUND", f"{field}: {spec.image!r} is not on this node: pull it first"
+        )
+    return image
+
+
 def _short_name(text: str) -> str:
     """How the tags end that a short name may stand for, whatever registry it was found in; empty for a full name."""
     reference = parse_reference(text, "image.image").tagged()
@@ -238,7 +248,7 @@ def remove_image(state: State, call_id: int, request: rq.RemoveImage) -> None:
             raise invalid("image.image", request.image.image, "an image reference or id")
         state.reply(call_id, Done())
         return
-    users = [one.id for one in state.containers.values() if one.image_id == image.id]
+    users = [one.id for one in state.containers.values() if image.id in one.every_image]
     if users:
         raise OperationError(
             Code.FAILED_PRECONDITION,
@@ -280,7 +290,7 @@ def _needed(state: State, diff_id: str) -> bool:
             for pull in state.pulls.values()
         )
         or any(
-            diff_id in container.layers
+            diff_id in container.every_layer
             for container in state.containers.values()
             if container.state is not ContainerState.GONE
         )

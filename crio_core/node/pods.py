@@ -28,6 +28,7 @@ from crio_core.records import (
     ContainerRecord,
     ContainerState,
     Failure,
+    ImageVolume,
     Part,
     SandboxRecord,
     SandboxState,
@@ -198,11 +199,7 @@ def _join_container(state: State, call_id: int, record: ContainerRecord, text: s
 def _reserve_container(
     state: State, sandbox: SandboxRecord, config: ContainerConfig, text: str, new_id: str, *, infra: bool
 ) -> None:
-    image = images.find_image(state, config.image)
-    if image is None:
-        raise OperationError(
-            Code.NOT_FOUND, "IMAGE_NOT_FOUND", f"image: {config.image.image!r} is not on this node: pull it first"
-        )
+    image = images.present_image(state, "image", config.image)
     record = ContainerRecord(
         id=new_id,
         sandbox_id=sandbox.id,
@@ -213,6 +210,7 @@ def _reserve_container(
         image_id=image.id,
         image_ref=image.digests[0] if image.digests else image.id,
         layers=image.layers,
+        volumes=_volumes(state, config),
         labels=config.labels,
         annotations=config.annotations,
         runtime_handler=sandbox.runtime_handler,
@@ -225,6 +223,19 @@ def _reserve_container(
     state.members.put(sandbox.id, (*state.members[sandbox.id], new_id))
     state.container_names.put(container_key(record), new_id)
     state.emit(new_id, fx.SaveRecord(record=record))
+
+
+def _volumes(state: State, config: ContainerConfig) -> tuple[ImageVolume, ...]:
+    found = []
+    for index, mount in enumerate(config.mounts):
+        if mount.image.image:
+            image = images.present_image(state, f"config.mounts[{index}].image", mount.image)
+            found.append(
+                ImageVolume(
+                    target=mount.container_path, image_id=image.id, layers=image.layers, sub_path=mount.image_sub_path
+                )
+            )
+    return tuple(found)
 
 
 def start_container(state: State, call_id: int, request: rq.StartContainer) -> None:
@@ -455,7 +466,7 @@ def advance_container(state: State, container_id: str, event: object) -> None:
                 state.emit(container_id, output)
     if record.state is not before.state or may_live(record) != may_live(before):
         if record.state is ContainerState.GONE:
-            images.sweep_layers(state, record.layers)
+            images.sweep_layers(state, record.every_layer)
         if record.infra:
             _infra_moved(state, record)
         settle(state, record.sandbox_id)

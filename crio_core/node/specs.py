@@ -74,6 +74,7 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
     return fx.MountRootfs(
         container_id=container.id,
         layers=container.layers,
+        volumes=container.volumes,
         devices=(*state.settings.additional_devices, *config.devices),
         all_devices=context.privileged and not handler.privileged_without_host_devices,
         seccomp_path=seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
@@ -171,6 +172,7 @@ def _plan(
         resolv_conf_path=str(layout.resolv_conf(sandbox.id)),
         hostname_path=str(layout.hostname(sandbox.id)),
         shm_path=str(layout.shm(sandbox.id)) if "ipc" in namespaces else "/dev/shm",
+        image_mounts=dict(mounted.image_mounts),
         devices=mounted.devices,
         host_devices=mounted.host_devices,
         seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,

@@ -50,6 +50,8 @@ _PROPAGATION = {
     MountPropagation.PROPAGATION_HOST_TO_CONTAINER: "rslave",
     MountPropagation.PROPAGATION_BIDIRECTIONAL: "rshared",
 }
+# What Kubernetes promises of image volumes: content to read, nothing that runs.
+_IMAGE_OPTIONS = ("nodev", "noexec", "nosuid")
 _MOUNT_OPTIONS = frozenset({"nodev", "noexec", "nosuid", "noatime", "relatime"})
 
 
@@ -162,6 +164,8 @@ def _user_mount(plan: ContainerPlan, field: str, mount: Mount) -> dict[str, Any]
             raise invalid(f"{field}.recursive_read_only", True, "readonly and private propagation beside it")
         options.append("rro")
     options.append("ro" if readonly else "rw")
+    if mount.image.image:
+        options += _IMAGE_OPTIONS
     for option in mount.mount_options:
         if option not in _MOUNT_OPTIONS:
             raise invalid(f"{field}.mount_options", option, f"one of {', '.join(sorted(_MOUNT_OPTIONS))}")

@@ -213,6 +213,8 @@ class Hands:
     def _release_namespaces(self, order: fx.ReleaseNamespaces) -> Steps:
         world = self._world
         pins = world.pins.get(order.sandbox_id, {})
+        if order.sandbox_id in world.links:
+            world.violations.append(f"namespaces of sandbox {order.sandbox_id} released before its network")
         for kind in tuple(pins):
             yield
             pins.pop(kind, None)
@@ -242,13 +244,19 @@ class Hands:
         world = self._world
         yield
         self._need_space("writable layer")
-        missing = [layer for layer in order.layers if layer not in world.layers]
+        layers = (*order.layers, *(layer for volume in order.volumes for layer in volume.layers))
+        missing = [layer for layer in layers if layer not in world.layers]
         if missing:
             raise _failure(Code.INTERNAL, "LAYER_MISSING", f"layer {missing[0]} is not in the store")
         world.write(world.writable, order.container_id, True)
         yield
-        world.mounts[order.container_id] = order.layers
-        return ev.RootfsMounted(path=f"/run/crio/containers/{order.container_id}/rootfs", facts=RootfsFacts())
+        world.mounts[order.container_id] = layers
+        bundle = f"/run/crio/containers/{order.container_id}"
+        return ev.RootfsMounted(
+            path=f"{bundle}/rootfs",
+            facts=RootfsFacts(),
+            image_mounts=tuple((one.target, f"{bundle}/images/{at}") for at, one in enumerate(order.volumes)),
+        )
 
     def _create(self, order: fx.CreateContainer) -> Steps:
         world = self._world

@@ -16,6 +16,7 @@ from crio_core.cri import (
     LinuxContainerSecurityContext,
     LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext,
+    Mount,
     NamespaceMode,
     NamespaceOption,
     PodSandboxConfig,
@@ -133,6 +134,7 @@ def container_config(slot: int, number: int, what: int = 0) -> ContainerConfig:
         command=COMMANDS[what % len(COMMANDS)],
         working_dir=BAD_DIRECTORY if what % 64 == 63 else "",
         log_path=f"c{number}.log",
+        mounts=(Mount(container_path="/data", image=ImageSpec(image=REFERENCES[what // 3 % 3])),) * (what % 5 == 4),
         linux=LinuxContainerConfig(security_context=LinuxContainerSecurityContext(namespace_options=options)),
     )
 

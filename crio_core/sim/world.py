@@ -196,7 +196,7 @@ class World:
                     sandboxes[record.id] = True
                 case ContainerRecord():
                     containers[record.id] = True
-                    layers.update(dict.fromkeys(record.layers, True))
+                    layers.update(dict.fromkeys(record.every_layer, True))
                 case ImageRecord():
                     layers.update(dict.fromkeys(record.layers, True))
         found: list[str] = []
