@@ -155,6 +155,7 @@ _MENDS = {
     "broken layer": "deletes it",
     "half layer": "deletes it",
     "control group": "kills what is in it and removes it",
+    "parent control group": "removes it when nothing is in it any more, and the note about it",
     "address": "gives it back",
 }
 
@@ -328,6 +329,9 @@ def _look(places: Places) -> Seen:
     for what, directory in directories:
         for name in _names(directory):  # A file that is being written has more behind its id.
             things.add(Thing(what=what, key=name.partition(".")[0], where=str(directory / name)))
+    parents = Path(layout.scratch) / "cgroups"
+    for name in _names(parents):
+        things.add(Thing(what="parent control group", key=name.rpartition(".")[2], where=str(parents / name)))
     layers = layers_in(Path(layout.storage))
     for name, info in layers.items():
         where = str(Path(layout.storage) / "layers" / name)

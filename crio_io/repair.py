@@ -12,6 +12,7 @@ from pathlib import Path
 from crio_core.errors import OperationError
 from crio_core.image.digest import parse_digest
 from crio_core.layout import Layout
+from crio_core.oci.facts import CgroupDriver
 from crio_core.records import ImageRecord
 from crio_io import mounts, namespaces, sandbox_files
 from crio_io.bundle import remove_bundle
@@ -19,6 +20,7 @@ from crio_io.cgroups import Cgroups
 from crio_io.check import Finding
 from crio_io.journal import Delete, Journal
 from crio_io.monitor import ConmonMonitor
+from crio_io.pod_cgroups import PodCgroups
 from crio_io.runtime import processes
 from crio_io.storage.files import delete_tree
 from crio_io.storage.store import Store
@@ -84,6 +86,8 @@ class _Mender:
                 await namespaces.release(where)
             case "control group":
                 await mounts.in_thread(f"remove control group {where}", _remove_cgroup, where)
+            case "parent control group":
+                await mounts.in_thread(f"forget {where}", _forget_parent, where, key)
             case "exit file" | "address":
                 await mounts.in_thread(f"delete {where}", where.unlink, True)
             case "layer":
@@ -100,6 +104,9 @@ class _Mender:
         for monitor in self._monitors:
             await monitor.runtime.delete(container_id)
             await monitor.stop(container_id, bundle)
+        # Its monitor has just written down how it ended.
+        exit_file = Path(self._layout.exits) / container_id
+        await mounts.in_thread(f"delete {exit_file}", exit_file.unlink, True)
         await self._store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
         await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
 
@@ -111,6 +118,13 @@ def _end(pid: int, container_id: str) -> None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     if facts is not None and container_id.encode() in command:
         processes.kill(pid, facts.start_ticks)
+
+
+def _forget_parent(note: Path, sandbox_id: str) -> None:
+    """A note that is left is of the cgroupfs driver, which alone makes some, and says which parent it is about."""
+    parents = PodCgroups(Cgroups.detect(), CgroupDriver.CGROUPFS, note.parent)
+    parents.forget(sandbox_id, note.read_text())
+    note.unlink(missing_ok=True)
 
 
 def _remove_cgroup(directory: Path) -> None:

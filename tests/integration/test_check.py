@@ -1,0 +1,234 @@
+"""`crio check` on real nodes: finds what is wrong, says nothing of what is right, and mends."""
+
+import json
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+
+from crio_io.journal import Delete, Journal
+from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration import residue
+from tests.integration.harness import REPOSITORY, Crio, Site
+
+pytestmark = pytest.mark.integration
+EXIT_FOUND = 3
+ROUNDS = 4
+
+
+def _crio(crio: Crio, *argv: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [*crio.argv, *argv],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=REPOSITORY,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def _findings(crio: Crio, *argv: str) -> list[dict[str, str]]:
+    """What check finds and calls wrong."""
+    done = _crio(crio, "check", "-o", "json", *argv)
+    assert done.stdout, done.stderr
+    found = [one for one in json.loads(done.stdout)["findings"] if one["kind"] != "note"]
+    assert done.returncode == (EXIT_FOUND if found else 0), done.stderr
+    return found
+
+
+def _forget(crio: Crio, *kinds: str) -> None:
+    """Lose records, as no crash may: what they own becomes residue."""
+
+    async def forget() -> None:
+        journal, loaded = await Journal.open(crio.site.marks.root / "state.db")
+        await journal.write([Delete(kind=row.kind, id=row.id) for row in loaded.rows if row.kind in kinds])
+        await journal.close()
+
+    anyio.run(forget)
+
+
+@pytest.fixture
+def stopped(site: Site) -> Iterator[Crio]:
+    """A node whose server was killed while a container ran; whatever the test does, everything is removed."""
+    crio = Crio(site)
+    crio.start()
+    crio.pull(crio.images.busybox)
+    crio.note_baseline()
+    pod_id = crio.run_pod()
+    crio.begin(pod_id, ["sleep", "1000"])
+    crio.end(signal.SIGKILL)
+    yield crio
+    crio.start()
+    crio.remove_all()
+    crio.end()
+
+
+def test_check_of_a_live_node_in_use_finds_nothing(crio: Crio) -> None:
+    """F15: a node with pods, containers and images is in order, and the check says so."""
+    with crio.pod() as pod_id:
+        crio.begin(pod_id, ["sleep", "1000"])
+        crio.create(pod_id, crio.container_config(["true"], name="created"))
+        done = _crio(crio, "check", "--deep")
+        assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+        assert "the server is running" in done.stdout or "note:" in done.stdout
+
+
+def test_check_beside_pods_that_come_and_go_raises_no_false_alarm(crio: Crio) -> None:
+    """What is being made is owned already, what is being removed is owned still."""
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def churn() -> None:
+        try:
+            while not ended.is_set():
+                with crio.pod() as pod_id:
+                    crio.begin(pod_id, ["true"])
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=churn)
+    thread.start()
+    try:
+        for _ in range(ROUNDS):
+            assert _findings(crio) == []
+    finally:
+        ended.set()
+        thread.join()
+    assert not failures
+
+
+def test_check_of_a_stopped_node_with_running_containers_finds_nothing_and_changes_nothing(stopped: Crio) -> None:
+    """Containers outlive the server: what they need is owned by records, and the journal is only read."""
+    journal = stopped.site.marks.root / "state.db"
+    before = {path.name: path.read_bytes() for path in journal.parent.glob("state.db*")}
+    assert _findings(stopped, "--deep") == []
+    assert {path.name: path.read_bytes() for path in journal.parent.glob("state.db*")} == before
+
+
+def test_repair_of_a_node_whose_records_are_lost_leaves_nothing_behind(stopped: Crio) -> None:
+    """F15: every kind of residue is found, told to be this node's, and removed; images are not touched."""
+    _forget(stopped, "sandbox", "container")
+    found = _findings(stopped)
+    whats = {one["what"] for one in found}
+    assert whats == {
+        *("bundle", "mount", "writable layer", "runtime state", "monitor", "control group"),
+        *("sandbox directory", "namespaces", "address", "parent control group"),
+    }, found
+    assert all(one["kind"] == "residue" and one["mend"] for one in found)
+
+    asked = _crio(stopped, "check", "--repair")
+    assert asked.returncode == EXIT_FOUND
+    assert "nothing was changed" in asked.stderr
+    assert len(_findings(stopped)) == len(found)
+
+    mended = _crio(stopped, "check", "--repair", "-y")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert "could not" not in mended.stderr
+    assert _findings(stopped) == []
+    # What a plugin keeps elsewhere only its DEL removes, which needs the record that is lost.
+    left = [one for one in residue.find(stopped.site.marks) - stopped.baseline if not one.startswith("rule ")]
+    assert left == []
+
+
+def test_check_of_a_live_node_finds_residue_and_repair_is_refused_beside_the_server(own_crio: Crio) -> None:
+    """Beside a server nothing is changed, whatever was found."""
+    strange = own_crio.site.marks.runroot / "containers" / ("a" * 64)
+    strange.mkdir()
+    (strange / "config.json").write_text("{}")
+    (found,) = _findings(own_crio)
+    assert (found["what"], found["key"]) == ("bundle", "a" * 64)
+    refused = _crio(own_crio, "check", "--repair", "-y")
+    assert refused.returncode == 1
+    assert "stop it first" in refused.stderr
+    assert strange.exists()
+    own_crio.end()
+    assert _crio(own_crio, "check", "--repair", "-y").returncode == 0
+    assert not strange.exists()
+    own_crio.start()
+
+
+def test_an_image_whose_layer_is_gone_is_found_forgotten_and_pulled_again(own_crio: Crio) -> None:
+    """Damage of images: a record is worth nothing without its layers."""
+    own_crio.pull(own_crio.images.told)
+    layers = own_crio.site.marks.root / "storage" / "layers"
+    image = next(one for one in own_crio.client(pb.ListImagesRequest()).images if own_crio.images.told in one.repo_tags)
+    answer = own_crio.client(pb.ImageStatusRequest(image=pb.ImageSpec(image=image.id), verbose=True))
+    newest = json.loads(answer.info["info"])["chainLayers"][-1]
+    place = next(
+        path
+        for path in layers.iterdir()
+        if (path / "layer.json").exists() and json.loads((path / "layer.json").read_text())["diff_id"] == newest
+    )
+    shutil.rmtree(place)
+    (found,) = _findings(own_crio)
+    assert (found["kind"], found["what"], found["key"]) == ("damage", "image", image.id)
+    assert newest in found["detail"]
+    own_crio.end()
+    assert _crio(own_crio, "check", "--repair", "-y").returncode == 0
+    assert _findings(own_crio) == []
+    own_crio.start()
+    assert own_crio.pull(own_crio.images.told) == image.id
+    own_crio.client(pb.RemoveImageRequest(image=pb.ImageSpec(image=image.id)))
+
+
+def test_deep_check_finds_a_file_missing_from_a_layer(own_crio: Crio) -> None:
+    """Presence is not enough: somebody may have deleted files of a layer."""
+    layers = own_crio.site.marks.root / "storage" / "layers"
+    victim = next(path for path in sorted(layers.glob("*/fs/bin/*")) if path.is_file() and not path.is_symlink())
+    assert _findings(own_crio, "--deep") == []
+    kept = victim.with_name("kept-elsewhere")
+    moved = own_crio.site.directory / kept.name
+    shutil.copy2(victim, moved)
+    victim.unlink()
+    (found,) = _findings(own_crio, "--deep")
+    assert (found["kind"], found["what"]) == ("damage", "layer")
+    assert "inodes" in found["detail"]
+    shutil.copy2(moved, victim)
+
+
+def test_a_damaged_journal_is_found_and_not_touched(stopped: Crio) -> None:
+    """R9, R10: one damaged copy costs nothing, and the check tells of it before the server mends it."""
+    copy = stopped.site.marks.root / "state.db-copy"
+    copy.with_name("state.db-copy-wal").unlink(missing_ok=True)
+    data = b"no database" * 1000
+    copy.write_bytes(data)
+    found = [one for one in _findings(stopped) if one["what"] == "journal"]
+    assert [one["kind"] for one in found] == ["damage"]
+    assert str(copy) in found[0]["detail"]
+    assert copy.read_bytes() == data
+
+
+def test_namespaces_lost_under_a_ready_pod_are_damage(stopped: Crio) -> None:
+    """Somebody unmounted them: the pod is not ready, and nobody has noticed."""
+    (pin,) = (stopped.site.marks.runroot / "ns").glob("*/net")
+    subprocess.run(["umount", str(pin)], check=True)
+    found = _findings(stopped)
+    assert ("damage", "namespaces", str(pin)) in [(one["kind"], one["what"], one["where"]) for one in found]
+
+
+def test_a_foreign_server_at_the_socket_is_not_taken_for_ours(site: Site) -> None:
+    """What answers may be another runtime; what it owns is not known, so nothing may be called residue."""
+    crio = Crio(site)
+    crio.start()
+    try:
+        other = [word if word != str(site.marks.root) else str(site.directory / "other") for word in crio.argv]
+        done = subprocess.run(
+            [*other, "check"], capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False
+        )
+        assert done.returncode == 1
+        assert "its root directory is" in done.stderr
+    finally:
+        crio.end()
+
+
+def test_check_of_a_node_that_never_ran_finds_nothing(site: Site) -> None:
+    """There need not be any directory yet, and the check makes none."""
+    crio = Crio(site)
+    assert _findings(crio) == []
+    assert not Path(site.marks.root).exists()
