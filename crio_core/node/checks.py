@@ -3,6 +3,7 @@ expected.
 """
 
 import re
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from crio_core.cri import ContainerConfig, Mount, PodSandboxConfig, Signal
@@ -22,6 +23,14 @@ _UID = re.compile(r"[A-Za-z0-9._:@-]{1,253}", re.ASCII)
 def _name(field: str, value: str) -> None:
     if not _NAME.fullmatch(value):
         raise invalid(field, value[:NAME_CHARS_MAX], "1 to 253 letters, digits, '.', '-' and '_', not first or last")
+
+
+def _ip_address(field: str, value: str) -> None:
+    """Refused here, as network plugins could be told of neither the attachment nor its undoing."""
+    try:
+        ip_address(value)
+    except ValueError as error:
+        raise invalid(field, value[:200], "an IP address") from error
 
 
 def absolute_path(field: str, value: str) -> None:
@@ -51,6 +60,8 @@ def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) 
             raise invalid(f"{where}.container_port", mapping.container_port, f"1 to {PORT_MAX}")
         if not 0 <= mapping.host_port <= PORT_MAX:
             raise invalid(f"{where}.host_port", mapping.host_port, f"0 to {PORT_MAX}")
+        if mapping.host_ip:
+            _ip_address(f"{where}.host_ip", mapping.host_ip)
     if runtime_handler and runtime_handler not in settings.handlers:
         raise OperationError(
             Code.NOT_FOUND,

@@ -7,6 +7,7 @@ import orjson
 
 from crio_core import cri
 from crio_core import requests as rq
+from crio_core.errors import invalid
 from crio_core.records import ImageRecord
 from crio_core.replies import ImageFound, Images, Pulled
 from crio_io.driver import Driver
@@ -43,6 +44,8 @@ class ImageService:
 
     async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         spec = translate.read(cri.ImageSpec, request.image, "image")
+        if not spec.image:
+            raise invalid("image.image", "", "an image reference or id")
         found = await self._driver.call(rq.ImageStatus(image=spec))
         assert isinstance(found, ImageFound)
         if found.image is None:
