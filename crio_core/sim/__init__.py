@@ -2,6 +2,7 @@
 
 from crio_core.sim.images import REGISTRY, image
 from crio_core.sim.profiles import FAULTS, LATENCIES, Faults, Latency
+from crio_core.sim.registry import EveryImage
 from crio_core.sim.simulation import SETTINGS, Call, Simulation
 from crio_core.sim.world import Life, World
 
@@ -11,6 +12,7 @@ __all__ = [
     "REGISTRY",
     "SETTINGS",
     "Call",
+    "EveryImage",
     "Faults",
     "Latency",
     "Life",

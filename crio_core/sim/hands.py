@@ -4,8 +4,9 @@ Each order is a generator that yields between its steps: whoever runs it may sto
 done. So an order can fail half-way, and a server can die half-way, without a line about it in the order itself.
 """
 
-from collections.abc import Callable, Generator
-from typing import Protocol
+import shlex
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Protocol
 
 import orjson
 
@@ -15,7 +16,7 @@ from crio_core.errors import Code, LocalError, OperationError
 from crio_core.oci.facts import RootfsFacts
 from crio_core.records import Pin, encode
 from crio_core.sim.chance import Chance
-from crio_core.sim.profiles import MS, S, Faults
+from crio_core.sim.profiles import MS, Faults, S
 from crio_core.sim.world import NEVER_NS, Life, Process, World
 
 SIGKILL_CODE = 137
@@ -25,6 +26,9 @@ SHORT_NS = 3 * MS
 EXIT_FILE_NS = 2 * MS
 EXIT_FILE_LATE_NS = 8 * S
 LAYER_BYTES = 1_000_000
+
+LIFE_ANNOTATION = "simulate.crio/life"
+"""An annotation of a container that stands for its command, where a handler lets it through: `exit 3`."""
 
 Steps = Generator[None, None, ev.Outcome]
 
@@ -57,8 +61,9 @@ def _failure(code: Code, reason: str, message: str) -> OperationError:
 def life_of(args: tuple[str, ...]) -> Life:
     """What a command does on a simulated node.
 
-    `sleep SECONDS|inf`, `exit CODE`, `crash`, `deaf` (ignores its stop signal), `slow SECONDS` (takes that long to stop),
-    `stuck SECONDS|inf` (survives SIGKILL that long); anything else runs until it is stopped.
+    `sleep SECONDS|inf`, `exit CODE`, `true`, `false`, `echo WORDS`, `crash`, `deaf` (ignores its stop signal), `slow
+    SECONDS` (takes that long to stop), `stuck SECONDS|inf` (survives SIGKILL that long); anything else runs until it is
+    stopped.
     """
     word, value = (args[0].rpartition("/")[2], args[1] if len(args) > 1 else "") if args else ("", "")
     amount = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
@@ -66,6 +71,10 @@ def life_of(args: tuple[str, ...]) -> Life:
     match word:
         case "sleep":
             return Life(ends_after_ns=time_ns)
+        case "echo" | "true":
+            return Life(ends_after_ns=SHORT_NS)
+        case "false":
+            return Life(ends_after_ns=SHORT_NS, code=1)
         case "exit":
             return Life(ends_after_ns=SHORT_NS, code=(amount or 0) & 255)
         case "crash":
@@ -78,6 +87,32 @@ def life_of(args: tuple[str, ...]) -> Life:
             return Life(stuck_ns=time_ns)
         case _:
             return Life()
+
+
+def words_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a container does: what its annotation says, else its command; of a shell script the last command."""
+    told = spec.get("annotations", {}).get(LIFE_ANNOTATION)
+    return _unwrapped(_split(told) if told else tuple(spec["process"]["args"]))
+
+
+def _unwrapped(words: tuple[str, ...]) -> tuple[str, ...]:
+    if len(words) == 3 and words[0].rpartition("/")[2] in ("sh", "bash", "ash") and words[1] == "-c":
+        words = _split(words[2].replace("&&", ";").rstrip("; \n").rpartition(";")[2]) or words
+    return words
+
+
+def _split(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError:  # A quote that is not closed.
+        return tuple(text.split())
+
+
+def said_by(words: tuple[str, ...]) -> bytes:
+    """What a command on a simulated node prints: `echo WORDS` prints them, everything else nothing."""
+    if not words or words[0].rpartition("/")[2] != "echo":
+        return b""
+    return " ".join(words[1:]).encode("utf-8", "replace") + b"\n"
 
 
 class Hands:
@@ -186,7 +221,7 @@ class Hands:
             world.write(world.addresses, sandbox_id, self._free_address())
         yield
         world.links[sandbox_id] = inode or 0
-        return ev.NetworkAttached(attachment=f"attached {sandbox_id}", ips=(world.addresses[sandbox_id],))
+        return ev.NetworkAttached(attachment=f'{{"attached":"{sandbox_id}"}}', ips=(world.addresses[sandbox_id],))
 
     def _free_address(self) -> str:
         taken = dict.fromkeys(self._world.addresses.values(), True)
@@ -272,8 +307,8 @@ class Hands:
         world.cgroups[key] = True
         world.runtime[key] = True
         yield
-        args = orjson.loads(order.spec)["process"]["args"]
-        process = Process(key, world.next_pid(), self._host.at_ns, self._fated(life_of(tuple(args))))
+        life = life_of(words_of(orjson.loads(order.spec)))
+        process = Process(key, world.next_pid(), self._host.at_ns, self._fated(life))
         world.processes[key] = process
         return ev.ContainerCreated(pid=process.pid, pid_start_ticks=process.start_ticks, monitor_pid=monitor)
 
@@ -367,11 +402,10 @@ class Hands:
             raise _failure(
                 Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {order.container_id} has ended"
             )
-        args = orjson.loads(order.process)["args"]
-        if args[0].startswith("hang"):
+        words = _unwrapped(tuple(orjson.loads(order.process)["args"]))
+        if words[0].startswith("hang"):
             return ev.ExecFinished(stdout=b"", stderr=b"", exit_code=SIGKILL_CODE, timed_out=order.timeout_ns > 0)
-        code = life_of(tuple(args)).code
-        return ev.ExecFinished(stdout=" ".join(args).encode(), stderr=b"", exit_code=code, timed_out=False)
+        return ev.ExecFinished(stdout=said_by(words), stderr=b"", exit_code=life_of(words).code, timed_out=False)
 
     # --- processes --------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ from crio_core.requests import CreateContainer, Request, RunPodSandbox
 from crio_core.sim.chance import Chance
 from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps
 from crio_core.sim.images import REGISTRY
-from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, S, Faults, Latency
+from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, Faults, Latency, S
 from crio_core.sim.world import NEVER_NS, World
 
 NETWORK = "simulated network"
@@ -91,6 +91,7 @@ class Simulation:
         latency: How long effects take.
         faults: What goes wrong of itself; `faults` may be set anew at any time.
         registry: The images that can be pulled, by reference.
+        wall_epoch_ns: The time of day when the virtual clock stood at zero.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class Simulation:
         latency: Latency = ORDINARY,
         faults: Faults = NO_FAULTS,
         registry: Mapping[str, ImageResolved] = REGISTRY,
+        wall_epoch_ns: int = WALL_EPOCH_NS,
     ) -> None:
         self.seed = seed
         chance = Chance(seed)
@@ -111,7 +113,7 @@ class Simulation:
         self.latency = latency
         self.faults = faults
         self.at_ns = 1 * S
-        self._wall_offset_ns = WALL_EPOCH_NS
+        self._wall_offset_ns = wall_epoch_ns
         self.world = World(chance.split(), registry)
         self.hands = Hands(self.world, self, chance.split())
         self.network = NETWORK
@@ -145,6 +147,15 @@ class Simulation:
     def wall_ns(self) -> int:
         """The time of day."""
         return self.at_ns + self._wall_offset_ns
+
+    @property
+    def due_ns(self) -> int | None:
+        """When the next thing happens, on the virtual clock; None when nothing will."""
+        return self._queue[0][0] if self._queue else None
+
+    def forget_call(self, call_id: int) -> None:
+        """The caller has its answer, or is gone: a simulation that runs for ever must not keep every call."""
+        self.calls.pop(call_id, None)
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         """Have something happen in the world, whatever becomes of the server."""
@@ -318,7 +329,9 @@ class Simulation:
                         self._next(effect.lane)
 
     def _reply(self, order: fx.Reply) -> None:
-        call = self.calls[order.call_id]
+        call = self.calls.get(order.call_id)
+        if call is None:
+            return  # Forgotten when its caller had gone.
         if call.result is not None:
             self.world.violations.append(f"call {call.id} was answered twice: {call.request!r}")
         call.result = order.result  # type: ignore[assignment]

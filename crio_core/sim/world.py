@@ -62,7 +62,7 @@ class World:
 
     def __init__(self, chance: Chance, images: Mapping[str, ImageResolved]) -> None:
         self._chance = chance
-        self.images: dict[str, ImageResolved] = dict(images)
+        self.images = images
         """What the registry has, by reference."""
         self.boots = 1
         self._next_pid = 100
