@@ -243,6 +243,11 @@ def kill_timer(container_id: str) -> str:
     return f"{container_id}/kill"
 
 
+def may_live(record: ContainerRecord) -> bool:
+    """Whether an owed container may still have a process: its creation failed and it could not be deleted."""
+    return record.state is S.OWING and Part.RUNTIME in record.holds and not record.finished_at_ns
+
+
 def watch_timer(container_id: str) -> str:
     """The timer after which a watch that failed is begun anew."""
     return f"{container_id}/watch"
@@ -419,18 +424,20 @@ def _arrive_owing(record: ContainerRecord, came_from: Enum, event: Any) -> Arriv
         case ReleaseFailed():
             refused = record.failure if came_from is S.UNWINDING else None
             record = replace(record, failure=event.failure, retries=record.retries + 1)
+            left = event.failure if may_live(record) else None
             orders = (
                 fx.SaveRecord(record=record),
                 fx.ArmTimer(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries)),
                 fx.Answer(operation="create", failure=refused),
-                fx.Answer(operation="remove"),
+                fx.Answer(operation="stop", failure=left),
+                fx.Answer(operation="remove", failure=left),
                 fx.Ask(what="stuck"),
             )
             return Arrival(record=record, orders=orders)
         case PartReleased() | RetryDue() | Resumed():
             return _release(record, event)
         case _:
-            return Arrival(record=record, orders=(fx.Answer(operation="remove"),))
+            return Arrival(record=record)
 
 
 def _arrive_gone(record: ContainerRecord, event: Any) -> Arrival[ContainerRecord]:

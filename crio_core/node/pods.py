@@ -260,7 +260,7 @@ def stop_container(state: State, call_id: int, request: rq.StopContainer) -> Non
     """Stop a container within its grace time; one that is unknown has no process."""
     record = find_container(state, request.container_id, missing_ok=True)
     if record is None:
-        state.reply(call_id, Done())
+        _wait_for_unwinding(state, call_id, request.container_id, "stop")
         return
     state.wait(call_id, record.id, "stop")
     if request.grace_ns > 0:
@@ -269,11 +269,25 @@ def stop_container(state: State, call_id: int, request: rq.StopContainer) -> Non
         advance_container(state, record.id, ct.KillRequested())
 
 
+def _wait_for_unwinding(state: State, call_id: int, container_id: str, operation: str) -> None:
+    """Answer for a container that clients do not see: at once, unless it is one that is being taken back.
+
+    A client can know the id of such a one if the server crashed before the journal had what it had answered.
+    """
+    record = state.containers.get(container_id)
+    if record is None or not (record.state is ContainerState.UNWINDING or ct.may_live(record)):
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, container_id, operation)
+    if ct.may_live(record):
+        advance_container(state, container_id, RetryDue())
+
+
 def remove_container(state: State, call_id: int, request: rq.RemoveContainer) -> None:
     """Remove a container, killed first if need be; one that is unknown is gone already."""
     record = find_container(state, request.container_id, missing_ok=True)
     if record is None:
-        state.reply(call_id, Done())
+        _wait_for_unwinding(state, call_id, request.container_id, "remove")
         return
     state.wait(call_id, record.id, "remove")
     advance_container(state, record.id, ct.RemoveRequested())
@@ -355,7 +369,7 @@ def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
     match what:
         case "stop-containers":
             for member in _members(state, record):
-                if may_live(member):
+                if ct.may_live(member):
                     advance_container(state, member.id, RetryDue())
                 elif member.state not in QUIET:
                     advance_container(state, member.id, ct.KillRequested())
@@ -368,7 +382,7 @@ def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
             _start_infra(state, record)
         case _:
             infra = state.containers.get(specs.infra_id(record.id))
-            if infra is not None and may_live(infra):
+            if infra is not None and ct.may_live(infra):
                 advance_container(state, infra.id, RetryDue())
             elif infra is None or infra.state is ContainerState.OWING:
                 advance_sandbox(state, record.id, PartReleased(part=Part.INFRA))
@@ -382,7 +396,7 @@ def _members(state: State, record: SandboxRecord) -> tuple[ContainerRecord, ...]
     return tuple(
         one
         for one in found
-        if one is not None and not one.infra and (one.state is not ContainerState.OWING or may_live(one))
+        if one is not None and not one.infra and (one.state is not ContainerState.OWING or ct.may_live(one))
     )
 
 
@@ -392,7 +406,7 @@ def settle(state: State, sandbox_id: str) -> None:
     if record is None:
         return
     members = _members(state, record)
-    quiet = all(member.state in QUIET and not may_live(member) for member in members)
+    quiet = all(member.state in QUIET and not ct.may_live(member) for member in members)
     if record.state is SandboxState.STOPPING and quiet:
         advance_sandbox(state, sandbox_id, sb.ContainersStopped())
     elif record.state is SandboxState.REMOVING and not members:
@@ -464,7 +478,7 @@ def advance_container(state: State, container_id: str, event: object) -> None:
                 state.emit(f"{container_id}/signal", output, owner=container_id)
             case _:
                 state.emit(container_id, output)
-    if record.state is not before.state or may_live(record) != may_live(before):
+    if record.state is not before.state or ct.may_live(record) != ct.may_live(before):
         if record.state is ContainerState.GONE:
             images.sweep_layers(state, record.every_layer)
         if record.infra:
@@ -501,13 +515,8 @@ def sandbox_lost(state: State, container: ContainerRecord) -> Failure | None:
     )
 
 
-def may_live(record: ContainerRecord) -> bool:
-    """Whether an owed container may still have a process: its creation failed and it could not be deleted."""
-    return record.state is ContainerState.OWING and Part.RUNTIME in record.holds and not record.finished_at_ns
-
-
 def _stuck(state: State, record: ContainerRecord) -> None:
-    if record.state is ContainerState.OWING and not may_live(record):
+    if record.state is ContainerState.OWING and not ct.may_live(record):
         return
     sandbox = state.sandboxes.get(record.sandbox_id)
     if sandbox is not None and sandbox.state is SandboxState.STOPPING:
@@ -540,7 +549,7 @@ def _infra_moved(state: State, record: ContainerRecord) -> None:
             advance_sandbox(state, sandbox.id, sb.InfraFailed(failure=failure))
         elif sandbox.state in (SandboxState.READY, SandboxState.BROKEN):
             advance_sandbox(state, sandbox.id, sb.InfraExited())
-        elif may_live(record):
+        elif ct.may_live(record):
             failure = record.failure or Failure(code=Code.INTERNAL.value, reason="INFRA_ALIVE", message=record.id)
             advance_sandbox(state, sandbox.id, ReleaseFailed(failure=failure))
         elif gone:

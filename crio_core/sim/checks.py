@@ -15,6 +15,7 @@ from crio_core.records import (
     ContainerRecord,
     ContainerState,
     ImageRecord,
+    Failure,
     Part,
     Record,
     SandboxRecord,
@@ -27,7 +28,7 @@ from crio_core.sim.simulation import NETWORK, Call, Simulation
 
 TRIES_MAX = 8
 """Times that a client asks for a removal before it is called refused; one process in uninterruptible sleep takes a minute."""
-REST_TICKS_MAX = 100_000
+REST_TICKS_MAX = 20_000
 """Things that may happen until a node that is left alone comes to rest."""
 
 
@@ -48,6 +49,10 @@ class Inspector:
         self.players = players
         self.problems: list[str] = []
         self.sandbox_of: dict[str, str] = {}
+        self._removed: dict[str, bool] = {}
+        """Sandboxes whose removal was answered."""
+        self._deadlines: dict[str, int] = {}
+        """When containers that are being stopped have to be killed at the latest."""
         sim.on_reply = self._replied
         sim.on_event = self._stepped
         sim.on_crash = self._crashed
@@ -58,20 +63,50 @@ class Inspector:
     # --- while it runs ------------------------------------------------------------------------------------------
 
     def _stepped(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        self._deadline(event)
         for effect in effects:
+            if isinstance(effect.order, fx.SignalContainer) and effect.order.signal == "SIGKILL":
+                late_ns = self.sim.at_ns - self._deadlines.pop(effect.order.container_id, self.sim.at_ns)
+                if late_ns > 0:
+                    self._say("I15", f"container {effect.order.container_id} was killed {late_ns} ns too late")
             if isinstance(effect.order, fx.CreateContainer):
                 self.sandbox_of[effect.order.container_id] = effect.order.sandbox_id
             elif isinstance(effect.order, fx.Reply) and self.sim.calls[effect.order.call_id].cancelled:
                 self._say("I2", f"call {effect.order.call_id} was answered after its caller had gone")
 
+    def _deadline(self, event: ev.Event) -> None:
+        """A stop was accepted: the kill comes no later than the earliest time that any caller gave (R22)."""
+        if not isinstance(event, ev.CallArrived) or not isinstance(event.request, rq.StopContainer):
+            return
+        key = event.request.container_id
+        record = self._state.containers.get(key)
+        if record is not None and record.state is ContainerState.STOPPING:
+            deadline_ns = event.at_ns + event.request.grace_ns
+            self._deadlines[key] = min(deadline_ns, self._deadlines.get(key, deadline_ns))
+
+    def _refused(self, call: Call, failure: Failure) -> None:
+        """A name may be taken by another object, never by the caller's own earlier try, nor by what was removed (R1)."""
+        if failure.reason not in ("SANDBOX_NAME_TAKEN", "CONTAINER_NAME_TAKEN"):
+            return
+        for other in self.sim.calls.values():
+            if other.open and other.request == call.request and other.id != call.id:
+                self._say("I8", f"a retry of a call under way was refused: {failure.message}")
+        for removed in self._removed:
+            if removed in failure.message:
+                self._say("I8", f"the name of removed {removed} was refused: {failure.message}")
+
     def _replied(self, call: Call) -> None:
         self.players.heard(call)
+        if isinstance(call.result, Failure):
+            self._refused(call, call.result)
         match call.request, call.result:
             case (rq.StopContainer() | rq.RemoveContainer()) as request, rp.Done():
                 if self.sim.world.alive(request.container_id):
                     self._say("I5", f"{request!r} was answered while its process runs")
             case (rq.StopPodSandbox() | rq.RemovePodSandbox()) as request, rp.Done():
                 self._no_process(request)
+                if isinstance(request, rq.RemovePodSandbox):
+                    self._removed[request.sandbox_id] = True
             case rq.RunPodSandbox(), rp.Created() as created:
                 self._sandbox_exists(created.id)
             case rq.CreateContainer(), rp.Created() as created:
@@ -115,6 +150,7 @@ class Inspector:
 
     def _crashed(self) -> None:
         """The server is down: everything that exists outside must have its record, or nobody will ever know of it."""
+        self._deadlines.clear()
         for thing in self.sim.world.residue(self.sim.world.records()):
             if not thing.startswith("layer "):
                 self._say("I3", f"after a crash nothing in the journal owns: {thing}")

@@ -248,7 +248,7 @@ class Hands:
     def _release_namespaces(self, order: fx.ReleaseNamespaces) -> Steps:
         world = self._world
         pins = world.pins.get(order.sandbox_id, {})
-        if order.sandbox_id in world.links:
+        if order.sandbox_id in world.network_owed:
             world.violations.append(f"namespaces of sandbox {order.sandbox_id} released before its network")
         for kind in tuple(pins):
             yield

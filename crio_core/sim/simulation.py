@@ -32,6 +32,8 @@ from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, Faults, Latency, S
 from crio_core.sim.world import NEVER_NS, World
 
 NETWORK = "simulated network"
+ASK_TICKS_MAX = 10_000
+"""Things that may happen until `ask` gives up waiting for its answer."""
 UNEXPECTED_STEPS_MAX = 5
 """An order that is to fail does so after at most this many of its steps."""
 RECONCILE_NS = 60 * S
@@ -285,13 +287,14 @@ class Simulation:
         """Call, and run until the answer is there.
 
         Raises:
-            OperationError: It was refused, or nothing is left to happen and there is no answer.
+            OperationError: It was refused, or nothing is left to happen (or too much did) and there is no answer.
         """
         call = self.calls[self.call(request)]
-        while call.open and self.tick():
-            pass
+        for _ in range(ASK_TICKS_MAX):
+            if not (call.open and self.tick()):
+                break
         if call.result is None:
-            raise OperationError(Code.DEADLINE_EXCEEDED, "NO_ANSWER", f"{request!r} was never answered")
+            raise OperationError(Code.DEADLINE_EXCEEDED, "NO_ANSWER", f"{request!r} was not answered")
         if isinstance(call.result, Failure):
             raise call.result.error()
         return call.result
