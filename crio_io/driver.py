@@ -47,6 +47,18 @@ class Executor(Protocol):
         ...
 
 
+class Caller(Protocol):
+    """Who can be asked: a driver, or a simulation that follows the real clock."""
+
+    async def call(self, request: Request) -> Result:
+        """Ask the node something and wait for the answer.
+
+        Raises:
+            OperationError: The node refused, or what was asked for failed.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningEffect:
     """An effect that is being carried out: what it is, for which lane, and since when on the monotonic clock."""

@@ -21,6 +21,9 @@ from crio_server.config.elsewhere import MISSING, Missing
 from crio_server.config.kinds import FALSE_WORDS, TRUE_WORDS, Switch
 from crio_server.config.layers import HANDLER_FLAG_FORM
 
+LATENCIES = ("ordinary", "steady", "instant")
+FAULTS = ("none", "few", "many")
+"""The profiles of the simulation, the defaults first; named here, so that no command has to load them."""
 MISSING_PREFIX = "missing_"
 """In click's names for flags that only CRI-O has, which the rest of the name spells; no option begins like this."""
 SWITCHES = frozenset(
@@ -98,6 +101,16 @@ def _params() -> list[click.Parameter]:
             metavar="FILE",
             help="Record what the node is told, for `crio replay`; environment values and credentials are left out.",
         ),
+        click.Option(
+            ["simulate", "--simulate"],
+            is_flag=True,
+            help="Serve a node that exists in memory only: no root, runtime or network is needed.",
+        ),
+        click.Option(["seed", "--seed"], type=int, metavar="N", help="With --simulate: all chance follows from it."),
+        click.Option(
+            ["latency", "--latency"], type=click.Choice(LATENCIES), help="With --simulate: how long things take."
+        ),
+        click.Option(["faults", "--faults"], type=click.Choice(FAULTS), help="With --simulate: how much goes wrong."),
         *(_missing_flag(row) for row in MISSING),
     ]
 
@@ -112,6 +125,7 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
     path = params.pop("config")
     directory = params.pop("config_dir")
     record = params.pop("record", None)
+    simulation = _simulation(params)
     flags: dict[str, tuple[str, ...]] = {}
     warnings: list[ConfigWarning] = []
     for name, given in params.items():
@@ -131,7 +145,18 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
         environ=environ,
         flags=flags,
     )
-    return Session(sources=sources, flag_warnings=tuple(warnings), record=record or "")
+    return Session(sources=sources, flag_warnings=tuple(warnings), record=record or "", simulation=simulation)
+
+
+def _simulation(params: dict[str, Any]) -> tuple[int, str, str] | None:
+    wanted = params.pop("simulate", False)
+    seed, latency, faults = (params.pop(name, None) for name in ("seed", "latency", "faults"))
+    if wanted:
+        return seed or 0, latency or LATENCIES[0], faults or FAULTS[0]
+    for name, value in (("seed", seed), ("latency", latency), ("faults", faults)):
+        if value is not None:
+            raise click.UsageError(f"--{name} goes with --simulate only")
+    return None
 
 
 @click.pass_context
@@ -145,6 +170,12 @@ def _start(context: click.Context, /, **params: Any) -> None:
 def _serve(session: Session) -> None:
     loaded = session.load_or_exit()
     # Imported by name and only now: the subcommands must not pay for the server.
+    if session.simulation is not None:
+        seed, latency, faults = session.simulation
+        module = importlib.import_module("crio_server.simulate")
+        profile = module.Profile(seed=seed, latency=latency, faults=faults)
+        module.simulate(loaded.config, loaded.warnings, profile)
+        return
     server = importlib.import_module("crio_server.serve")
     server.serve(loaded.config, loaded.warnings, notices=loaded.notices, reread=session.load, record=session.record)
 

@@ -51,7 +51,7 @@ def serve(
     record: str = "",
 ) -> None:
     """Serve until SIGTERM or SIGINT. Ends the process with code 1 and one line if it cannot start."""
-    _set_up_logging(config)
+    set_up_logging(config)
     for notice in notices:
         log.info("%s", notice)
     for warning in warnings:
@@ -64,7 +64,8 @@ def serve(
         sys.exit(f"crio: {error}: crio needs root")
 
 
-def _set_up_logging(config: Config) -> None:
+def set_up_logging(config: Config) -> None:
+    """Log as the configuration says."""
     handler: logging.Handler
     handler = logging.FileHandler(config.log_file) if config.log_file else logging.StreamHandler()
     if config.log_format == "json":

@@ -19,6 +19,8 @@ class Session:
     flag_warnings: tuple[ConfigWarning, ...]
     record: str = ""
     """A file to record what the node is told; empty for none."""
+    simulation: tuple[int, str, str] | None = None
+    """The seed and the latency and fault profiles of a simulated node; None for a real one."""
 
     def load(self) -> Loaded:
         """Read all sources.

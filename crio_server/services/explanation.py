@@ -8,7 +8,7 @@ import orjson
 
 from crio_core import requests as rq
 from crio_core.replies import Explained
-from crio_io.driver import BUDGET_S, Driver
+from crio_io.driver import BUDGET_S, Caller
 from crio_io.mounts import running_steps
 from crio_io.spawn import running_programs
 
@@ -17,14 +17,14 @@ STEPS_MAX = 16
 WORDS_CHARS_MAX = 300
 
 
-async def explanation(driver: Driver, kind: str, record_id: str) -> dict[str, str]:
+async def explanation(driver: Caller, kind: str, record_id: str) -> dict[str, str]:
     """The verbose information of one record: a map with the key `explain`."""
     answer = await driver.call(rq.Explain(kind=kind, id=record_id))
     assert isinstance(answer, Explained)
     return {"explain": orjson.dumps(_with_host(answer.about, record_id)).decode()}
 
 
-async def node_explanation(driver: Driver) -> Mapping[str, Any]:
+async def node_explanation(driver: Caller) -> Mapping[str, Any]:
     """What no list shows, by name: `creating`, `owing`, `departed`, `unsaved`, `owned`."""
     answer = await driver.call(rq.Explain(kind="node"))
     assert isinstance(answer, Explained)

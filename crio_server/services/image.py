@@ -10,7 +10,7 @@ from crio_core import requests as rq
 from crio_core.errors import invalid
 from crio_core.records import ImageRecord
 from crio_core.replies import ImageFound, Images, Pulled
-from crio_io.driver import Driver
+from crio_io.driver import Caller
 from crio_io.vault import Vault
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
@@ -30,7 +30,7 @@ class ImageService:
         usage: Measures the image store.
     """
 
-    def __init__(self, driver: Driver, vault: Vault, usage: Usage) -> None:
+    def __init__(self, driver: Caller, vault: Vault, usage: Usage) -> None:
         self._driver = driver
         self._vault = vault
         self._usage = usage
@@ -59,7 +59,9 @@ class ImageService:
     async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         spec = translate.read(cri.ImageSpec, request.image, "image")
         auth = translate.read(cri.AuthConfig, request.auth, "auth")
-        pulled = await self._driver.call(rq.PullImage(image=spec, auth=self._vault.keep(auth)))
+        pulled = await self._driver.call(
+            rq.PullImage(image=spec, auth=self._vault.keep(auth), namespace=request.sandbox_config.metadata.namespace)
+        )
         assert isinstance(pulled, Pulled)
         return pb.PullImageResponse(image_ref=pulled.image_id)
 

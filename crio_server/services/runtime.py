@@ -11,7 +11,7 @@ from crio_core import requests as rq
 from crio_core.errors import invalid
 from crio_core.records import ContainerRecord, SandboxRecord
 from crio_core.replies import ContainerFound, Containers, Created, Executed, NodeStatus, Sandboxes, SandboxFound
-from crio_io.driver import Driver
+from crio_io.driver import Caller
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.services.explanation import explanation, node_explanation
@@ -76,7 +76,7 @@ class RuntimeService:
         refresh_network: Looks at the CNI configuration now, and tells the node if it has changed.
     """
 
-    def __init__(self, driver: Driver, facts: NodeFacts, refresh_network: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, driver: Caller, facts: NodeFacts, refresh_network: Callable[[], Awaitable[None]]) -> None:
         self._driver = driver
         self._facts = facts
         self._refresh_network = refresh_network

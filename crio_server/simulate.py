@@ -1,0 +1,290 @@
+"""`crio --simulate`: the same services on a node in memory, for tests of whatever speaks CRI.
+
+The core is the real one; its effects are carried out by `crio_core.sim`, whose virtual clock follows the real one. No
+root, runtime, registry or network is needed, and nothing is left behind but the log files that a client asks for.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+from grpclib.server import Server
+
+from crio_core import effects as fx
+from crio_core import events as ev
+from crio_core.errors import OperationError
+from crio_core.node import Handler
+from crio_core.records import Failure
+from crio_core.replies import Result
+from crio_core.requests import Request
+from crio_core.rfc3339 import rfc3339
+from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, EveryImage, Simulation
+from crio_core.sim.hands import LAYER_BYTES, LIFE_ANNOTATION, said_by, words_of
+from crio_io import mounts
+from crio_io.vault import Vault
+from crio_server.commands.version import VERSION
+from crio_server.config import Config, ConfigWarning
+from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
+from crio_server.serve import STOP_S, bound_socket, set_up_logging
+from crio_server.services.image import ImageService
+from crio_server.services.rpc import CachedCodec, Servable
+from crio_server.services.runtime import NodeFacts, RuntimeService
+
+log = logging.getLogger("crio")
+
+TICKS_MAX = 10_000
+"""Things that may happen in the simulation until other tasks get their turn."""
+LEFT_CALLS_MAX = 1024
+"""Calls whose callers went away that are remembered, since what they waited for may still end."""
+LOGS_MAX = 10_000
+"""Containers whose log file is remembered; of more, the oldest have said what they had to say."""
+IDLE_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """What the command line says of a simulation."""
+
+    seed: int = 0
+    latency: str = "ordinary"
+    faults: str = "none"
+
+
+class LiveSimulation:
+    """A simulation whose clock follows the real one, and that can be asked like a driver.
+
+    Args:
+        sim: The simulation; nobody else may run it.
+    """
+
+    def __init__(self, sim: Simulation) -> None:
+        self.sim = sim
+        self._offset_ns = sim.at_ns - time.monotonic_ns()
+        self._waiting: dict[int, asyncio.Event] = {}
+        self._left: deque[int] = deque()
+        self._moved = asyncio.Event()
+        sim.on_reply = lambda call: self._replied(call.id)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["LiveSimulation"]:
+        """Let the simulation's time pass until the block ends."""
+        async with asyncio.TaskGroup() as tasks:
+            clock = tasks.create_task(self._run())
+            try:
+                yield self
+            finally:
+                clock.cancel()
+
+    async def call(self, request: Request) -> Result:
+        """Ask the simulated server something and wait for the answer.
+
+        Raises:
+            OperationError: It refused, or what was asked for failed.
+        """
+        self._catch_up()
+        call_id = self.sim.call(request)
+        call = self.sim.calls[call_id]
+        self._moved.set()
+        try:
+            if call.open:
+                answered = self._waiting[call_id] = asyncio.Event()
+                await answered.wait()
+        finally:
+            self._waiting.pop(call_id, None)
+            self._forget(call_id)
+        if isinstance(call.result, Failure):
+            raise call.result.error()
+        assert call.result is not None
+        return call.result
+
+    def _forget(self, call_id: int) -> None:
+        if self.sim.calls[call_id].open:
+            self.sim.cancel(call_id)
+            self._left.append(call_id)
+            if len(self._left) > LEFT_CALLS_MAX:
+                self.sim.forget_call(self._left.popleft())
+        else:
+            self.sim.forget_call(call_id)
+
+    def _replied(self, call_id: int) -> None:
+        if (waiting := self._waiting.get(call_id)) is not None:
+            waiting.set()
+
+    def _catch_up(self) -> bool:
+        """Let everything happen that is due by now; False when there is more of it than fits in one turn."""
+        late_ns = time.monotonic_ns() + self._offset_ns - self.sim.at_ns
+        return self.sim.run(for_ns=max(late_ns, 0), ticks_max=TICKS_MAX)
+
+    async def _run(self) -> None:
+        while True:
+            self._moved.clear()
+            if not self._catch_up():
+                await asyncio.sleep(0)
+                continue
+            due_ns = self.sim.due_ns
+            wait_s = IDLE_S if due_ns is None else (due_ns - self._offset_ns - time.monotonic_ns()) / 1e9
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), max(wait_s, 0.0))
+
+
+class LogWriter:
+    """Writes what simulated containers say into the log files that their requests name, in the CRI's format."""
+
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
+        self._creates: dict[str, tuple[str, bytes]] = {}
+        self._starts: dict[int, str] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        sim.on_event = self._note
+
+    def _note(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        for effect in effects:
+            match effect.order:
+                case fx.CreateContainer(log_path=path) as order if path:
+                    self._creates[order.container_id] = (path, said_by(words_of(orjson.loads(order.spec))))
+                    if len(self._creates) > LOGS_MAX:
+                        del self._creates[next(iter(self._creates))]
+                case fx.StartContainer() as order:
+                    self._starts[effect.id] = order.container_id
+                case fx.DeleteContainer() as order:
+                    self._creates.pop(order.container_id, None)
+                case fx.ReopenLog() as order:
+                    self._write(order.log_path, b"")
+        if isinstance(event, ev.EffectEnded):
+            self._started(event)
+
+    def _started(self, event: ev.EffectEnded) -> None:
+        container_id = self._starts.pop(event.effect_id, "")
+        if isinstance(event.outcome, ev.ContainerStarted) and container_id in self._creates:
+            path, said = self._creates[container_id]
+            stamp = rfc3339(event.wall_ns).encode()
+            self._write(path, b"".join(b"%s stdout F %s\n" % (stamp, line) for line in said.splitlines()))
+
+    def _write(self, path: str, data: bytes) -> None:
+        task = asyncio.get_running_loop().create_task(_append(path, data))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _append(path: str, data: bytes) -> None:
+    def append() -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(path).open("ab") as file:
+            file.write(data)
+
+    try:
+        await mounts.in_thread(f"write log {path}", append)
+    except OSError as error:
+        log.warning("log %s cannot be written: %s", path, error)
+
+
+def simulation_of(config: Config, profile: Profile) -> Simulation:
+    """A simulated node with the handlers and the pause image of a configuration.
+
+    Args:
+        config: Of it, only what the node decides by is read.
+        profile: The seed, and the names of profiles.
+    """
+    handlers = {
+        one.name: Handler(name=one.name, vm=one.runtime_type == "vm", allowed_annotations=(LIFE_ANNOTATION,))
+        for one in config.runtimes
+    }
+    settings = replace(
+        SETTINGS,
+        handlers=handlers,
+        default_handler=config.default_runtime,
+        drop_infra=config.drop_infra_ctr,
+        pause_image=config.pause_image,
+        pinned_images=config.pinned_images,
+    )
+    return Simulation(
+        profile.seed,
+        settings=settings,
+        latency=LATENCIES[profile.latency],
+        faults=FAULTS[profile.faults],
+        registry=EveryImage(REGISTRY),
+        wall_epoch_ns=time.time_ns(),
+    )
+
+
+def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[Servable]:
+    """The CRI services of a simulated node."""
+
+    def verbose() -> Mapping[str, Any]:
+        return {
+            "config": {"root": "", "listen": config.listen, "defaultRuntime": config.default_runtime},
+            "pid": os.getpid(),
+            "simulation": {"seed": profile.seed, "latency": profile.latency, "faults": profile.faults},
+        }
+
+    async def refresh_network() -> None:
+        """The simulated network is always there."""
+
+    async def usage() -> tuple[str, int, int]:
+        layers = len(live.sim.world.layers)
+        return "/simulated", layers * LAYER_BYTES, layers
+
+    facts = NodeFacts(
+        version=VERSION, systemd_cgroup=False, handlers=tuple(one.name for one in config.runtimes), verbose=verbose
+    )
+    return [
+        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network)),
+        Servable(ImageServiceBase, ImageService(live, Vault(), usage)),
+    ]
+
+
+@asynccontextmanager
+async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulation]:
+    """Serve a simulated node at the socket of a configuration until the block ends; many fit in one process.
+
+    Raises:
+        OperationError: Another server answers at the socket.
+        PermissionError: The socket cannot be made there.
+    """
+    listening = bound_socket(config.listen)
+    try:
+        live = LiveSimulation(simulation_of(config, profile))
+        LogWriter(live.sim)
+        async with live.running():
+            server = Server(services_of(live, config, profile), codec=CachedCodec())
+            await server.start(sock=listening)
+            yield live
+            server.close()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(server.wait_closed(), STOP_S)
+    finally:
+        Path(config.listen).unlink(missing_ok=True)
+        listening.close()
+
+
+def simulate(config: Config, warnings: tuple[ConfigWarning, ...], profile: Profile) -> None:
+    """Serve until SIGTERM or SIGINT. Ends the process with code 1 and one line if it cannot start."""
+    set_up_logging(config)
+    for warning in warnings:
+        log.warning("%s", warning)
+    try:
+        asyncio.run(_run(config, profile))
+    except OperationError as error:
+        sys.exit(f"crio: {error.message}")
+    except PermissionError as error:
+        sys.exit(f"crio: {error}: choose another socket with --listen")
+
+
+async def _run(config: Config, profile: Profile) -> None:
+    ended = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ended.set)
+    async with serving(config, profile):
+        log.info("crio %s simulates a node at %s, seed %d", VERSION, config.listen, profile.seed)
+        await ended.wait()
