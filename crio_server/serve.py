@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -23,6 +24,7 @@ from grpclib.server import Server
 
 from crio_core.errors import Code, OperationError
 from crio_io.engine import Engine, open_engine
+from crio_io.mounts import running_steps
 from crio_io.mounts import running_steps
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
@@ -39,6 +41,9 @@ SOCKET_MODE = 0o660
 BACKLOG = 128
 STOP_S = 5.0
 """How long calls that are under way may take at the end before they are cut off."""
+END_S = 16.0
+"""How long the whole end may take. A step that hangs in the kernel holds its thread for ever, and a thread holds the
+process: what is still there then is left as a crash leaves it, for the next start to mend."""
 _LEVELS = {"trace": 10, "debug": 10, "info": 20, "warn": 30, "error": 40, "fatal": 50, "panic": 50}
 
 
@@ -78,6 +83,14 @@ def set_up_logging(config: Config) -> None:
         # What libraries say at INFO is about themselves.
         for name in ("asyncio", "hpack", "httpcore", "httpx", "transitions"):
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _end_at_once() -> None:
+    """End the process although some of its threads cannot."""
+    for step in running_steps():
+        log.warning("stopping without waiting any longer for: %s", step.name)
+    logging.shutdown()
+    os._exit(0)
 
 
 def bound_socket(path: str) -> socket.socket:
@@ -153,6 +166,9 @@ class _Serving:
         log.info("crio %s serves at %s (pid %d)", VERSION, self._config.listen, os.getpid())
         await self._ended.wait()
         log.info("stopping: containers go on running")
+        last_resort = threading.Timer(END_S, _end_at_once)
+        last_resort.daemon = True
+        last_resort.start()
         server.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(server.wait_closed(), STOP_S)
