@@ -298,14 +298,18 @@ class Crio:
             self._client.close()
             self._client = None
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        """End the server by a signal and wait for it; returns its exit code."""
+    def end(self, number: int = signal.SIGTERM, *, timeout_s: float = WAIT_S) -> int:
+        """End the server by a signal and wait for it; returns its exit code. One that does not end is killed."""
         self.disconnect()
         process, self._process = self._process, None
         if process is None:
             return 0
         process.send_signal(number)
-        return process.wait(WAIT_S)
+        try:
+            return process.wait(timeout_s)
+        finally:
+            process.kill()
+            process.wait()
 
     def restart(self, number: int = signal.SIGTERM) -> None:
         """End the server by a signal, and start it again."""
