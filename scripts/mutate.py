@@ -274,7 +274,6 @@ def answer_the_absent(stack: ExitStack) -> None:
 @mutation("a retry of a creation that is under way is refused")
 def refuse_a_retry(stack: ExitStack) -> None:
     stack.enter_context(patch.object(sb, "COMING", frozenset()))
-    stack.enter_context(patch.object(State, "awaited", lambda self, record_id, operation: False))
 
 
 @mutation("the name of a removed sandbox is free only when nothing is owed of it any more")

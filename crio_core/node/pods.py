@@ -121,7 +121,7 @@ def _join_sandbox(state: State, call_id: int, record: SandboxRecord, text: str) 
         )
     if record.state is SandboxState.READY:
         state.reply(call_id, Created(id=record.id), lane=record.id)
-    elif state.awaited(record.id, "create") or record.state in sb.COMING:
+    elif record.state in sb.COMING or record.state is SandboxState.UNWINDING:
         state.wait(call_id, record.id, "create")
     else:
         raise OperationError(
@@ -343,8 +343,9 @@ def advance_sandbox(state: State, sandbox_id: str, event: object) -> None:
     """Apply an event to a sandbox and do what its lifecycle asks for."""
     record, outputs = sb.SANDBOX.step(state.sandboxes[sandbox_id], event)
     nameless = record.state in NAMELESS_SANDBOX
-    if record.state is not SandboxState.GONE:
-        nameless = nameless and not state.awaited(record.id, "create")
+    if record.state is SandboxState.UNWINDING:
+        # While its failed creation is taken back, a retry waits for that and hears why; then the name is free.
+        nameless = not state.awaited(record.id, "create")
     if nameless and state.sandbox_names.get(sandbox_key(record)) == record.id:
         state.sandbox_names.pop(sandbox_key(record))
     if record.state is SandboxState.GONE:

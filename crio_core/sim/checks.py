@@ -49,8 +49,8 @@ class Inspector:
         self.players = players
         self.problems: list[str] = []
         self.sandbox_of: dict[str, str] = {}
-        self._removed: dict[str, bool] = {}
-        """Sandboxes whose removal was answered."""
+        self._removed: dict[str, int] = {}
+        """Sandboxes whose removal was answered, with the number of the boot."""
         self._deadlines: dict[str, int] = {}
         """When containers that are being stopped have to be killed at the latest."""
         sim.on_reply = self._replied
@@ -91,8 +91,9 @@ class Inspector:
         for other in self.sim.calls.values():
             if other.open and other.request == call.request and other.id != call.id:
                 self._say("I8", f"a retry of a call under way was refused: {failure.message}")
-        for removed in self._removed:
-            if removed in failure.message:
+        for removed, boots in self._removed.items():
+            # A power cut may bring back what was removed shortly before.
+            if removed in failure.message and boots == self.sim.world.boots:
                 self._say("I8", f"the name of removed {removed} was refused: {failure.message}")
 
     def _replied(self, call: Call) -> None:
@@ -106,7 +107,7 @@ class Inspector:
             case (rq.StopPodSandbox() | rq.RemovePodSandbox()) as request, rp.Done():
                 self._no_process(request)
                 if isinstance(request, rq.RemovePodSandbox):
-                    self._removed[request.sandbox_id] = True
+                    self._removed[request.sandbox_id] = self.sim.world.boots
             case rq.RunPodSandbox(), rp.Created() as created:
                 self._sandbox_exists(created.id)
             case rq.CreateContainer(), rp.Created() as created:
