@@ -253,12 +253,26 @@ class Driver:
             self._running.pop(effect.id, None)
 
     def _feed_outcome(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
+        """Tell the node how an effect ended. What it cannot apply by a bug is one record's trouble, not the node's.
+
+        A step that fails leaves the node as it was, so the effect can be told to have failed instead: then its record
+        unwinds and its callers are answered.
+        """
         try:
-            self.feed(
-                ev.EffectEnded(effect_id=effect.id, outcome=outcome, at_ns=time.monotonic_ns(), wall_ns=time.time_ns())
-            )
-        except LocalError:
+            self._feed_ended(effect, outcome)
+        except Exception as error:
             log.exception("the node refused the outcome of %s: %r", type(effect.order).__name__, outcome)
+            message = f"{type(effect.order).__name__}: {type(error).__name__}: {error}"
+            failure = Failure(code=Code.INTERNAL.value, reason="BUG", message=message)
+            try:
+                self._feed_ended(effect, ev.Failed(failure=failure))
+            except Exception:
+                log.exception("the node refused also the failure of %s", type(effect.order).__name__)
+
+    def _feed_ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
+        self.feed(
+            ev.EffectEnded(effect_id=effect.id, outcome=outcome, at_ns=time.monotonic_ns(), wall_ns=time.time_ns())
+        )
 
     def _reply(self, order: fx.Reply) -> None:
         waiting = self._calls.get(order.call_id)
@@ -297,5 +311,5 @@ class Driver:
     def _fire(self, timer_id: str) -> None:
         try:
             self.feed(ev.TimerFired(timer_id=timer_id, at_ns=time.monotonic_ns(), wall_ns=time.time_ns()))
-        except LocalError:
+        except Exception:
             log.exception("the node refused timer %s", timer_id)
