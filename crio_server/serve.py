@@ -25,7 +25,6 @@ from grpclib.server import Server
 from crio_core.errors import Code, OperationError
 from crio_io.engine import Engine, open_engine
 from crio_io.mounts import running_steps
-from crio_io.mounts import running_steps
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
