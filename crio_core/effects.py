@@ -237,6 +237,8 @@ class ResolveImage:
     reference: str
     auth: str
     """A handle of the credentials, which the core never sees."""
+    namespace: str = ""
+    """Whose signature policy the image must meet; empty for the node's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

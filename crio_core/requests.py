@@ -113,6 +113,8 @@ class PullImage:
 
     image: ImageSpec
     auth: str = ""
+    namespace: str = ""
+    """Of the pod that the image is for: it may have a signature policy of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

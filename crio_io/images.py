@@ -1,5 +1,6 @@
 """Images on the host: the core's orders in the words of the registry client and of the store."""
 
+import logging
 import platform as host_platform
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -8,10 +9,12 @@ from pathlib import Path, PurePosixPath
 
 from crio_core import effects as fx
 from crio_core import events as ev
-from crio_core.errors import Code, OperationError
+from crio_core.errors import Code, OperationError, invalid
 from crio_core.image.auth import Auth, Credentials, parse_auth_file
 from crio_core.image.digest import parse_digest
+from crio_core.image.lookaside import Lookasides, parse_lookasides
 from crio_core.image.platform import platform_of_machine
+from crio_core.image.policy import ACCEPT_ANYTHING, Policy, parse_policy
 from crio_core.image.reference import parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates, parse_registries
 from crio_core.image.resolved import LayerDescriptor, ResolvedImage
@@ -20,6 +23,7 @@ from crio_core.records import ImageVolume
 from crio_io import mounts, rootfs
 from crio_io.registry.blob import Progress
 from crio_io.registry.client import RegistryClient
+from crio_io.registry.signatures import Checker
 from crio_io.storage.store import Store, Usage
 from crio_io.vault import Vault
 
@@ -29,6 +33,9 @@ PARTIAL_BLOB_AGE_S = 86400.0
 """How long a partial download is kept for a pull that goes on with it."""
 CONF_BYTES_MAX = 1024 * 1024
 CONF_FILES_MAX = 256
+DEFAULT_POLICY = Path("/etc/containers/policy.json")
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,9 @@ class RegistryOptions:
         insecure: Hosts and address ranges that may be spoken to without TLS.
         auth_file: Credentials for pulls that bring none; empty for none.
         certs_dirs: Directories with a directory of certificates for each host.
+        policy: The signature policy; empty for `DEFAULT_POLICY`, without which every image is accepted.
+        policy_dir: Policies of namespaces, in place of that one: NAMESPACE.json.
+        lookaside_dir: Where signatures are, containers-registries.d(5).
     """
 
     conf: Path = Path("/etc/containers/registries.conf")
@@ -50,6 +60,9 @@ class RegistryOptions:
     insecure: tuple[str, ...] = ()
     auth_file: str = ""
     certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
+    policy: str = ""
+    policy_dir: str = "/etc/crio/policies"
+    lookaside_dir: Path = Path("/etc/containers/registries.d")
 
 
 class ImageStore:
@@ -64,6 +77,7 @@ class ImageStore:
         self._client = RegistryClient(certs_dirs=options.certs_dirs)
         self._resolved: dict[tuple[str, str], ResolvedImage] = {}
         self._progress: dict[str, Progress] = {}
+        self._warned = False
 
     @classmethod
     @asynccontextmanager
@@ -92,6 +106,11 @@ class ImageStore:
     async def resolve(self, order: fx.ResolveImage) -> ev.ImageResolved:
         """Ask the registries what a reference means."""
         found = await self._ask(order.reference, order.auth)
+        policy = await mounts.in_thread("read signature policy", self._policy, order.namespace)
+        if policy is not ACCEPT_ANYTHING:
+            lookasides = await mounts.in_thread("read registries.d", _lookasides, self._options)
+            checker = Checker(client=self._client, lookasides=lookasides, auth=await self._auth(order.auth))
+            await checker.check(policy, found)
         tags = (str(found.reference),) if found.reference.tag and not found.reference.digest else ()
         return ev.ImageResolved(
             image_id=str(found.config_digest),
@@ -109,6 +128,22 @@ class ImageStore:
                 for layer in found.layers
             ),
         )
+
+    def _policy(self, namespace: str) -> Policy:
+        """The policy of a namespace, or else of the node; blocking."""
+        if namespace:
+            if "/" in namespace or "\0" in namespace or namespace in (".", ".."):
+                raise invalid("sandbox_config.metadata.namespace", namespace[:200], "a name without '/'")
+            own = Path(self._options.policy_dir) / f"{namespace}.json"
+            if own.exists():
+                return parse_policy(str(own), _read_bounded(own))
+        path = Path(self._options.policy) if self._options.policy else DEFAULT_POLICY
+        if not self._options.policy and not path.exists():
+            if not self._warned:
+                log.warning("there is no signature policy %s: every image is accepted", path)
+                self._warned = True
+            return ACCEPT_ANYTHING
+        return parse_policy(str(path), _read_bounded(path))
 
     async def _ask(self, reference: str, auth: str) -> ResolvedImage:
         config = await mounts.in_thread("read registries.conf", _registries, self._options)
@@ -221,6 +256,20 @@ def _registries(options: RegistryOptions) -> RegistriesConfig:
         listed = ", ".join(f'"{host}"' for host in options.search)
         files.append(("crio.conf", f"unqualified-search-registries = [{listed}]".encode()))
     return parse_registries(files, options.insecure)
+
+
+def _lookasides(options: RegistryOptions) -> Lookasides:
+    import yaml
+
+    documents: list[tuple[str, object]] = []
+    if options.lookaside_dir.is_dir():
+        for path in sorted(options.lookaside_dir.glob("*.yaml"))[:CONF_FILES_MAX]:
+            try:
+                documents.append((str(path), yaml.safe_load(_read_bounded(path))))
+            except (yaml.YAMLError, RecursionError) as error:
+                message = f"{path}: {error}"[:300]
+                raise OperationError(Code.FAILED_PRECONDITION, "REGISTRIES_D_INVALID", message) from error
+    return parse_lookasides(documents)
 
 
 def _read_bounded(path: Path) -> bytes:

@@ -109,4 +109,6 @@ def _registries(config: Config) -> RegistryOptions:
         search=config.registries,
         insecure=config.insecure_registries,
         auth_file=config.global_auth_file,
+        policy=config.signature_policy,
+        policy_dir=config.signature_policy_dir,
     )

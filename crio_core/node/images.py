@@ -100,9 +100,10 @@ def pull_image(state: State, call_id: int, request: rq.PullImage) -> None:
     names = canonical_names(request.image.image)
     if parse_image_id(request.image.image):
         raise invalid("image.image", request.image.image, "a reference such as docker.io/library/redis:7, not an id")
-    pull_id = f"pull/{names[0]}/{request.auth}"
+    # Namespaces may have different signature policies: their pulls share layers, not verdicts.
+    pull_id = f"pull/{names[0]}/{request.auth}" + (f"/{request.namespace}" if request.namespace else "")
     state.wait(call_id, pull_id, "pull")
-    _begin_pull(state, pull_id, request.image.image, request.auth)
+    _begin_pull(state, pull_id, request.image.image, request.auth, request.namespace)
 
 
 def pull_for_infra(state: State, sandbox_id: str, image: ImageSpec) -> None:
@@ -113,11 +114,11 @@ def pull_for_infra(state: State, sandbox_id: str, image: ImageSpec) -> None:
     _begin_pull(state, pull_id, image.image, "")
 
 
-def _begin_pull(state: State, pull_id: str, reference: str, auth: str) -> None:
+def _begin_pull(state: State, pull_id: str, reference: str, auth: str, namespace: str = "") -> None:
     if pull_id in state.pulls:
         return
     state.pulls.put(pull_id, im.Pull(id=pull_id, state=ImageState.RESOLVING, reference=reference, auth=auth))
-    state.emit(pull_id, fx.ResolveImage(reference=reference, auth=auth))
+    state.emit(pull_id, fx.ResolveImage(reference=reference, auth=auth, namespace=namespace))
 
 
 def advance_pull(state: State, pull_id: str, event: object) -> None:

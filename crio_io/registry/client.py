@@ -138,7 +138,7 @@ class RegistryClient:
                 raise refuse("SIZE_MISMATCH", f"manifest {entry.digest} has {len(body)} bytes, not {entry.size_bytes}")
         if not isinstance(document, Manifest):
             raise refuse("MANIFEST_INVALID", f"indexes are nested more than {INDEX_DEPTH_MAX} deep")
-        config = await self._document(candidate, f"blobs/{document.config.digest}", document.config.size_bytes, auth)
+        config = await self.document(candidate, f"blobs/{document.config.digest}", document.config.size_bytes, auth)
         verify(config[0], document.config.digest, f"{reference}: configuration")
         image_config = parse_image_config(config[0])
         layers = match_layers(document, image_config, platform)
@@ -162,7 +162,7 @@ class RegistryClient:
         self, candidate: Candidate, wanted: str, expected: Digest | None, auth: Auth
     ) -> tuple[bytes, Manifest | Index, Digest]:
         accept = {"accept": ", ".join(ACCEPTED_TYPES)}
-        body, headers = await self._document(candidate, f"manifests/{wanted}", MANIFEST_BYTES_MAX, auth, accept)
+        body, headers = await self.document(candidate, f"manifests/{wanted}", MANIFEST_BYTES_MAX, auth, accept)
         if expected is not None:
             verify(body, expected, f"{candidate.reference}: manifest")
         elif stated := headers.get("docker-content-digest"):
@@ -170,9 +170,14 @@ class RegistryClient:
             verify(body, expected, f"{candidate.reference}: manifest")
         return body, parse_document(body, headers.get("content-type", "")), expected or digest_of(body)
 
-    async def _document(
+    async def document(
         self, candidate: Candidate, path: str, bytes_max: int, auth: Auth, headers: dict[str, str] | None = None
     ) -> tuple[bytes, dict[str, str]]:
+        """A small document of a candidate's repository, not verified, and the headers that it came with.
+
+        Raises:
+            RegistryError: It could not be had.
+        """
         credentials = auth.for_candidate(candidate)
 
         async def once() -> tuple[bytes, dict[str, str]]:
