@@ -43,8 +43,8 @@ class RegistryOptions:
     """How registries are reached: the files of containers-registries.conf(5), credentials, certificates.
 
     Args:
-        conf: The main file; it need not exist.
-        conf_dir: Its drop-ins.
+        conf: The main file; it need not exist. An empty path means none.
+        conf_dir: Its drop-ins, likewise.
         search: Registries for short names, in place of what the files say; empty leaves it to them.
         insecure: Hosts and address ranges that may be spoken to without TLS.
         auth_file: Credentials for pulls that bring none; empty for none.
@@ -247,9 +247,9 @@ def _descriptor(order: fx.FetchLayer | fx.ApplyLayer) -> LayerDescriptor:
 def _registries(options: RegistryOptions) -> RegistriesConfig:
     """Read anew for each pull: the files are small, and what they say is then always true."""
     files = []
-    if options.conf.exists():
+    if options.conf.name and options.conf.exists():
         files.append((str(options.conf), _read_bounded(options.conf)))
-    if options.conf_dir.is_dir():
+    if options.conf_dir.name and options.conf_dir.is_dir():
         drop_ins = sorted(options.conf_dir.glob("*.conf"))[:CONF_FILES_MAX]
         files += [(str(path), _read_bounded(path)) for path in drop_ins]
     if options.search:
