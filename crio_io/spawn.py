@@ -4,7 +4,8 @@ How it works:
 
 - One task and no threads. The process (by pidfd) and its pipes sit in one epoll set, and the event loop waits for that
   set; there is no SIGCHLD handler and no child watcher, so any loop can host it.
-- The program gets its own session, and only descriptors 0-2 and those listed (CVE-2024-21626).
+- The program gets its own process group, and only descriptors 0-2 and those listed (CVE-2024-21626). Not its own
+  session: where the scheduler groups by session, each program would wait for a share of the processor of its own.
 - Exit of the program ends the call, not the end of its output: a daemon that it left behind may hold the pipes.
 - Whatever ends the call, the program is reaped; on timeout or cancellation its process group is killed first.
 """
@@ -262,7 +263,7 @@ def start(
     stdin_pipe: bool = False,
     output_pipes: bool = False,
 ) -> "subprocess.Popen[bytes]":
-    """Start a program in a session of its own; it must be reaped by the caller.
+    """Start a program in a process group of its own; it must be reaped by the caller.
 
     Neither `preexec_fn` nor a change of user is used, so that CPython takes vfork: cost does not grow with the server.
 
@@ -283,7 +284,7 @@ def start(
             cwd=cwd,
             pass_fds=pass_fds,
             close_fds=True,
-            start_new_session=True,
+            process_group=0,
         )
     except OSError as error:
         if error.errno == errno.ENOENT and (cwd is None or error.filename != cwd):
