@@ -257,6 +257,10 @@ class Simulation:
         self.stuck_lanes.clear()
         self.hands.network_broken = False
         self.hands.disk_full = False
+        self.let_go()
+
+    def let_go(self) -> None:
+        """What hangs goes on, and what did not die dies; more of the kind may come."""
         for process in tuple(self.world.processes.values()):
             if process.life.stuck_ns >= NEVER_NS:
                 process.life = replace(process.life, stuck_ns=0)
@@ -456,7 +460,7 @@ class Simulation:
     # --- ends of containers -----------------------------------------------------------------------------------
 
     def noticed(self, container_id: str) -> None:
-        """Whoever waits for a container's end looks again, at once or, if the news is lost, at the next regular look."""
+        """Whoever waits for a container's end looks again, at once or, if the news is lost, at the next look."""
         effect = self._watches.get(container_id)
         if effect is not None:
             lost = self._fault_chance.happens(self.faults.exit_unheard)
@@ -467,6 +471,11 @@ class Simulation:
         assert isinstance(order, fx.WatchContainer)
         key = order.container_id
         if self._watches.get(key) is not effect:
+            return
+        if self._fault_chance.happens(self.faults.watch_fails):
+            del self._watches[key]
+            failure = Failure(code=Code.INTERNAL.value, reason="INJECTED", message=f"container {key}: watch failed")
+            self._ended(effect, ev.Failed(failure=failure))
             return
         process = self.world.processes.get(key)
         if (
@@ -482,10 +491,6 @@ class Simulation:
                 self._push(EXIT_GRACE_NS, self._life, lambda: self._look(effect, last=True))
             return
         del self._watches[key]
-        if self._fault_chance.happens(self.faults.watch_fails):
-            failure = Failure(code=Code.INTERNAL.value, reason="INJECTED", message=f"container {key}: watch failed")
-            self._ended(effect, ev.Failed(failure=failure))
-            return
         if found is None:
             outcome = ev.ProcessExited(code=None, finished_at_ns=self.wall_ns, reason="Unknown")
         else:
