@@ -1,7 +1,7 @@
 """The CRI's ImageService, as far as it is implemented."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import orjson
 
@@ -37,10 +37,19 @@ class ImageService:
         self._images = ListCache[ImageRecord](translate.image)
 
     async def ListImages(self, request: pb.ListImagesRequest) -> bytes:
+        items, everything = await self._list(request)
+        return self._images.answer(items, everything=everything)
+
+    async def StreamImages(self, request: pb.StreamImagesRequest) -> AsyncIterator[bytes]:
+        items, everything = await self._list(request)
+        for batch in self._images.batches(items, everything=everything):
+            yield batch
+
+    async def _list(self, request: pb.ListImagesRequest | pb.StreamImagesRequest) -> tuple[Sequence[ImageRecord], bool]:
         spec = translate.read(cri.ImageSpec, request.filter.image, "filter.image")
         found = await self._driver.call(rq.ListImages(image=spec))
         assert isinstance(found, Images)
-        return self._images.answer(found.items, everything=not spec.image)
+        return found.items, not spec.image
 
     async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
         spec = translate.read(cri.ImageSpec, request.image, "image")

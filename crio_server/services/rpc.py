@@ -1,10 +1,11 @@
 """What the two services share: one wrapper around every handler, and answers that are serialized already.
 
-A service is a class with a coroutine for each method that it has: request message in, reply message out. Methods that
-it does not have answer UNIMPLEMENTED and name themselves.
+A service is a class with a coroutine for each method that it has: request message in, reply message out. An
+asynchronous generator is a method that streams its replies. Methods that it does not have answer UNIMPLEMENTED and name
+themselves.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from google.protobuf.message import Message
@@ -14,7 +15,8 @@ from grpclib.server import Stream
 
 from crio_server.errors import REASON_KEY, is_departure, status_of
 
-Method = Callable[[Any], Awaitable[Message | bytes]]
+Reply = Message | bytes
+Method = Callable[[Any], Awaitable[Reply] | AsyncIterator[Reply]]
 
 
 class CachedCodec(ProtoCodec):
@@ -65,7 +67,12 @@ def _wrapped(method: Method) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
     async def handle(stream: Stream[Any, Any]) -> None:
         try:
             request = await stream.recv_message()
-            await stream.send_message(await method(request))
+            answer = method(request)
+            if isinstance(answer, AsyncIterator):
+                async for part in answer:
+                    await stream.send_message(part)
+            else:
+                await stream.send_message(await answer)
         except BaseException as error:
             if is_departure(error) or not isinstance(error, Exception):
                 raise

@@ -1,6 +1,6 @@
 """The CRI's RuntimeService, as far as it is implemented."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,7 +159,15 @@ class RuntimeService:
         return status + pb.PodSandboxStatusResponse(info=info).SerializeToString()
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
-        wanted = request.filter
+        items, everything = await self._list_sandboxes(request.filter)
+        return self._sandboxes.answer(items, everything=everything)
+
+    async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest) -> AsyncIterator[bytes]:
+        items, everything = await self._list_sandboxes(request.filter)
+        for batch in self._sandboxes.batches(items, everything=everything):
+            yield batch
+
+    async def _list_sandboxes(self, wanted: pb.PodSandboxFilter) -> tuple[Sequence[SandboxRecord], bool]:
         ready = wanted.state.state == pb.SANDBOX_READY if wanted.HasField("state") else None
         labels = dict(wanted.label_selector)
         found = await self._driver.call(rq.ListPodSandbox(sandbox_id=wanted.id, ready=ready, labels=labels))
@@ -167,7 +175,7 @@ class RuntimeService:
         everything = not (wanted.id or labels or ready is not None)
         if everything:
             self._sandbox_statuses.keep(found.items)
-        return self._sandboxes.answer(found.items, everything=everything)
+        return found.items, everything
 
     async def _info(self, kind: str, record_id: str, values: Mapping[str, Any]) -> dict[str, str]:
         explained = await explanation(self._driver, kind, record_id)
@@ -204,7 +212,15 @@ class RuntimeService:
         return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
     async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
-        wanted = request.filter
+        items, everything = await self._list_containers(request.filter)
+        return self._containers.answer(items, everything=everything)
+
+    async def StreamContainers(self, request: pb.StreamContainersRequest) -> AsyncIterator[bytes]:
+        items, everything = await self._list_containers(request.filter)
+        for batch in self._containers.batches(items, everything=everything):
+            yield batch
+
+    async def _list_containers(self, wanted: pb.ContainerFilter) -> tuple[Sequence[ContainerRecord], bool]:
         state = ""
         if wanted.HasField("state"):
             state = translate.STATE_WORDS.get(wanted.state.state, "unknown")
@@ -216,7 +232,7 @@ class RuntimeService:
         everything = not (wanted.id or wanted.pod_sandbox_id or state or labels)
         if everything:
             self._container_statuses.keep(found.items)
-        return self._containers.answer(found.items, everything=everything)
+        return found.items, everything
 
     async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         timeout_ns = _ns("timeout", max(request.timeout, 0))
