@@ -126,6 +126,8 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
     directory = params.pop("config_dir")
     record = params.pop("record", None)
     simulation = _simulation(params)
+    if simulation is not None and record:
+        raise click.UsageError("--record is of a real node: a simulated one does the same again from its seed")
     flags: dict[str, tuple[str, ...]] = {}
     warnings: list[ConfigWarning] = []
     for name, given in params.items():

@@ -50,7 +50,7 @@ LOGS_MAX = 10_000
 """Containers whose log file is remembered; of more, the oldest have said what they had to say."""
 IDLE_S = 3600.0
 LET_GO_NS = 10_000_000_000
-"""How often effects that hang go on, and processes that survived SIGKILL die: nothing is stuck for ever."""
+"""How often effects that hang go on, processes that survived SIGKILL die, and what is past is forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,8 +76,7 @@ class LiveSimulation:
         self._left: deque[int] = deque()
         self._moved = asyncio.Event()
         sim.on_reply = lambda call: self._replied(call.id)
-        if sim.faults.hang or sim.faults.stuck:
-            sim.later(LET_GO_NS, self._let_go)
+        sim.later(LET_GO_NS, self._tidy)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["LiveSimulation"]:
@@ -111,9 +110,10 @@ class LiveSimulation:
         assert call.result is not None
         return call.result
 
-    def _let_go(self) -> None:
+    def _tidy(self) -> None:
         self.sim.let_go()
-        self.sim.later(LET_GO_NS, self._let_go)
+        self.sim.world.forget_past()
+        self.sim.later(LET_GO_NS, self._tidy)
 
     def _forget(self, call_id: int) -> None:
         if self.sim.calls[call_id].open:

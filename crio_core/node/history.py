@@ -6,6 +6,7 @@ bounded, and what is only needed to answer a question is worked out when the que
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from crio_core import effects as fx
@@ -22,6 +23,7 @@ TROUBLES_MAX = 8
 """Failures that are remembered of one record, the latest."""
 DEPARTED_MAX = 64
 """Records that are remembered after they are gone, the latest: what a creation failed of is asked afterwards."""
+CAUSES_KEPT_MAX = 128
 
 Subject = SandboxRecord | ContainerRecord | ImageRecord | Pull | Layer
 _KINDS: Mapping[type, str] = {
@@ -31,6 +33,17 @@ _KINDS: Mapping[type, str] = {
     Pull: "pull",
     Layer: "layer",
 }
+
+
+@lru_cache(CAUSES_KEPT_MAX)
+def _done(order: str) -> str:
+    """One text for all transitions with this cause: they are kept by the thousand."""
+    return f"{order} is done"
+
+
+@lru_cache(CAUSES_KEPT_MAX)
+def _called(request: str) -> str:
+    return f"{request} was called"
 
 
 class _Clock(Protocol):
@@ -129,7 +142,7 @@ class History:
         """A step begins; `ended` is the owner and the order of the effect whose outcome it is."""
         match event:
             case ev.CallArrived():
-                self._cause = f"{type(event.request).__name__} was called"
+                self._cause = _called(type(event.request).__name__)
             case ev.EffectEnded() if ended is not None:
                 self._effect_ended(event, *ended)
             case ev.TimerFired():
@@ -142,7 +155,7 @@ class History:
 
     def _effect_ended(self, event: ev.EffectEnded, owner: str, order: fx.Order) -> None:
         name = type(order).__name__
-        self._cause = f"{name} is done"
+        self._cause = _done(name)
         if isinstance(event.outcome, ev.Failed):
             failure = event.outcome.failure
             self._cause = f"{name} failed: {failure.reason}"

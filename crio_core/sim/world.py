@@ -125,11 +125,11 @@ class World:
 
     def write(self, table: dict[K, V], key: K, value: V) -> None:
         """Put something on disk; a power cut may take it away until the next sync."""
-        before = table.get(key)
-        if before is None and key not in table:
-            self._unsynced.append(lambda: table.pop(key, None))
+        if key in table:
+            before = table[key]
+            self._unsynced.append(lambda: table.__setitem__(key, before))
         else:
-            self._unsynced.append(lambda: table.__setitem__(key, before))  # type: ignore[arg-type]
+            self._unsynced.append(lambda: table.pop(key, None))
         table[key] = value
 
     def erase(self, table: dict[K, V], key: K) -> None:
@@ -141,6 +141,13 @@ class World:
     def sync(self) -> None:
         """Everything written so far survives a power cut."""
         self._unsynced.clear()
+
+    def forget_past(self) -> None:
+        """Everything is on disk, and of what is gone nothing is remembered: for a world that lasts."""
+        self.sync()
+        for table in (self.ends, self.unknowable):
+            for key in [key for key in table if key not in self.runtime and key not in self.writable]:
+                table.pop(key)
 
     # --- ends -------------------------------------------------------------------------------------------------
 
