@@ -251,8 +251,7 @@ class Crio:
             *("--root", str(marks.root), "--runroot", str(marks.runroot), "--listen", str(self.site.socket)),
             *("--cni-config-dir", str(self.site.cni), "--cni-plugin-dir", PLUGIN_DIR),
             *("--cgroup-manager", "cgroupfs", "--runtimes", f"runc:/usr/sbin/runc:{marks.runtime_root}"),
-            *("--registries-conf", str(self.site.directory / "registries.conf"), "--registries-conf-dir", ""),
-            *("--log-level", "debug"),
+            *("--registries-conf", "", "--registries-conf-dir", "", "--log-level", "debug"),
             *("--pause-image", self.images.pause, "--pause-command", PAUSE_COMMAND, *self.flags),
         ]
 
