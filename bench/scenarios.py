@@ -202,18 +202,23 @@ def records(run: Run) -> None:
 
     The containers have run and ended; their pods are in the host's network and stopped, which is enough to be listed.
     """
-    for peer in run.peers:
-        made: list[Pod] = []
-        try:
-            for count in (1, *run.size.records):
-                made += pods.several(count - len(made), lambda _, peer=peer: _ended_pod(run, peer))  # type: ignore[misc]
-                _ask_lists(run, peer, count, made[-1])
-            for _ in range(run.size.starts):
+    made: dict[str, list[Pod]] = {peer.name: [] for peer in run.peers}
+    try:
+        for count in (1, *run.size.records):
+            for peer in run.peers:
+                mine = made[peer.name]
+                mine += pods.several(count - len(mine), lambda _, peer=peer: _ended_pod(run, peer))  # type: ignore[misc]
+            for _ in range(QUERIES):
+                for peer in run.peers:
+                    _ask_lists(run, peer, count, made[peer.name][-1])
+        for _ in range(run.size.starts):
+            for peer in run.peers:
                 peer.stop()
                 run.samples.add(f"start.{run.size.records[-1]}", peer.name, peer.start() * 1e3)
-                _check_all_there(peer, len(made))
-        finally:
-            pods.several(len(made), lambda index, made=made: _remove(made[index]))  # type: ignore[misc]
+                _check_all_there(peer, len(made[peer.name]))
+    finally:
+        for mine in made.values():
+            pods.several(len(mine), lambda index, mine=mine: _remove(mine[index]))  # type: ignore[misc]
 
 
 def _ended_pod(run: Run, peer: Peer) -> Pod:
@@ -241,15 +246,13 @@ def _remove(pod: Pod) -> Pod:
 
 
 def _ask_lists(run: Run, peer: Peer, count: int, pod: Pod) -> None:
-    client = peer.client
-    for _ in range(QUERIES):
-        for method, request in (
-            ("ListContainers", pb.ListContainersRequest()),
-            ("ListPodSandbox", pb.ListPodSandboxRequest()),
-            ("ContainerStatus", pb.ContainerStatusRequest(container_id=pod.container)),
-            ("PodSandboxStatus", pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id)),
-        ):
-            run.samples.add(f"{method}.{count}", peer.name, client.timed(method, request)[1])
+    for method, request in (
+        ("ListContainers", pb.ListContainersRequest()),
+        ("ListPodSandbox", pb.ListPodSandboxRequest()),
+        ("ContainerStatus", pb.ContainerStatusRequest(container_id=pod.container)),
+        ("PodSandboxStatus", pb.PodSandboxStatusRequest(pod_sandbox_id=pod.id)),
+    ):
+        run.samples.add(f"{method}.{count}", peer.name, peer.client.timed(method, request)[1])
 
 
 def _check_all_there(peer: Peer, count: int) -> None:
