@@ -15,19 +15,20 @@ from typing import Any
 from unittest.mock import patch
 
 from crio_core import effects as fx
+from crio_core.events import ProcessExited, RecordSaved
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.lifecycle.image import IMAGE
 from crio_core.lifecycle.layer import LAYER
-from crio_core.lifecycle.release import PartReleased, Resumed
+from crio_core.lifecycle.release import AllReleased, PartReleased, Resumed
 from crio_core.node import images, outcomes, pods, recovery
 from crio_core.node.state import State
 from crio_core.records import ContainerState, Part, SandboxState
 from crio_core.sim.checks import run_program
 from crio_core.sim.programs import random_program
 
-PROGRAMS = 900
+PROGRAMS = 2500
 """As many as a test run has."""
 Enter = Callable[[Any, Any, Any], Arrival[Any]]
 Change = Callable[[Arrival[Any], Any, Any], Arrival[Any]]
@@ -57,7 +58,7 @@ def mutation(what: str) -> Callable[[Callable[[ExitStack], None]], Callable[[Exi
 
 @contextmanager
 def _arriving(machine: Lifecycle[Any], change: Change) -> Iterator[None]:
-    """Change what a lifecycle returns when it arrives somewhere; `change` sees the arrival, the origin and the event."""
+    """Change what a lifecycle returns when it arrives somewhere; `change` is told the origin and the event too."""
     enter: Enter = machine._enter
 
     def changed(record: Any, came_from: Any, event: Any) -> Arrival[Any]:
@@ -93,7 +94,7 @@ def skip_del_of_failed_add(stack: ExitStack) -> None:
 def forget_failed_preparation(stack: ExitStack) -> None:
     def change(arrival: Arrival[Any], came_from: Any, event: Any) -> Arrival[Any]:
         if isinstance(event, sb.PreparationFailed):
-            return Arrival(record=replace(arrival.record, holds=()), then=sb.AllReleased())
+            return Arrival(record=replace(arrival.record, holds=()), then=AllReleased())
         return arrival
 
     stack.enter_context(_arriving(sb.SANDBOX, change))
@@ -165,7 +166,7 @@ def believe_a_failed_watch(stack: ExitStack) -> None:
     def changed(state: State, event: Any) -> None:
         entry = state.inflight.get(event.effect_id)
         if entry is not None and isinstance(entry[1], fx.WatchContainer) and not hasattr(event.outcome, "code"):
-            exited = ct.ProcessExited(code=None, finished_at_ns=event.wall_ns)
+            exited = ProcessExited(code=None, finished_at_ns=event.wall_ns)
             event = replace(event, outcome=exited)
         ended(state, event)
 
@@ -176,7 +177,7 @@ def believe_a_failed_watch(stack: ExitStack) -> None:
 def forget_what_was_half_made(stack: ExitStack) -> None:
     def change(arrival: Arrival[Any], came_from: Any, event: Any) -> Arrival[Any]:
         if isinstance(event, Resumed) and came_from is SandboxState.RESERVED:
-            return Arrival(record=replace(arrival.record, holds=()), then=sb.AllReleased())
+            return Arrival(record=replace(arrival.record, holds=()), then=AllReleased())
         return arrival
 
     stack.enter_context(_arriving(sb.SANDBOX, change))
@@ -250,7 +251,7 @@ def remove_shared_layers(stack: ExitStack) -> None:
 def answer_pull_before_the_record(stack: ExitStack) -> None:
     def change(arrival: Arrival[Any], came_from: Any, event: Any) -> Arrival[Any]:
         if type(event).__name__ == "LayersApplied":
-            return replace(arrival, orders=(), then=ct.RecordSaved())
+            return replace(arrival, orders=(), then=RecordSaved())
         return arrival
 
     stack.enter_context(_arriving(IMAGE, change))

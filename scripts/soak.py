@@ -2,7 +2,7 @@
 
 python -m scripts.soak [--minutes N] [--seed FIRST] [--programs N] [--keep DIRECTORY]
 
-Prints the rate, the transitions that were never taken, and for each program that breaks an invariant the shrunk program,
+Prints the rate, the transitions that were never taken, and for each program that breaks an invariant the shrunk one,
 which `--keep` also writes as a file for `tests/property/corpus/`.
 """
 

@@ -299,7 +299,7 @@ def _needed(state: State, diff_id: str) -> bool:
 
 
 def load_layers(state: State, stored: tuple[str, ...]) -> None:
-    """Take up the layers that are in the store. An image that lacks one is no image: its record goes, it is pulled anew."""
+    """Take up the layers that are in the store. An image that lacks one is no image: its record goes."""
     for diff_id in stored:
         descriptor = LayerDescriptor(digest="", diff_id=diff_id, size_bytes=0, media_type="")
         state.layers.put(diff_id, Layer(id=diff_id, state=LayerState.APPLIED, descriptor=descriptor))

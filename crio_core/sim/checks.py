@@ -1,4 +1,4 @@
-"""Runs programs and holds their outcome against the invariants (`spec/invariants.md`); shrinks the ones that break one."""
+"""Runs programs, holds what becomes of them against `spec/invariants.md`, and shrinks those that break an invariant."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ from crio_core.cri import ImageSpec
 from crio_core.errors import LocalError, OperationError
 from crio_core.lifecycle.container import START_ERROR_CODE, UNKNOWN_EXIT_CODE
 from crio_core.node.recovery import rest
+from crio_core.node.state import State
 from crio_core.records import (
     ContainerRecord,
     ContainerState,
-    ImageRecord,
     Failure,
+    ImageRecord,
     Part,
     Record,
     SandboxRecord,
@@ -27,7 +28,7 @@ from crio_core.sim.programs import Action, Players, Program
 from crio_core.sim.simulation import NETWORK, Call, Simulation
 
 TRIES_MAX = 8
-"""Times that a client asks for a removal before it is called refused; one process in uninterruptible sleep takes a minute."""
+"""Times that a client asks for a removal before it is called refused: a process can take a minute to die."""
 REST_TICKS_MAX = 20_000
 """Things that may happen until a node that is left alone comes to rest."""
 
@@ -85,7 +86,7 @@ class Inspector:
             self._deadlines[key] = min(deadline_ns, self._deadlines.get(key, deadline_ns))
 
     def _refused(self, call: Call, failure: Failure) -> None:
-        """A name may be taken by another object, never by the caller's own earlier try, nor by what was removed (R1)."""
+        """A name may be taken by another object, not by the caller's own earlier try, nor by what was removed (R1)."""
         if failure.reason not in ("SANDBOX_NAME_TAKEN", "CONTAINER_NAME_TAKEN"):
             return
         for other in self.sim.calls.values():
@@ -159,7 +160,7 @@ class Inspector:
     # --- at the end ---------------------------------------------------------------------------------------------
 
     @property
-    def _state(self):  # type: ignore[no-untyped-def]
+    def _state(self) -> State:
         assert self.sim.node is not None
         return self.sim.node._state
 
@@ -188,8 +189,8 @@ class Inspector:
 
     def _compare(self) -> None:
         """At rest, memory, journal and world say the same."""
-        sim, world, state = self.sim, self.sim.world, self._state
-        memory = (*state.sandboxes.values(), *state.containers.values(), *state.images.values())
+        world, state = self.sim.world, self._state
+        memory: tuple[Record, ...] = (*state.sandboxes.values(), *state.containers.values(), *state.images.values())
         for record in memory:
             row = world.rows.get((record.KIND, record.id))
             if row is None:

@@ -36,7 +36,7 @@ FLOOR_NS: Mapping[type, int] = MappingProxyType(
         fx.SweepStorage: 30 * MS,
     }
 )
-"""What the work itself costs on an ordinary node, measured with no server at all; journal and look-ups are estimates."""
+"""What the work itself costs on an ordinary node, measured with no server at all; the journal's times are estimates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

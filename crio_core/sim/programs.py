@@ -1,4 +1,4 @@
-"""Programs for a simulated node: what clients ask and what befalls it, as values that can be kept, shrunk and run again."""
+"""Programs for a simulated node: what clients ask and what befalls it, as values that can be kept and run again."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +24,7 @@ from crio_core.cri import (
     PortMapping,
 )
 from crio_core.lifecycle.release import RETRY_FIRST_NS, retry_timer
+from crio_core.node.specs import infra_id
 from crio_core.sim.chance import Chance
 from crio_core.sim.images import APP, BASE, OTHER, PAUSE
 from crio_core.sim.profiles import MS, S
@@ -111,7 +112,7 @@ class Program:
 
 
 def pod_config(slot: int, attempt: int = 0, variant: int = 0) -> PodSandboxConfig:
-    """A pod. Variants: 0 plain, 1 on the node's network, 2 with a shared PID namespace, 3 another client's idea of it."""
+    """A pod. Variants: 0 plain, 1 on the node's network, 2 with a shared PID namespace, 3 as another client has it."""
     pid = NamespaceMode.POD if slot == 2 or variant == 2 else NamespaceMode.CONTAINER
     network = NamespaceMode.NODE if slot == 1 or variant == 1 else NamespaceMode.POD
     return PodSandboxConfig(
@@ -285,6 +286,25 @@ class Players:
             for _ in range(action.b % 4):
                 self.sim.tick()
 
+    def hurry(self, action: Action) -> None:
+        """Stop a container that ignores its signal, with much time at first and then with little."""
+        self.create(replace(action, c=4))
+        self.sim.run(1 * S)
+        self.start(action)
+        self.sim.run(100 * MS)
+        self.stop(replace(action, c=3))
+        self.sim.run(action.c % 50 * S)
+        self.stop(replace(action, c=1))
+
+    def botch_pull(self, action: Action) -> None:
+        """Crash when an image's record was written, its writing called a failure, and its layers removed for that."""
+        self.pull(action)
+        self.meet(Action(name="meet", a=FAILABLE.index(fx.ApplyLayer)))
+        self.sim.fail_next.append((fx.SaveRecord, 5))
+        self.meet(Action(name="meet", a=FAILABLE.index(fx.RemoveLayer)))
+        self.sim.run(100 * MS)
+        self.crash(action)
+
     def owe(self, action: Action) -> None:
         """Stop a pod whose network cannot be released, and remove it about the time when that is tried again."""
         self.sim.hands.network_broken = True
@@ -368,7 +388,8 @@ class Players:
         self.sim.noticed(key)
 
     def kill_process(self, action: Action) -> None:
-        process = self.sim.world.processes.get(self._container(action))
+        key = infra_id(self._pod(action)) if action.b >= 6 else self._container(action)
+        process = self.sim.world.processes.get(key)
         if process is not None:
             self.sim.hands.kill(process)
 
@@ -426,6 +447,8 @@ WEIGHTS: tuple[tuple[int, str], ...] = (
     (12, "race"),
     (4, "owe"),
     (4, "wake"),
+    (3, "hurry"),
+    (2, "botch_pull"),
     (4, "repull"),
     (4, "crash"),
     (1, "lose_namespaces"),

@@ -1,0 +1,333 @@
+"""Bugs that the simulation found in the core, each as the shortest story that showed it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from crio_core import effects as fx
+from crio_core import replies as rp
+from crio_core import requests as rq
+from crio_core.cri import ImageSpec
+from crio_core.errors import OperationError
+from crio_core.records import Failure, SandboxState
+from crio_core.sim import Simulation
+from crio_core.sim.checks import run_program
+from crio_core.sim.images import APP, BASE
+from crio_core.sim.profiles import STEADY, Faults, S
+from crio_core.sim.programs import Action, Program, container_config, pod_config
+
+
+def simulation() -> Simulation:
+    """A node on which every effect takes its floor, and nothing goes wrong of itself."""
+    return Simulation(seed=1, latency=STEADY)
+
+
+def run_pod(sim: Simulation, slot: int = 0) -> str:
+    created = sim.ask(rq.RunPodSandbox(config=pod_config(slot)))
+    assert isinstance(created, rp.Created)
+    return created.id
+
+
+def run_container(sim: Simulation, pod: str, what: int = 0, number: int = 0) -> str:
+    config = container_config(0, number, what)
+    sim.ask(rq.PullImage(image=config.image))
+    created = sim.ask(rq.CreateContainer(sandbox_id=pod, config=config))
+    assert isinstance(created, rp.Created)
+    sim.ask(rq.StartContainer(container_id=created.id))
+    return created.id
+
+
+def run_until(sim: Simulation, holds: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if holds():
+            return
+        assert sim.tick(), "nothing is left to happen"
+    raise AssertionError("it never came to that")
+
+
+def restart(sim: Simulation) -> None:
+    sim.crash_server()
+    sim.start_server()
+
+
+def pod_state(sim: Simulation, pod: str) -> SandboxState:
+    found = sim.ask(rq.PodSandboxStatus(sandbox_id=pod))
+    assert isinstance(found, rp.SandboxFound)
+    return found.sandbox.state
+
+
+def test_a_sweep_that_ends_late_spares_what_was_pulled_meanwhile() -> None:
+    """R16: the sweep at the start was told which layers to keep, and removed those that came while it ran."""
+    sim = simulation()
+    sim.stuck_lanes["storage"] = True
+    restart(sim)
+    pulled = sim.ask(rq.PullImage(image=ImageSpec(image=APP)))
+    sim.release()
+    sim.run()
+    assert isinstance(pulled, rp.Pulled)
+    assert len(sim.world.layers) == 2
+
+
+def test_a_layer_whose_application_failed_is_not_left_in_the_store() -> None:
+    """R12, R30: an application may fail after its work, and the layer was then nobody's."""
+    sim = simulation()
+    sim.fail_next.append((fx.ApplyLayer, 2))
+    with pytest.raises(OperationError):
+        sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    sim.run()
+    assert not sim.world.layers
+    sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    assert len(sim.world.layers) == 1
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+def test_an_image_whose_record_was_not_saved_leaves_no_record(steps: int) -> None:
+    """R10: the journal may have the record although it reported a failure."""
+    sim = simulation()
+    sim.fail_next.append((fx.SaveRecord, steps))
+    with pytest.raises(OperationError):
+        sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    sim.run()
+    assert not sim.world.rows
+    assert not sim.world.layers
+
+
+def test_an_image_whose_deletion_failed_is_in_the_journal() -> None:
+    """R10: the deletion may have happened although it reported a failure, and the image is still listed."""
+    sim = simulation()
+    sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    sim.fail_next.append((fx.DeleteRecord, 5))
+    with pytest.raises(OperationError):
+        sim.ask(rq.RemoveImage(image=ImageSpec(image=BASE)))
+    sim.run()
+    listed = sim.ask(rq.ListImages())
+    assert isinstance(listed, rp.Images)
+    assert [("image", one.id) for one in listed.items] == list(sim.world.rows)
+
+
+def test_an_image_without_one_of_its_layers_is_not_listed_after_a_crash() -> None:
+    """R11: only the damaged image is dropped, and it can be pulled again."""
+    sim = simulation()
+    sim.ask(rq.PullImage(image=ImageSpec(image=APP)))
+    sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    sim.crash_server()
+    top = sim.world.images[APP].layers[-1].diff_id
+    del sim.world.layers[top]
+    sim.start_server()
+    listed = sim.ask(rq.ListImages())
+    assert isinstance(listed, rp.Images)
+    assert [one.tags for one in listed.items] == [(BASE,)]
+    sim.ask(rq.PullImage(image=ImageSpec(image=APP)))
+    assert top in sim.world.layers
+
+
+def test_a_crash_while_a_network_is_released_does_not_make_the_pod_ready_again() -> None:
+    """R4, R8: the journal still called the pod ready, which had no network any more."""
+    sim = simulation()
+    pod = run_pod(sim)
+    sim.call(rq.StopPodSandbox(sandbox_id=pod))
+    run_until(sim, lambda: pod not in sim.world.addresses)
+    restart(sim)
+    assert pod_state(sim, pod) is not SandboxState.READY
+    sim.run()
+    assert pod_state(sim, pod) is SandboxState.STOPPED
+
+
+def test_a_watch_that_fails_says_nothing_about_the_process() -> None:
+    """R17: the container was shown as exited, and a stop answered, while its process ran."""
+    sim = simulation()
+    key = run_container(sim, run_pod(sim))
+    sim.faults = Faults(watch_fails=0.5)
+    sim.hands.kill(sim.world.processes[key])
+    sim.run(30 * S)
+    found = sim.ask(rq.ContainerStatus(container_id=key))
+    assert isinstance(found, rp.ContainerFound)
+    assert (found.container.exit_code, found.container.reason) == (137, "Error")
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2])
+def test_a_look_after_the_restart_that_fails_is_made_again(steps: int) -> None:
+    """R7: namespaces that somebody unmounted were never missed when the one look at them failed."""
+    sim = simulation()
+    pod = run_pod(sim)
+    sim.crash_server()
+    sim.world.lose_namespaces(pod)
+    sim.fail_next.append((fx.ObserveSandbox, steps))
+    sim.start_server()
+    sim.run()
+    assert pod_state(sim, pod) is SandboxState.BROKEN
+
+
+def test_a_pod_whose_remains_are_owed_gives_its_name_back_at_once() -> None:
+    """R1, R28: a retry was told that the name is taken for as long as something was owed of the first attempt."""
+    sim = simulation()
+    sim.hands.network_broken = True
+    with pytest.raises(OperationError):
+        sim.ask(rq.RunPodSandbox(config=pod_config(0)))
+    sim.hands.network_broken = False
+    assert run_pod(sim)
+
+
+def test_a_retry_during_an_unwinding_whose_caller_has_gone_is_not_refused() -> None:
+    """R1: the first caller left while its failed attempt was taken back; the name was then said to be taken."""
+    sim = simulation()
+    sim.fail_next.append((fx.AttachNetwork, 3))
+    first = sim.call(rq.RunPodSandbox(config=pod_config(0)))
+    run_until(sim, lambda: fx.DetachNetwork in sim.under_way)
+    sim.cancel(first)
+    second = sim.calls[sim.call(rq.RunPodSandbox(config=pod_config(0)))]
+    sim.run()
+    assert isinstance(second.result, rp.Created) or (
+        isinstance(second.result, Failure) and second.result.reason == "INJECTED"
+    )
+
+
+def test_a_pod_is_not_stopped_while_what_is_owed_of_a_container_lives() -> None:
+    """R21: the process of a container whose creation failed survived SIGKILL, and the pod's stop was answered."""
+    sim = simulation()
+    pod = run_pod(sim)
+    config = container_config(0, 0, 5)
+    sim.ask(rq.PullImage(image=config.image))
+    # Its process is there, the monitor's word of it was lost, and it cannot be deleted.
+    sim.fail_next.append((fx.CreateContainer, 5))
+    sim.fail_next.append((fx.DeleteContainer, 0))
+    with pytest.raises(OperationError):
+        sim.ask(rq.CreateContainer(sandbox_id=pod, config=config))
+    (process,) = sim.world.processes.values()
+    with pytest.raises(OperationError):
+        sim.ask(rq.StopPodSandbox(sandbox_id=pod))
+    assert process.alive
+    sim.run()
+    sim.ask(rq.StopPodSandbox(sandbox_id=pod))
+    assert not process.alive
+
+
+def test_a_container_whose_pod_is_gone_from_the_journal_is_removed_at_the_start() -> None:
+    """R8, R27: pod and container were removed together, and only the pod's deletion reached the journal."""
+    sim = simulation()
+    pod = run_pod(sim)
+    key = run_container(sim, pod)
+    sim.ask(rq.RemovePodSandbox(sandbox_id=pod))
+    sim.run()
+    row = next(iter(sim.world.rows))
+    assert row[0] == "image"
+    again = run_pod(sim)
+    other = run_container(sim, again)
+    sim.crash_server()
+    del sim.world.rows["sandbox", again]
+    sim.start_server()
+    sim.run()
+    assert not sim.world.alive(key) and not sim.world.alive(other)
+    assert ("container", other) not in sim.world.rows
+
+
+def test_a_container_in_the_making_when_its_pod_breaks_is_refused() -> None:
+    """R3: its spec had no path for the pod's namespaces, and the step broke down."""
+    sim = simulation()
+    pod = run_pod(sim)
+    config = container_config(0, 0)
+    sim.ask(rq.PullImage(image=config.image))
+    sim.crash_server()
+    sim.world.lose_namespaces(pod)
+    sim.start_server()
+    with pytest.raises(OperationError, match="not ready"):
+        sim.ask(rq.CreateContainer(sandbox_id=pod, config=config))
+    sim.run()
+    assert not sim.world.mounts
+
+
+def test_a_signal_that_ends_after_the_removal_failed_changes_nothing() -> None:
+    """R21: signals have a lane of their own; the table had no row for one that ends so late."""
+    program = Program(
+        seed=16,
+        faults="few",
+        actions=(
+            *(Action(name="race", a=8, b=3, c=294), Action(name="race", b=1, c=564), Action(name="run_pod", a=2, b=5)),
+            *(Action(name="wait", a=40, b=7), Action(name="race", a=56, b=1, c=570), Action(name="meet", a=26)),
+        ),
+    )
+    assert not run_program(program).problems
+
+
+def test_a_removal_goes_on_after_a_restart() -> None:
+    """R28: a pod that was being removed when the server died stayed, stopped, until its client asked again."""
+    sim = simulation()
+    pod = run_pod(sim)
+    sim.call(rq.RemovePodSandbox(sandbox_id=pod))
+    run_until(sim, lambda: fx.DetachNetwork in sim.under_way)
+    restart(sim)
+    sim.run()
+    assert sim.world.residue(()) == ()
+    assert not sim.world.rows
+
+
+def test_an_infra_container_that_is_gone_late_finds_its_pod_stopping() -> None:
+    """R3: what was owed of the infra container ended while the pod waited for another container to die."""
+    sim = simulation()
+    pod = run_pod(sim, 2)
+    config = container_config(2, 0)
+    sim.ask(rq.PullImage(image=config.image))
+    created = sim.ask(rq.CreateContainer(sandbox_id=pod, config=config))
+    assert isinstance(created, rp.Created)
+    sim.ask(rq.StartContainer(container_id=created.id))
+    sim.hands.network_broken = True
+    call = sim.call(rq.StopPodSandbox(sandbox_id=pod))
+    # The container's end is not written down, and the infra container cannot be deleted.
+    run_until(sim, lambda: not sim.world.alive(created.id))
+    sim.fail_next += [(fx.SaveRecord, 0), (fx.DeleteContainer, 0)]
+    run_until(sim, lambda: fx.DetachNetwork in sim.under_way or sim.calls[call].result is not None)
+    sim.crash_server()
+    sim.faults = Faults(watch_fails=1.0)
+    sim.start_server()
+    sim.run(5 * S)
+    sim.release()
+    sim.run()
+    assert pod_state(sim, pod) is SandboxState.STOPPED
+
+
+def test_one_pod_that_is_stuck_changes_no_other_pods_times() -> None:
+    """R2, R21, R33: with every effect of one pod hanging, each call about another pod takes exactly as long."""
+
+    def times(stuck: bool) -> list[int]:
+        sim = simulation()
+        sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+        first = run_pod(sim, 0)
+        if stuck:
+            sim.stuck_lanes[first] = True
+        sim.call(rq.StopPodSandbox(sandbox_id=first))
+        sim.run(1 * S)
+        began = len(sim.calls)
+        other = run_pod(sim, 1)
+        config = container_config(1, 0)
+        created = sim.ask(rq.CreateContainer(sandbox_id=other, config=config))
+        assert isinstance(created, rp.Created)
+        for request in (
+            rq.StartContainer(container_id=created.id),
+            rq.ListPodSandbox(),
+            rq.ContainerStatus(container_id=created.id),
+            rq.StopContainer(container_id=created.id, grace_ns=1 * S),
+            rq.RemoveContainer(container_id=created.id),
+            rq.RemovePodSandbox(sandbox_id=other),
+        ):
+            sim.ask(request)
+        return [one.answered_at_ns - one.asked_at_ns for one in list(sim.calls.values())[began:]]
+
+    assert times(stuck=True) == times(stuck=False)
+
+
+def test_two_simulations_with_one_seed_do_the_same() -> None:
+    """A failure is a seed: without this none could be replayed."""
+
+    def effects(seed: int) -> list[str]:
+        seen: list[str] = []
+        sim = Simulation(seed)
+        sim.on_event = lambda event, effects: seen.append(repr((event, effects)))
+        pod = run_pod(sim)
+        run_container(sim, pod)
+        restart(sim)
+        sim.ask(rq.RemovePodSandbox(sandbox_id=pod))
+        sim.run()
+        return seen
+
+    assert effects(5) == effects(5)
+    assert effects(5) != effects(6)
