@@ -92,18 +92,25 @@ class Attach:
         self._stdin_fd = fd
         self.feed_stdin()
 
-    def accept(self) -> None:
-        """Take a new client; above `CLIENTS_MAX` it is turned away."""
+    def accept(self) -> bool:
+        """Take a new client; above `CLIENTS_MAX` it is turned away. False when nobody waits."""
         try:
             fd = accept(self._server)
         except OSError:
-            return  # the client left first, or descriptors ran out: the next event tries again
+            return False  # the client left first, or descriptors ran out: the next event tries again
         if len(self.clients) >= CLIENTS_MAX:
             os.close(fd)
-            return
+            return True
         os.set_blocking(fd, False)
         self.clients[fd] = Client(fd)
         self._poll.register(fd, select.EPOLLIN)
+        return True
+
+    def accept_waiting(self) -> None:
+        """Take every client that has connected already: what is written now is meant for it, too."""
+        for _ in range(BACKLOG + 1):
+            if not self.accept():
+                return
 
     def broadcast(self, stream: int, data: bytes) -> None:
         """Give output to every client; this never waits."""

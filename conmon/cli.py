@@ -4,13 +4,14 @@ import os
 import sys
 
 from conmon import linux
+from conmon.create import Creation, Inherited
 from conmon.diagnostics import Diagnostics
 from conmon.journald import SHORT_ID_LETTERS, JournalLog
-from conmon.logs import LINE_BYTES_MAX, FileLog
-from conmon.loop import Inherited, Loop, stdio_null
+from conmon.logs import FileLog
+from conmon.loop import Loop, file_log, journal_log
 from conmon.low import Suppress
 from conmon.options import Options, UsageError, check, help_text, parse
-from conmon.runtime import read_oom_score, write_oom_score
+from conmon.runtime import read_oom_score, stdio_null, write_oom_score
 from conmon.sync import write_file
 
 VERSION = "2.1.6"  # the version of the command line; callers compare it
@@ -37,25 +38,16 @@ def open_logs(options: Options) -> tuple[tuple[FileLog | JournalLog, ...], bool]
         elif driver == "journald":
             if len(options.cuuid or options.cid) <= SHORT_ID_LETTERS:
                 raise UsageError("Container ID must be longer than 12 characters")
-            logs.append(JournalLog(cuuid=options.cuuid or options.cid, name=options.name, tag=options.log_tag))
+            logs.append(journal_log(options))
         elif driver == "k8s-file" or (driver and not colon):
             if colon and not path:
                 raise UsageError("k8s-file requires a filename")
-            logs.append(_open_file(options, path if colon else driver))
+            logs.append(file_log(options, path if colon else driver))
         else:
             raise UsageError(f"No such log driver {driver}" if driver else "log-path must not be empty")
     if options.log_tag and any(isinstance(log, FileLog) for log in logs) and len(logs) == 1:
         raise UsageError("k8s-file doesn't support --log-tag")
     return tuple(logs), passthrough
-
-
-def _open_file(options: Options, path: str) -> FileLog:
-    return FileLog(
-        path,
-        size_max=max(options.log_size_max, 0),
-        total_max=max(options.log_global_size_max, 0),
-        line_bytes_max=options.log_line_max if options.log_line_max > 0 else LINE_BYTES_MAX,
-    )
 
 
 def _pipe_from(environment: dict[str, str], name: str) -> int:
@@ -140,23 +132,33 @@ def _start(options: Options) -> int:
     inherited = Inherited(sync_fd=sync_fd, start_fd=start_fd, attach_fd=attach_fd, held_fds=held_fds)
     oom_score = read_oom_score()
     write_oom_score(b"-1000")
-    loop = Loop(options, inherited, environment, logs, passthrough=passthrough, oom_score=oom_score)
+    creation = Creation(options, inherited, environment, logs, passthrough=passthrough, oom_score=oom_score)
     if not passthrough:
         null = stdio_null()
         for target in range(3):
             os.dup2(null, target)
         os.close(null)
-    return serve(loop, options)
-
-
-def serve(loop: Loop, options: Options) -> int:
-    """Leave the caller's session and watch the container to its end."""
     with Suppress(PermissionError):  # already the leader of a session
         os.setsid()
     linux.set_subreaper(True)
-    try:
-        return loop.run() & 0xFF
-    except Exception as error:
-        say = Diagnostics(options.cid, level=options.log_level, syslog=options.syslog)
-        say.error(f"{type(error).__name__}: {error}")
-        raise
+    with Complaining(options):
+        given = creation.run()
+        return creation.code if given is None else Loop(given).run() & 0xFF
+
+
+class Complaining:
+    """Says why a monitor ends that should not: nobody reads its traceback."""
+
+    __slots__ = ("_options",)
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: "BaseException | None", trace: object) -> None:
+        if error is not None:
+            options = self._options
+            say = Diagnostics(options.cid, level=options.log_level, syslog=options.syslog)
+            say.error(f"{type(error).__name__}: {error}")

@@ -57,8 +57,34 @@ def argument_area() -> tuple[int, int]:
     return start, end - start
 
 
+def set_title_of(pid: int, area: tuple[int, int], title: bytes) -> None:
+    """`set_title` for another process, which was forked from this one or from the same. One that is gone needs none.
+
+    Raises:
+        OSError: The kernel does not let us write to it.
+    """
+    start, size = area
+    try:
+        fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.pwrite(fd, title[: size - 1].ljust(size, b"\0"), start)
+    finally:
+        os.close(fd)
+
+
 def set_title(area: tuple[int, int], title: bytes) -> None:
     """Show `title` as the command line of this process, cut to the room that the original arguments had."""
     start, size = area
     if size > 0:
         ctypes.memmove(start, title[: size - 1].ljust(size, b"\0"), size)
+
+
+def parent_of(pid: int) -> int:
+    """The parent of a process, also of a zombie; 0 when there is no such process (proc(5), field 4)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb", buffering=0) as stat:
+            return int(stat.read(4096).rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0

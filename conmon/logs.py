@@ -123,6 +123,7 @@ class RecordFile:
         path: The file; it is made when it is missing, and appended to.
         size_max: The file starts anew, in its place, before it would grow beyond this many bytes; 0 for no limit.
         total_max: The most bytes written over all of the file's lives; 0 for no limit.
+        fd: The file, when it is open already.
 
     Raises:
         OSError: The file cannot be opened.
@@ -130,15 +131,18 @@ class RecordFile:
 
     __slots__ = ("_fd", "_path", "_size", "_size_max", "_torn", "_total", "_total_max", "dropped_bytes")
 
-    def __init__(self, path: str, size_max: int = 0, total_max: int = 0) -> None:
+    def __init__(self, path: str, size_max: int = 0, total_max: int = 0, fd: int = -1) -> None:
         self._path = path
         self._size_max = size_max
         self._total_max = total_max
         self._total = 0
         self._torn = False
         self.dropped_bytes = 0
-        self._fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._fd = fd if fd >= 0 else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._fd).st_size
+
+    def fileno(self) -> int:
+        return self._fd
 
     def write(self, pieces: list[bytes], header_bytes: int) -> None:
         """Append records; what does not fit or fails is counted, less `header_bytes` and a newline each."""
@@ -248,12 +252,13 @@ class RecordFile:
 class FileLog:
     """The `k8s-file` driver: both streams of a container in one file."""
 
-    __slots__ = ("_err", "_file", "_out", "_stamps", "deadline_ns")
+    __slots__ = ("_err", "_file", "_out", "_stamps", "deadline_ns", "path")
 
     def __init__(
-        self, path: str, *, size_max: int = 0, total_max: int = 0, line_bytes_max: int = LINE_BYTES_MAX
+        self, path: str, *, size_max: int = 0, total_max: int = 0, line_bytes_max: int = LINE_BYTES_MAX, fd: int = -1
     ) -> None:
-        self._file = RecordFile(path, size_max, total_max)
+        self.path = path
+        self._file = RecordFile(path, size_max, total_max, fd)
         self._stamps = Stamps()
         self._out = Formatter(STDOUT, line_bytes_max)
         self._err = Formatter(STDERR, line_bytes_max)
@@ -263,6 +268,9 @@ class FileLog:
     def dropped_bytes(self) -> int:
         """Bytes of the container, newlines not counted, that are in no log."""
         return self._file.dropped_bytes
+
+    def fileno(self) -> int:
+        return self._file.fileno()
 
     def write(self, stream: int, data: bytes) -> None:
         formatter = self._out if stream == STDOUT else self._err

@@ -283,6 +283,14 @@ class Monitor:
         self._oom_kills = 0
         self._oom_at_ns: int | None = None
 
+    @classmethod
+    def resume(cls, pid: int, *, is_exec: bool = False) -> "Monitor":
+        """The machine of a container that runs, in a process that did not create it."""
+        machine = cls(is_exec=is_exec)
+        machine.state = RUNNING
+        machine.pid = pid
+        return machine
+
     def knows_exit_of(self, pid: int) -> bool:
         """Whether this process was reaped before it was known to be the container."""
         return pid in self._early

@@ -12,23 +12,20 @@ PASSED = (b"READY=1", b"WATCHDOG=1")
 class NotifyRelay:
     """The socket `notify/notify.sock` of a bundle, and the host's socket behind it.
 
-    Raises:
-        OSError: The bundle has no place for the socket.
+    Args:
+        fd: What `listen_notify` returned.
+        host_socket: The path of systemd's socket; `@` begins an abstract name.
     """
 
-    def __init__(self, bundle: str, host_socket: str) -> None:
+    def __init__(self, fd: int, host_socket: str) -> None:
         self._host = "\0" + host_socket[1:] if host_socket.startswith("@") else host_socket
-        self._inside = listen(f"{bundle}/notify", "notify.sock", SOCK_DGRAM, 0o777)
+        self.fd = fd
         self._outside = socket(AF_UNIX, SOCK_DGRAM, 0)
         self._outside.setblocking(False)
 
-    @property
-    def fd(self) -> int:
-        return self._inside.fileno()
-
-    def detach(self) -> None:
+    def close(self) -> None:
         """Close the descriptors and leave the name."""
-        self._inside.close()
+        os.close(self.fd)
         self._outside.close()
 
     def relay(self, fd: int) -> None:
@@ -44,3 +41,12 @@ class NotifyRelay:
                 except OSError:
                     return  # the host's socket is gone or full; readiness is told again by whoever cares
                 return
+
+
+def listen_notify(bundle: str) -> int:
+    """The container's end.
+
+    Raises:
+        OSError: The bundle has no place for the socket.
+    """
+    return listen(f"{bundle}/notify", "notify.sock", SOCK_DGRAM, 0o777).detach()

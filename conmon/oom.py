@@ -45,11 +45,10 @@ class OomWatch:
 
     __slots__ = ("_counter_fd", "_event_fd", "_kills_before")
 
-    def __init__(self, counter_fd: int, event_fd: int) -> None:
+    def __init__(self, counter_fd: int, event_fd: int, kills_before: int) -> None:
         self._counter_fd = counter_fd
         self._event_fd = event_fd
-        self._kills_before = 0
-        self._kills_before = self.read()
+        self._kills_before = kills_before
 
     @property
     def fd(self) -> int:
@@ -77,8 +76,13 @@ class OomWatch:
             os.close(self._event_fd)
 
 
-def watch(pid: int, root: str = CGROUP_ROOT) -> OomWatch | None:
-    """Start to watch the memory cgroup of a process; None when it has ended or the host has no such cgroup."""
+def watch(pid: int, root: str = CGROUP_ROOT) -> tuple[int, int, int] | None:
+    """Begin to watch the memory cgroup of a process: what `OomWatch` is made of.
+
+    Returns:
+        The counter, the eventfd or -1, and the kills so far; None when the process has ended or the host has no such
+        cgroup.
+    """
     try:
         with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as cgroup:
             found = memory_cgroup(cgroup.read())
@@ -86,13 +90,21 @@ def watch(pid: int, root: str = CGROUP_ROOT) -> OomWatch | None:
             return None
         version, path = found
         if version == 2:
-            return OomWatch(os.open(os.fsencode(root) + path + b"/memory.events", os.O_RDONLY | os.O_CLOEXEC), -1)
+            counter_fd = os.open(os.fsencode(root) + path + b"/memory.events", os.O_RDONLY | os.O_CLOEXEC)
+            return counter_fd, -1, _kills_so_far(counter_fd)
         return _watch_v1(os.fsencode(root) + b"/memory" + path)
     except OSError:
         return None
 
 
-def _watch_v1(folder: bytes) -> OomWatch:
+def _kills_so_far(counter_fd: int) -> int:
+    try:
+        return oom_kills(os.pread(counter_fd, COUNTERS_BYTES_MAX, 0))
+    except OSError:
+        return 0
+
+
+def _watch_v1(folder: bytes) -> tuple[int, int, int]:
     counter_fd = os.open(folder + b"/memory.oom_control", os.O_RDONLY | os.O_CLOEXEC)
     try:
         event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -100,7 +112,7 @@ def _watch_v1(folder: bytes) -> OomWatch:
             control_fd = os.open(folder + b"/cgroup.event_control", os.O_WRONLY | os.O_CLOEXEC)
         except OSError:
             os.close(event_fd)
-            return OomWatch(counter_fd, -1)
+            return counter_fd, -1, _kills_so_far(counter_fd)
         try:
             os.write(control_fd, b"%d %d" % (event_fd, counter_fd))
         finally:
@@ -108,4 +120,4 @@ def _watch_v1(folder: bytes) -> OomWatch:
     except OSError:
         os.close(counter_fd)
         raise
-    return OomWatch(counter_fd, event_fd)
+    return counter_fd, event_fd, _kills_so_far(counter_fd)

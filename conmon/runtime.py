@@ -58,6 +58,11 @@ def arguments(options: Options, console_path: str) -> list[str]:
     return words
 
 
+def stdio_null() -> int:
+    """A descriptor of /dev/null."""
+    return os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+
+
 def read_oom_score() -> bytes:
     """The OOM score adjustment of this process; empty when it cannot be read."""
     try:
@@ -176,10 +181,6 @@ class ConsoleSocket:
                 os.set_inheritable(master, False)
                 return master
         raise OSError("the runtime sent no terminal")
-
-    def detach(self) -> None:
-        """Close the descriptor and leave the name."""
-        self._server.close()
 
     def close(self) -> None:
         """Stop listening and take the name away."""

@@ -28,15 +28,18 @@ import gc
 import os
 import sys
 
-from conmon import linux
-from conmon.cli import START_BYTES_MAX, open_logs, prepare, serve
+from conmon import linux, watcher
+from conmon.cli import START_BYTES_MAX, Complaining, open_logs, prepare
+from conmon.create import Creation, Inherited
+from conmon.handover import Handover
 from conmon.logs import STDOUT, FileLog
-from conmon.loop import Inherited, Loop, stdio_null
+from conmon.loop import Loop
 from conmon.low import (
     AF_UNIX,
     CMSG_SPACE,
     SCM_RIGHTS,
     SIGCHLD,
+    SIGKILL,
     SIGTERM,
     SO_PEERCRED,
     SOCK_SEQPACKET,
@@ -48,7 +51,7 @@ from conmon.low import (
     socket,
 )
 from conmon.options import Options, UsageError
-from conmon.runtime import read_oom_score, write_oom_score
+from conmon.runtime import read_oom_score, stdio_null, write_oom_score
 from conmon.sync import write_file
 
 TYPE_CHECKING = False
@@ -110,22 +113,15 @@ def rehearse() -> None:
             pause()
             os._exit(0)
         words = ["-c", "rehearsal", "-u", "rehearsal", "-r", "/bin/true", "-b", folder, "-p", f"{folder}/pid"]
-        words += [
-            "--full-attach",
-            "-l",
-            f"{folder}/log",
-            "--no-sync-log",
-            "--exit-dir",
-            folder,
-            "--persist-dir",
-            folder,
-        ]
+        words += ["--full-attach", "-l", f"{folder}/log", "--no-sync-log"]
+        words += ["--exit-dir", folder, "--persist-dir", folder]
         write_file(f"{folder}/pid", b"%d" % child)
-        options = prepare(words, folder)
         reader, writer = os.pipe()
-        inherited = Inherited(sync_fd=writer, start_fd=-1, attach_fd=-1, held_fds=())
-        loop = Loop(options, inherited, {}, open_logs(options)[0], passthrough=False, oom_score=b"")
-        loop.rehearse(child)
+        request = Request(folder, ("sync",), {}, words)
+        creation, _ = make_creation(request, [writer], b"", None)
+        given = creation.run()
+        assert given is not None, "the rehearsal failed"
+        Loop(Handover.unpack(given.pack())).rehearse()
         os.close(reader)
         log = FileLog(f"{folder}/log")
         log.write(STDOUT, b"a line\n")
@@ -171,31 +167,40 @@ class Zygote:
         What this process wrote to between two forks would be shared by nobody, and what it waited for would keep every
         other container waiting. The child reads the request, and is the monitor if it asks for one.
         """
-        server, fork, close = self._server, os.fork, os.close
+        server, fork, watch, create = self._server, watcher.fork, watcher.watch, self._create
         while True:
             fd = accept(server)
             if fork() == 0:
                 code = 1
                 try:
-                    code = self._answer(fd)
+                    code = watch(create, fd)
                 finally:
                     os._exit(code)
-            close(fd)
+            os.close(fd)
 
-    def _answer(self, fd: int) -> int:
-        """In the child: one request; the code to exit with."""
+    def _create(self, watcher_pid: int, connection_fd: int, wake: tuple[int, int], state_fd: int, poll_fd: int) -> int:
+        """In the watcher's child, which shares its descriptors: answer one request; 0 when there is one to watch."""
+        linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
+        if os.getppid() != watcher_pid:
+            return 1
         os.close(self._lock_fd)
         self._server.close()
-        connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, fd)
+        connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, connection_fd)
         connection.settimeout(CLIENT_WAIT_S)
         try:
             request, fds = self._receive(connection)
             if request is None:
-                return 0
-            return self._become(connection, request, fds)
+                return 1
+            creation, options = self._accept(connection, request, fds, wake)
         except Refused as refusal:
             connection.send(f"refused {refusal}".encode(errors="replace"))
             return 1
+        with Complaining(options):
+            given = creation.run()
+            if given is None:
+                return 1
+            watcher.leave(given, state_fd, poll_fd)
+        return 0
 
     def _receive(self, connection: socket) -> tuple[Request | None, list[int]]:
         """A request for a monitor; None when it was something else and is answered.
@@ -214,32 +219,39 @@ class Zygote:
         if packet == b"ping":
             connection.send(b"pong %d" % self._pid)
         elif packet == b"quit":
-            if os.getppid() == self._pid:
+            if linux.parent_of(os.getppid()) == self._pid:
                 os.kill(self._pid, SIGTERM)
             connection.send(b"bye")
         else:
             return parse_request(packet, len(fds)), fds
         return None, fds
 
-    def _become(self, connection: socket, request: Request, fds: list[int]) -> int:
-        """Be the monitor that a request asks for, to its end."""
+    def _accept(
+        self, connection: socket, request: Request, fds: list[int], wake: tuple[int, int]
+    ) -> tuple[Creation, Options]:
+        """Open what a request needs, tell the client, and wait until it lets us begin."""
         try:
             os.chdir(request.cwd)
-            options, loop, start_fd = make_monitor(request, fds, self._oom_score)
+            creation, start_fd = make_creation(request, fds, self._oom_score, wake)
+            options = creation.made.options
+            watcher_pid = os.getppid()
+            title = f"conmon -c {options.cid} -n {options.name}".encode(errors="replace")
+            linux.set_title(self._area, title)
+            linux.set_title_of(watcher_pid, self._area, title)
+            if options.conmon_pidfile:
+                write_file(options.conmon_pidfile, b"%d" % watcher_pid)
+            pidfd = os.pidfd_open(watcher_pid)
         except (UsageError, OSError) as error:
             raise Refused(str(error)) from error
-        pid = os.getpid()
-        linux.set_title(self._area, f"conmon -c {options.cid} -n {options.name}".encode(errors="replace"))
-        if options.conmon_pidfile:
-            write_file(options.conmon_pidfile, b"%d" % pid)
-        pidfd = os.pidfd_open(pid)
         rights = pidfd.to_bytes(4, sys.byteorder)
-        connection.sendmsg([b"spawned %d" % pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        connection.sendmsg([b"spawned %d" % watcher_pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         os.close(pidfd)
         connection.close()
         if start_fd >= 0:
             os.read(start_fd, START_BYTES_MAX)
-        return serve(loop, options)
+            if not options.exec_attach:
+                os.close(start_fd)
+        return creation, options
 
 
 def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
@@ -253,8 +265,13 @@ def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
     return fds
 
 
-def make_monitor(request: Request, fds: list[int], oom_score: bytes) -> tuple[Options, Loop, int]:
-    """The monitor that a request asks for, and the pipe that it has to wait on before it begins, or -1.
+def make_creation(
+    request: Request, fds: list[int], oom_score: bytes, wake: tuple[int, int] | None
+) -> tuple[Creation, int]:
+    """What a request asks for, and the pipe that has to be waited on before it begins, or -1.
+
+    Args:
+        wake: The wake-up pipe of the watcher, when that is another process.
 
     Raises:
         UsageError: The command line is wrong.
@@ -269,12 +286,14 @@ def make_monitor(request: Request, fds: list[int], oom_score: bytes) -> tuple[Op
         raise UsageError("the passthrough driver needs a monitor that its caller started")
     inherited = Inherited(
         sync_fd=sync_fd,
-        start_fd=start_fd,
+        start_fd=start_fd if options.exec_attach else -1,
         attach_fd=attach_fd,
         held_fds=held_fds,
     )
-    loop = Loop(options, inherited, request.environment, logs, passthrough=False, oom_score=oom_score)
-    return options, loop, start_fd
+    creation = Creation(
+        options, inherited, request.environment, logs, passthrough=False, oom_score=oom_score, watcher_wake=wake
+    )
+    return creation, start_fd
 
 
 def main(words: list[str]) -> int:
@@ -286,6 +305,7 @@ def main(words: list[str]) -> int:
         return 0
     os.setsid()
     try:
+        watcher.check()
         zygote = Zygote(words[0])
     except BlockingIOError:
         return 0
