@@ -52,9 +52,10 @@ def _shown(one: Fingerprint) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replayed:
-    """How a replay went; `node` is as it was after the last event."""
+    """How a replay went; `node` is as it was after the last event, `version` that of the program that recorded."""
 
     node: Node
+    version: str
     events: int
     last: int
     differences: tuple[Difference, ...]
@@ -118,12 +119,13 @@ def replay(lines: Iterable[bytes], *, until: int | None = None) -> Replayed:
         OperationError: It is no recording, or one that this version cannot read.
     """
     node: Node | None = None
+    version = ""
     events = last = 0
     differences: list[Difference] = []
     for line_number, values in enumerate(_parsed(lines), 1):
         try:
             if "format" in values:
-                node = _begin(values)
+                node, version = _begin(values), str(values["version"])
             elif node is None:
                 raise LocalError("it does not begin with a segment line")
             elif "reloaded" in values:
@@ -141,7 +143,7 @@ def replay(lines: Iterable[bytes], *, until: int | None = None) -> Replayed:
             break
     if node is None:
         raise _unreadable("it is empty")
-    return Replayed(node=node, events=events, last=last, differences=tuple(differences))
+    return Replayed(node=node, version=version, events=events, last=last, differences=tuple(differences))
 
 
 def _unreadable(why: str) -> OperationError:

@@ -6,9 +6,11 @@ is made of segments, each with the node's state at its beginning, so that what i
 on and the recording has a gap, after which a new segment begins.
 """
 
+import errno
 import logging
 import os
 import queue
+import stat
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -199,7 +201,10 @@ def _failed(path: Path, error: OSError) -> OperationError:
 
 
 def _opened(path: Path, flags: int) -> IO[bytes]:
-    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | flags, 0o600)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "it is no regular file")
     os.fchmod(opened, 0o600)
     return os.fdopen(opened, "wb")
 

@@ -22,7 +22,7 @@ from grpclib.server import Server
 
 from crio_core import effects as fx
 from crio_core import events as ev
-from crio_core.errors import OperationError
+from crio_core.errors import LocalError, OperationError
 from crio_core.node import Handler
 from crio_core.records import Failure
 from crio_core.replies import Result
@@ -131,7 +131,11 @@ class LiveSimulation:
     def _catch_up(self) -> bool:
         """Let everything happen that is due by now; False when there is more of it than fits in one turn."""
         late_ns = time.monotonic_ns() + self._offset_ns - self.sim.at_ns
-        return self.sim.run(for_ns=max(late_ns, 0), ticks_max=TICKS_MAX)
+        try:
+            return self.sim.run(for_ns=max(late_ns, 0), ticks_max=TICKS_MAX)
+        except LocalError:
+            log.exception("the node refused what happened")  # As a driver of a real node does.
+            return False
 
     async def _run(self) -> None:
         while True:

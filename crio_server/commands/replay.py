@@ -9,6 +9,7 @@ import click
 
 from crio_core.errors import OperationError
 from crio_server.commands.session import EXIT_FAILED
+from crio_server.commands.version import VERSION
 
 LINE_BYTES_MAX = 512 * 1024 * 1024
 """A line longer than this is no step of a recording: a segment with the largest journal is far below."""
@@ -47,6 +48,8 @@ def replay_command(file: Path, at: int | None, wanted: str | None, output: str) 
         click.echo(json.dumps(report, indent=2))
     else:
         _print(result.events, result.last, [str(one) for one in result.differences], found)
+    if result.differences and result.version != VERSION:
+        click.echo(f"crio: it was recorded by version {result.version}, and this is {VERSION}", err=True)
     if result.differences:
         raise SystemExit(EXIT_FAILED)
 
