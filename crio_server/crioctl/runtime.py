@@ -18,6 +18,8 @@ from crio_server.crioctl.text import short_id, size
 
 STATS_HEADER = ("CONTAINER", "NAME", "CPU %", "MEM", "DISK", "INODES")
 INFO_LINE_CHARS_MAX = 2000
+UNREAD = ("owned",)
+"""Verbose information that is for programs: the ids of all that a server owns."""
 
 
 @click.command("version")
@@ -70,6 +72,8 @@ async def _show_info(client: Client, form: str, *, verbose: bool) -> None:
         lines.extend(("", "Runtime handlers:"))
         lines.extend(f"  {_handler(handler)}" for handler in reply.runtime_handlers)
     for key, value in values.items():
+        if key in UNREAD:
+            continue
         lines.extend(("", f"{key}:"))
         lines.extend(_outline(value, "  "))
     output.print_lines(lines)
