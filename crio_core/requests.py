@@ -155,8 +155,8 @@ class Explain:
     """Answered with `replies.Explained`.
 
     Args:
-        kind: `pod`, `container`, `image`, or `node` for what no list shows.
-        id: The whole id; not read for the node.
+        kind: `pod`, `container`, `image`, `pulls` for those of a reference, or `node` for what no list shows.
+        id: The whole id, or the reference; not read for the node.
     """
 
     kind: str

@@ -179,6 +179,7 @@ class _Serving:
             systemd_cgroup=config.cgroup_manager == "systemd",
             handlers=tuple(one.name for one in config.runtimes),
             verbose=self._verbose,
+            progress=engine.images.progress,
         )
 
         async def usage() -> tuple[str, int, int]:
@@ -187,7 +188,7 @@ class _Serving:
 
         return [
             Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network)),
-            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage)),
+            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.images.progress)),
         ]
 
     def _verbose(self) -> Mapping[str, Any]:

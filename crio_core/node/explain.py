@@ -10,10 +10,12 @@ from typing import Any
 from crio_core import effects as fx
 from crio_core import requests as rq
 from crio_core.errors import OperationError, invalid, not_found
+from crio_core.events import LayerDescriptor
 from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
 from crio_core.lifecycle.release import retry_timer
 from crio_core.node.history import Departed, Transition, Trouble, title_of
+from crio_core.node.images import canonical_names
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, ImageState, LayerState, SandboxRecord, SandboxState
 from crio_core.replies import CONTAINER_STATES, LISTED_SANDBOX_STATES, Explained
@@ -49,10 +51,12 @@ def explain(state: State, request: rq.Explain) -> Explained:
             return Explained(about=_container(state, container))
         case "image":
             return Explained(about=_image(state, request.id))
+        case "pulls":
+            return Explained(about={"pulls": _pulls_of(state, request.id)})
         case "node":
             return Explained(about=_node(state))
         case _:
-            raise invalid("kind", request.kind, "pod, container, image or node")
+            raise invalid("kind", request.kind, "pod, container, image, pulls or node")
 
 
 def note_refusal(state: State, request: object, error: OperationError) -> None:
@@ -203,7 +207,33 @@ def _layer_state(state: State, diff_id: str) -> str:
 def _pull(state: State, pull: Pull) -> dict[str, Any]:
     about = _common(state, "pull", pull, ())
     # The credentials' handle is of no use to anybody who reads this.
-    return {**about, "id": pull.reference or about["id"], "listed": False, "waitsFor": _pull_waits(state, pull)}
+    return {
+        **about,
+        "id": pull.reference or about["id"],
+        "listed": False,
+        "layers": [_wanted(state, one) for one in pull.wanted],
+        "waitsFor": _pull_waits(state, pull),
+    }
+
+
+def _wanted(state: State, layer: LayerDescriptor) -> dict[str, Any]:
+    """A layer that a pull needs, and how far it has come by the core's count: a step, not bytes."""
+    return {
+        "digest": layer.digest,
+        "diffId": layer.diff_id,
+        "totalBytes": layer.size_bytes,
+        "state": _layer_state(state, layer.diff_id),
+    }
+
+
+def _pulls_of(state: State, reference: str) -> list[dict[str, Any]]:
+    """The pulls under way of what a caller calls `reference`."""
+    try:
+        names = canonical_names(reference)
+    except OperationError:
+        return []  # an id, or nothing that can be pulled
+    pulls = [one for one in state.pulls.values() if one.reference and canonical_names(one.reference) == names]
+    return [_pull(state, one) for one in pulls[:SHOWN_MAX]]
 
 
 def _pull_waits(state: State, pull: Pull) -> list[dict[str, Any]]:

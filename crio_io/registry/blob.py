@@ -51,6 +51,8 @@ class Progress:
     received_bytes: int
     total_bytes: int
     host: str
+    bytes_per_s: float
+    """Since this transfer began."""
 
 
 class Fetcher:
@@ -73,6 +75,7 @@ class Fetcher:
         self._fd = -1
         self._written_bytes = 0
         self._inherited = False
+        self._began_s, self._began_bytes = time.monotonic(), 0
         self._unpacking: Unpacking | None = None
 
     async def prepare(self) -> None:
@@ -127,6 +130,7 @@ class Fetcher:
         path = f"blobs/{self._layer.digest}"
         async with self._transport.get(source, credentials, path, headers) as response:
             await self._check_headers(response, source)
+            self._began_s, self._began_bytes = time.monotonic(), self._written_bytes
             try:
                 await self._receive(response, source)
             except httpx.ReadTimeout as error:
@@ -193,6 +197,7 @@ class Fetcher:
                 received_bytes=self._written_bytes,
                 total_bytes=self._layer.size_bytes,
                 host=source.host,
+                bytes_per_s=(self._written_bytes - self._began_bytes) / max(time.monotonic() - self._began_s, 0.001),
             )
         )
 

@@ -20,6 +20,7 @@ from crio_server.crioctl.common import output_option, start
 from crio_server.crioctl.errors import BadInput, Problem, Refused
 from crio_server.crioctl.output import print_data, print_lines
 from crio_server.crioctl.resolve import find_image
+from crio_server.crioctl.text import size
 
 KINDS = ("pod", "container", "image")
 SHOWN_MAX = 16
@@ -164,6 +165,8 @@ def lines_of(about: Mapping[str, Any], now_ns: int) -> list[str]:
         lines += _waits(about["waitsFor"], "    ", now_ns)
     elif about.get("listed"):
         lines.append("  waits for: nothing")
+    if about.get("kind") == "pull":
+        lines += [f"    {_layer(one)}" for one in (about.get("layers") or ())[:SHOWN_MAX]]
     if about.get("owes"):
         lines += _owes(about["owes"], now_ns)
     for name, due_ns in (about.get("timers") or {}).items():
@@ -200,6 +203,13 @@ def _waits(waits: Sequence[Mapping[str, Any]], indent: str, now_ns: int) -> list
             lines.append(f"{indent}  {step['what']}{pid}, for {step['forS']:.1f} s")
         lines += _waits(wait.get("waitsFor") or (), indent + "  ", now_ns)
     return lines
+
+
+def _layer(layer: Mapping[str, Any]) -> str:
+    """A layer of a pull: how far it is, and how fast it comes."""
+    rate = f", {size(layer['bytesPerS'])}/s from {layer.get('host')}" if layer.get("bytesPerS") else ""
+    received = f"{size(layer.get('receivedBytes', 0))} of {size(layer.get('totalBytes', 0))}"
+    return f"layer {str(layer.get('digest'))[:19]}: {layer.get('state')}, {received}{rate}"
 
 
 def _owes(owes: Mapping[str, Any], now_ns: int) -> list[str]:

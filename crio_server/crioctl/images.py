@@ -4,6 +4,7 @@ import base64
 import binascii
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
@@ -20,12 +21,13 @@ from crio_server.crioctl.common import (
     start,
     wants_blocks,
 )
-from crio_server.crioctl.errors import BadInput
+from crio_server.crioctl.errors import BadInput, Problem
 from crio_server.crioctl.resolve import find_image
 from crio_server.crioctl.text import short_id, size
 
 HEADER = ("IMAGE", "TAG", "IMAGE ID", "SIZE")
 NONE = "<none>"
+ASK_EVERY_S = 0.3
 
 
 @click.command("pull")
@@ -40,13 +42,30 @@ def pull_image(name: str, creds: str | None, auth: str | None) -> None:
         began_s = time.monotonic()
         request = pb.PullImageRequest(image=pb.ImageSpec(image=name), auth=credentials)
         call = client.call(client.image.PullImage, request, deadline_s=PULL_DEADLINE_S)
-        reply = await progress.shown(call, f"Pulling {name}")
+        reply = await progress.shown(call, f"Pulling {name}", _layers_of(client, name))
         took_s = time.monotonic() - began_s
         found = await find_image(client, reply.image_ref or name)
         output.print_lines([f"Image is up to date for {reply.image_ref}"])
         click.echo(f"{size(found.image.size)} in {took_s:.1f} s", err=True)
 
     start(work)
+
+
+def _layers_of(client: Client, name: str) -> progress.Detail:
+    """What the server tells of a pull's layers while it runs; nothing from a server that does not tell."""
+    request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=True)
+    said, asked_s = "", 0.0
+
+    async def detail() -> str:
+        nonlocal said, asked_s
+        if time.monotonic() - asked_s >= ASK_EVERY_S:
+            with suppress(Problem):
+                reply = await client.call(client.image.ImageStatus, request)
+                said = progress.of_layers(reply.info.get("pulls", "[]"))
+            asked_s = time.monotonic()
+        return said
+
+    return detail
 
 
 def _credentials(creds: str | None, auth: str | None) -> pb.AuthConfig | None:

@@ -5,19 +5,45 @@ does so through a `Detail`: a coroutine function that is asked for a few words a
 """
 
 import asyncio
+import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TextIO, TypeVar
 
-from crio_server.crioctl.text import clean
+from crio_server.crioctl.text import clean, size
 
 FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 REFRESH_S = 0.1
 PLAIN_EVERY_S = 5.0
+BAR_CHARS = 24
+_STEPS = {"fetching": "downloading", "applying": "unpacking", "applied": "done"}
 
 Detail = Callable[[], Awaitable[str]]
 Result = TypeVar("Result")
+
+
+def of_layers(text: str) -> str:
+    """One line about a pull's layers, with a bar: what came of what there is, the rate, and how many are at which step.
+
+    Args:
+        text: What the server says under `pulls`, JSON: a list of pulls, of which the first is shown.
+    """
+    try:
+        layers = json.loads(text)[0]["layers"]
+        total = sum(int(one["totalBytes"]) for one in layers)
+        received = sum(int(one["receivedBytes"]) for one in layers)
+        rate = sum(int(one.get("bytesPerS", 0)) for one in layers)
+        steps = Counter(_STEPS.get(one["state"], "waiting") for one in layers)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return ""
+    if not layers:
+        return ""
+    filled = BAR_CHARS * min(received, total) // total if total else BAR_CHARS
+    counts = ", ".join(f"{count} {step}" for step, count in sorted(steps.items()))
+    speed = f"  {size(rate)}/s" if rate else ""
+    return f"[{'#' * filled}{'.' * (BAR_CHARS - filled)}] {size(received)} of {size(total)}{speed}  layers: {counts}"
 
 
 async def _no_detail() -> str:

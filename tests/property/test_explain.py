@@ -206,7 +206,7 @@ def test_a_refused_event_leaves_no_trace_in_the_history() -> None:
 
 def test_asking_for_a_kind_that_there_is_not_is_refused() -> None:
     """The kind comes from a program, and may come from another version of it."""
-    with pytest.raises(OperationError, match="pod, container, image or node"):
+    with pytest.raises(OperationError, match="pod, container, image, pulls or node"):
         _explained(Simulation(1), "volume")
     for kind in ("pod", "container", "image"):
         with pytest.raises(OperationError, match="not found"):

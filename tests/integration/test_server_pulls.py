@@ -1,0 +1,175 @@
+"""Pulls through the whole server: progress, pulls of many at once, kill -9 in the middle, and a signature policy."""
+
+import json
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from grpc import StatusCode
+
+from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration.harness import Crio, Refused, Site, wait_for
+from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
+from tests.integration.registry_fixture import Layer, archive, pack
+
+pytestmark = pytest.mark.integration
+POINTS = 20
+LAYER = pack(archive({f"f{number}": os.urandom(1024 * 1024) for number in range(24)}), "none")
+
+
+class Held(MisbehavingRegistry):
+    """Sends the first `limit_bytes` of a layer's blob, and the rest when it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__(self._hold)
+        self.limit_bytes = len(LAYER.blob)
+        self.released = threading.Event()
+        self.starts: list[int] = []
+
+    def _hold(self, handler: Handler) -> bool:
+        if not handler.path.endswith(LAYER.digest):
+            return False
+        ranged = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("range", ""))
+        start = int(ranged[1]) if ranged else 0
+        self.starts.append(start)
+        size_bytes = len(LAYER.blob)
+        handler.send_response(206 if start else 200)
+        if start:
+            handler.send_header("content-range", f"bytes {start}-{size_bytes - 1}/{size_bytes}")
+        handler.send_header("content-length", str(size_bytes - start))
+        handler.end_headers()
+        middle = max(start, min(self.limit_bytes, size_bytes))
+        handler.send(LAYER.blob[start:middle])
+        if middle < size_bytes:
+            while not (self.released.wait(0.05) or self.stopped.is_set()):
+                pass
+            handler.send(LAYER.blob[middle:])
+        return True
+
+    def hold_at(self, limit_bytes: int) -> None:
+        """From now on send only so much."""
+        self.limit_bytes = limit_bytes
+        self.released.clear()
+        self.starts.clear()
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    with Held() as registry:
+        yield registry
+
+
+def spec(reference: str) -> pb.ImageSpec:
+    return pb.ImageSpec(image=reference)
+
+
+def blob(crio: Crio, layer: Layer) -> Path:
+    """Where the server keeps what has come of a blob."""
+    return crio.site.marks.root / "storage" / "ingest" / layer.digest.replace(":", "-")
+
+
+def came_bytes(crio: Crio, layer: Layer) -> int:
+    path = blob(crio, layer)
+    return path.stat().st_size if path.exists() else 0
+
+
+def store_holds(crio: Crio) -> set[str]:
+    """Names of what is in the store, without what every store has."""
+    root = crio.site.marks.root / "storage"
+    rooms = ("ingest", "unpacking", "layers", "trash")
+    return {f"{room}/{name}" for room in rooms for name in os.listdir(root / room)} - {"layers/empty"}
+
+
+def test_pull_tells_of_each_layer_while_it_runs(own_crio: Crio, held: Held) -> None:
+    """F1: bytes, rate and step of each layer, for `crioctl image pull`, and for `crioctl explain` of its reference."""
+    reference = held.put("slow", LAYER)
+    held.hold_at(len(LAYER.blob) // 2)
+    pull = own_crio.client.begin(pb.PullImageRequest(image=spec(reference)))
+
+    def told() -> dict[str, object] | None:
+        info = own_crio.client(pb.ImageStatusRequest(image=spec(reference), verbose=True)).info
+        [layer] = [one for found in json.loads(info.get("pulls", "[]")) for one in found["layers"]] or [None]
+        return layer if layer and layer["receivedBytes"] > len(LAYER.blob) // 3 else None
+
+    layer = wait_for("a pull that has come half-way", told)
+    assert layer is not None
+    assert (layer["digest"], layer["state"], layer["totalBytes"]) == (LAYER.digest, "fetching", len(LAYER.blob))
+    assert layer["bytesPerS"] and layer["host"] == held.host
+    creating = json.loads(own_crio.client(pb.StatusRequest(verbose=True)).info["creating"])
+    [found] = [one for one in creating if one["id"] == reference]
+    assert found["layers"][0]["receivedBytes"] >= layer["receivedBytes"]
+    held.released.set()
+    assert pull.result().image_ref
+    done = own_crio.client(pb.ImageStatusRequest(image=spec(reference), verbose=True))
+    assert "pulls" not in done.info and done.image.id
+    own_crio.client(pb.RemoveImageRequest(image=spec(reference)))
+
+
+def test_ten_pulls_of_one_image_fetch_it_once_r14_r15(own_crio: Crio, held: Held) -> None:
+    """R14, R15: every caller gets one answer, the same; each blob is fetched by one of them, and nobody waits after."""
+    reference = held.put("many", LAYER)
+    held.hold_at(len(LAYER.blob) // 2)
+    with ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(own_crio.client, pb.PullImageRequest(image=spec(reference))) for _ in range(10)]
+
+        def waiting() -> bool:
+            creating = json.loads(own_crio.client(pb.StatusRequest(verbose=True)).info["creating"])
+            return any(one["callers"].get("pull") == 10 for one in creating)
+
+        wait_for("ten callers of one pull", waiting)
+        held.released.set()
+        assert len({answer.result().image_ref for answer in answers}) == 1
+    assert held.starts == [0]
+    assert json.loads(own_crio.client(pb.StatusRequest(verbose=True)).info["creating"]) == []
+    own_crio.client(pb.RemoveImageRequest(image=spec(reference)))
+
+
+@pytest.mark.slow
+def test_kill_9_at_twenty_points_of_a_pull_r12(own_crio: Crio, held: Held) -> None:
+    """R12: the next pull succeeds with no help, goes on where the first one was, and no half layer is ever seen."""
+    reference = held.put("killed", LAYER)
+    before = store_holds(own_crio)
+    size_bytes = len(LAYER.blob)
+    for point in range(1, POINTS + 1):
+        limit_bytes = size_bytes * point // POINTS
+        held.hold_at(limit_bytes)
+        pull = own_crio.client.begin(pb.PullImageRequest(image=spec(reference)))
+        if point < POINTS:
+            wait_for(f"{limit_bytes} bytes", lambda most=limit_bytes: came_bytes(own_crio, LAYER) >= most - 1024 * 1024)
+        else:
+            wait_for("the first bytes of all", lambda: came_bytes(own_crio, LAYER) > 0)
+        kept_bytes = came_bytes(own_crio, LAYER)
+        own_crio.end(signal.SIGKILL)
+        pull.cancel()
+        held.hold_at(size_bytes)
+        own_crio.start()
+        assert not own_crio.client(pb.ImageStatusRequest(image=spec(reference))).HasField("image")
+        own_crio.pull(reference)
+        again_bytes = limit_bytes - held.starts[0]
+        assert held.starts[0] >= kept_bytes, "what was on disk is not fetched again"
+        if point == POINTS - 1:
+            assert again_bytes <= size_bytes * 5 // 100
+        assert len(store_holds(own_crio) - before) == 1, "one layer, and nothing else"
+        own_crio.client(pb.RemoveImageRequest(image=spec(reference)))
+        wait_for("the layer to go", lambda: store_holds(own_crio) == before)
+
+
+def test_signature_policy_decides_about_pulls_by_namespace(site: Site) -> None:
+    """signature_policy and signature_policy_dir of crio.conf, with the words by which a kubelet knows the reason."""
+    policy, policies = site.directory / "policy.json", site.directory / "policies"
+    policies.mkdir()
+    policy.write_text(json.dumps({"default": [{"type": "insecureAcceptAnything"}]}))
+    (policies / "strict.json").write_text(json.dumps({"default": [{"type": "reject"}]}))
+    flags = ("--signature-policy", str(policy), "--signature-policy-dir", str(policies))
+    with Crio(site, *flags) as crio:
+        pod = pb.PodSandboxConfig(metadata=pb.PodSandboxMetadata(name="p", uid="u", namespace="strict"))
+        request = pb.PullImageRequest(image=spec(crio.images.busybox), sandbox_config=pod)
+        refused = crio.client.attempt(request)
+        assert isinstance(refused, Refused) and refused.code is StatusCode.PERMISSION_DENIED
+        assert refused.message.startswith("SignatureValidationFailed")
+        crio.pull(crio.images.busybox)
