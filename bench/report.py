@@ -45,6 +45,7 @@ def write(samples: Samples, out: Path, about: dict[str, Any], console: Console |
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(json.dumps(document(samples, about), indent=1) + "\n")
+    (out / "results.md").write_text(markdown(samples))
     screen = console or Console()
     for title, prefixes in GROUPS:
         figures = [name for name in samples.values if name.startswith(prefixes)]
@@ -76,6 +77,31 @@ def document(samples: Samples, about: dict[str, Any]) -> dict[str, Any]:
             for limit in BUDGET
         ],
     }
+
+
+def markdown(samples: Samples) -> str:
+    """The same tables as Markdown, for pages."""
+    lines: list[str] = []
+    for title, prefixes in GROUPS:
+        figures = [name for name in samples.values if name.startswith(prefixes)]
+        if not figures:
+            continue
+        lines += [f"### {title}", "", f"| figure | {CONTAINERD} | {CRIO} | {FLOOR} | of {CONTAINERD} | of {FLOOR} |"]
+        lines.append("|---|--:|--:|--:|--:|--:|")
+        for figure in figures:
+            found = samples.of(figure)
+            shown = [found.get(CONTAINERD), found.get(CRIO) or found.get("core"), found.get(FLOOR)]
+            cells = [f"{_number(one.p50)} / {_number(one.p95)}" if one else "" for one in shown]
+            ratios = (_ratio(found, CONTAINERD), _ratio(found, FLOOR))
+            lines.append(f"| {words(figure)}, {unit(figure)} | {' | '.join((*cells, *ratios))} |")
+        lines.append("")
+    lines += ["### Budget", "", "| figure | against | at most | measured | |", "|---|---|--:|--:|---|"]
+    for limit in BUDGET:
+        measured = limit.measured(samples)
+        if measured is not None:
+            against, verdict = limit.of or unit(limit.figure), "met" if measured <= limit.at_most else "over"
+            lines.append(f"| {words(limit.figure)} | {against} | {limit.at_most:g} | {measured:.2f} | {verdict} |")
+    return "\n".join(lines) + "\n"
 
 
 def machine(began: datetime.datetime, quick: bool) -> dict[str, Any]:

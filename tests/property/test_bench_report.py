@@ -51,7 +51,10 @@ def test_report_shows_and_keeps_every_figure(samples: Samples, tmp_path: Path) -
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["figures"].keys() == samples.values.keys()
     assert document["figures"]["pod.up"]["subjects"][CRIO]["samples"] == [40.0, 41.0]
-    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "comparison.svg", "growth.svg"}
+    page = (tmp_path / "results.md").read_text()
+    for figure in samples.values:
+        assert f"| {words(figure)}, {unit(figure)} |" in page, figure
+    assert {path.name for path in tmp_path.iterdir()} == {"results.json", "results.md", "comparison.svg", "growth.svg"}
 
 
 def test_same_samples_give_the_same_plots(samples: Samples, tmp_path: Path) -> None:
