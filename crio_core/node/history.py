@@ -113,7 +113,7 @@ def title_of(subject: Subject) -> str:
         case ImageRecord():
             return (*subject.tags, *subject.digests, subject.id)[0]
         case Pull():
-            return subject.reference or subject.id
+            return subject.reference or (title_of(subject.image) if subject.image else subject.id)
         case _:
             return subject.id
 
@@ -234,4 +234,6 @@ class History:
         self.departed.pop(departed.id)
         self.departed.put(departed.id, departed)
         if len(self.departed) > DEPARTED_MAX:
-            self.departed.pop(self.departed.keys()[0])
+            # What went well is forgotten first: a failure is what will be asked about.
+            quiet = (key for key, one in self.departed.items() if not one.troubles)
+            self.departed.pop(next(quiet, self.departed.keys()[0]))

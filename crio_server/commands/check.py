@@ -39,6 +39,9 @@ def check_command(session: Session, deep: bool, repair: bool, yes: bool, output:
     except OperationError as error:
         click.echo(f"crio: {error.message}", err=True)
         code = EXIT_FAILED
+    except PermissionError as error:
+        click.echo(f"crio: {error}: check needs root", err=True)
+        code = EXIT_FAILED
     raise SystemExit(code)
 
 

@@ -48,6 +48,8 @@ def wipe_command(session: Session, force: bool) -> None:
         failures = anyio.run(_wipe, config, decision.images)
     except OperationError as error:
         raise _failed([error.message]) from error
+    except PermissionError as error:
+        raise _failed([f"{error}: wipe needs root"]) from error
     if failures:
         raise _failed(failures)
 

@@ -286,9 +286,18 @@ def test_the_command_line_knows_the_profiles_there_are() -> None:
     assert set(main.FAULTS) == set(FAULTS)
 
 
-def test_flags_of_the_simulation_without_it_are_a_usage_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--seed", "1"), "--seed goes with --simulate only"),
+        (("--faults", "few"), "--faults goes with --simulate only"),
+        (("--simulate", "--record", "events"), "--record is of a real node"),
+        (("--simulate", "--latency", "none"), "is not one of"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_a_usage_error(flags: tuple[str, ...], message: str) -> None:
     """A seed that nobody reads is a mistake of whoever gave it."""
-    argv = [sys.executable, "-m", "crio_server.main", "--config", "", "--seed", "1", "config"]
+    argv = [sys.executable, "-m", "crio_server.main", "--config", "", *flags, "config"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=REPOSITORY, check=False)
     assert done.returncode == 2
-    assert "--seed goes with --simulate only" in done.stderr
+    assert message in done.stderr

@@ -164,6 +164,31 @@ def test_a_creation_that_failed_is_remembered_after_its_record_is_gone() -> None
     assert "AttachNetwork failed: CNI_PLUGIN_MISSING" in [step["because"] for step in departed[0]["path"]]
 
 
+def test_a_failure_is_remembered_longer_than_what_went_well() -> None:
+    """On a busy node pods come and go by the hundred; the one that failed must not drown among them."""
+    sim = Simulation(7)
+    sim.hands.network_broken = True
+    with pytest.raises(OperationError):
+        sim.ask(rq.RunPodSandbox(config=pod_config(0)))
+    sim.hands.network_broken = False
+    sim.run()
+    for attempt in range(DEPARTED_MAX + 5):
+        pod_id = _made(sim.ask(rq.RunPodSandbox(config=pod_config(3, attempt=attempt))))
+        sim.ask(rq.RemovePodSandbox(sandbox_id=pod_id))
+    departed = _explained(sim, "node")["departed"]
+    assert len(departed) == DEPARTED_MAX
+    assert [one["name"] for one in departed if one["errors"]] == ["default/pod0"]
+
+
+def test_a_removed_image_is_remembered_by_its_name() -> None:
+    """A removal has no reference of its own; a person knows the image by its tag."""
+    sim = Simulation(9)
+    sim.ask(rq.PullImage(image=ImageSpec(image=APP)))
+    sim.ask(rq.RemoveImage(image=ImageSpec(image=APP)))
+    sim.run()
+    assert {one["name"] for one in _explained(sim, "node")["departed"]} == {APP}
+
+
 def test_a_request_refused_at_once_is_remembered_by_name_and_counted_once() -> None:
     """A kubelet tries again and again: one entry, with the latest refusals."""
     sim = Simulation(8)
