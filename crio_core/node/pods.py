@@ -587,7 +587,7 @@ def _exec_result(session: Session, event: Any) -> Result:
 
 
 def _remove_orphan(state: State, container_id: str) -> None:
-    """A container whose sandbox is gone was being removed with it; what is owed of it is tried again anyway."""
+    """A container whose sandbox is gone, or owed, was removed with it; what is owed of itself is tried again anyway."""
     container = state.containers.get(container_id)
     if container is not None and container.state is not ContainerState.OWING:
         advance_container(state, container_id, ct.RemoveRequested())
@@ -604,7 +604,8 @@ def resume(state: State) -> None:
             # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
-        if pod is None and f"{SandboxRecord.KIND}/{container.sandbox_id}" not in state.quarantined:
+        quarantined = f"{SandboxRecord.KIND}/{container.sandbox_id}" in state.quarantined
+        if (pod is None and not quarantined) or (pod is not None and pod.state is SandboxState.OWING):
             _remove_orphan(state, container.id)
     for sandbox in state.sandboxes.values():
         match sandbox.state:

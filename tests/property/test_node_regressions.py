@@ -221,6 +221,24 @@ def test_a_container_whose_pod_is_gone_from_the_journal_is_removed_at_the_start(
     assert ("container", other) not in sim.world.rows
 
 
+def test_a_container_of_a_pod_that_is_only_owed_is_removed_at_the_start() -> None:
+    """R8: a power cut brought the container's record back, and its pod was waiting for nothing but its network."""
+    sim = simulation()
+    pod = run_pod(sim)
+    key = run_container(sim, pod)
+    sim.ask(rq.StopContainer(container_id=key, grace_ns=0))
+    row = sim.world.rows["container", key]
+    sim.hands.network_broken = True
+    sim.ask(rq.RemovePodSandbox(sandbox_id=pod))
+    sim.run(1 * S)
+    sim.crash_server()
+    sim.world.rows["container", key] = row
+    sim.start_server()
+    sim.release()
+    sim.run()
+    assert [kind for kind, _ in sim.world.rows] == ["image"]
+
+
 def test_a_container_in_the_making_when_its_pod_breaks_is_refused() -> None:
     """R3: its spec had no path for the pod's namespaces, and the step broke down."""
     sim = simulation()
