@@ -7,6 +7,7 @@ resolved and writes to as few of the shared pages as possible.
 import ctypes
 import os
 
+MADV_POPULATE_WRITE = 23
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
@@ -17,6 +18,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
 _prctl.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong)
 _prctl.restype = ctypes.c_int
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 
 
 def prctl(option: int, value: int) -> None:
@@ -41,6 +44,24 @@ def allow_page_merging() -> None:
     Monitors write nearly the same to nearly the same pages. A kernel that does not know the call changes nothing.
     """
     _prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
+
+
+def writable_areas() -> tuple[tuple[int, int], ...]:
+    """Address and size of each private writable mapping of this process (proc(5), `maps`)."""
+    found = []
+    with open("/proc/self/maps", "rb") as maps:
+        for line in maps:
+            area, mode = line.split()[:2]
+            if mode == b"rw-p" and not line.endswith(b"[stack]\n"):
+                start, end = (int(number, 16) for number in area.split(b"-"))
+                found.append((start, end - start))
+    return tuple(found)
+
+
+def populate(areas: tuple[tuple[int, int], ...]) -> None:
+    """Have the pages of a forked process copied now instead of one by one when they are written to (Linux 5.14)."""
+    for start, size in areas:
+        _madvise(start, size, MADV_POPULATE_WRITE)
 
 
 def set_task_name(name: bytes) -> None:

@@ -12,32 +12,33 @@ system call itself, since fork(3) prepares locks that nobody else holds.
 import ctypes
 import os
 import select
+from _signal import set_wakeup_fd, signal  # type: ignore[import-not-found]  # typeshed has no stub for it
 
-from conmon.create import catch_signals
+from conmon.create import heard
 from conmon.handover import BYTES_MAX, Handover
-from conmon.linux import PR_SET_CHILD_SUBREAPER
 from conmon.loop import Loop
 from conmon.low import SIGCHLD
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Any
 
-CLONE_FS, CLONE_FILES = 0x200, 0x400
-WAIT_ALL = 0x40000000  # __WALL of waitpid(2): our child tells nobody of its end
-PIPE_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-MEMORY_FILE_FLAGS = 1  # MFD_CLOEXEC
+    # Our pid, what the caller gave, the wake-up pipe, the memory file for the `Handover`, and the epoll set in which
+    # whatever may happen is to be registered.
+    Create = Callable[[int, tuple[int, int], tuple[int, int], int, int], int]
+
 # Numbers of clone(2). Its first argument is the flags on each of these.
 CLONE_NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220, "ppc64le": 120, "i686": 120}
 
 _library = ctypes.PyDLL(None)
-_syscall, _setsid, _prctl, _pipe2 = _library.syscall, _library.setsid, _library.prctl, _library.pipe2
-_memfd_create, _epoll_create1 = _library.memfd_create, _library.epoll_create1
-_epoll_wait, _waitpid = _library.epoll_wait, _library.waitpid
+_syscall = _library.syscall
 _clone = CLONE_NUMBERS.get(os.uname().machine, 0)
-_pair = (ctypes.c_int * 2)()
-_status = (ctypes.c_int * 1)()
-_events = ctypes.create_string_buffer(16)  # one struct epoll_event
+_calls: "tuple[Any, ...]" = (
+    *(_library.setsid, _library.prctl, _library.pipe2, _library.memfd_create, _library.epoll_create1),
+    *(_library.syscall, _library.waitpid, _library.epoll_wait, set_wakeup_fd, signal, os.getpid),
+    *((ctypes.c_int * 2)(), (ctypes.c_int * 1)(), ctypes.create_string_buffer(16)),
+)
 
 
 def check() -> None:
@@ -51,29 +52,45 @@ def fork() -> int:
     return int(_syscall(_clone, SIGCHLD, 0, 0, 0, 0))
 
 
-def watch(create: "Callable[[int, int, tuple[int, int], int, int], int]", connection_fd: int) -> int:
-    """Stay with the container that the client of a connection asks for; the code to exit with.
+def watch(
+    create: "Create",
+    given: tuple[int, int],
+    calls: "tuple[Any, ...]" = _calls,
+    clone: int = _clone,
+    heard: "Callable[[int, object], None]" = heard,
+) -> int:
+    """Stay with one container; the code to exit with.
+
+    Everything that it needs comes with one argument, and every number is a constant of its code: what a module or a
+    function in Python adds are more objects in more pages. That is why the numbers are written out.
 
     Args:
-        create: Called in the child with our pid, the connection, the wake-up pipe, the memory file for the `Handover`
-            and the epoll set in which whatever may happen is to be registered; returns the child's exit code.
+        create: Called in the child; returns the child's exit code, 0 when there is something to watch.
+        given: Passed to `create`.
     """
-    _setsid()
-    _prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _pipe2(_pair, PIPE_FLAGS)
-    reader, writer = _pair
-    catch_signals(writer)
-    state_fd = _memfd_create(b"container", MEMORY_FILE_FLAGS)
-    poll_fd = _epoll_create1(os.O_CLOEXEC)
-    mine = os.getpid()
-    child = _syscall(_clone, CLONE_FILES | CLONE_FS, 0, 0, 0, 0)
+    setsid, prctl, pipe2, memfd_create, epoll_create1, syscall, waitpid, epoll_wait, *rest = calls
+    set_wakeup_fd, signal, getpid, pair, status, events = rest
+    setsid()
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    pipe2(pair, 0x80800)  # O_CLOEXEC, O_NONBLOCK
+    reader, writer = pair
+    set_wakeup_fd(writer)
+    signal(17, heard)  # SIGCHLD
+    signal(15, heard)  # SIGTERM
+    signal(10, heard)  # SIGUSR1
+    signal(3, heard)  # SIGQUIT
+    signal(2, heard)  # SIGINT
+    state_fd = memfd_create(b"container", 1)  # MFD_CLOEXEC
+    poll_fd = epoll_create1(0x80000)  # EPOLL_CLOEXEC
+    mine = getpid()
+    child = syscall(clone, 0x600, 0, 0, 0, 0)  # CLONE_FILES, CLONE_FS
     if child == 0:
-        return create(mine, connection_fd, (reader, writer), state_fd, poll_fd)
-    while _waitpid(child, _status, WAIT_ALL) != child:
+        return create(mine, given, (reader, writer), state_fd, poll_fd)
+    while waitpid(child, status, 0x40000000) != child:  # __WALL: it tells nobody of its end
         pass
-    if _status[0]:
+    if status[0]:
         return 1
-    _epoll_wait(poll_fd, _events, 1, -1)  # a signal, which ends it with -1, is a reason to look as well
+    epoll_wait(poll_fd, events, 1, -1)  # a signal, which ends it with -1, is a reason to look as well
     os.close(poll_fd)
     return Loop(take(state_fd)).run() & 0xFF
 

@@ -26,6 +26,7 @@ ended.
 import fcntl
 import gc
 import os
+import select
 import sys
 
 from conmon import linux, watcher
@@ -146,6 +147,7 @@ class Zygote:
     def __init__(self, path: str) -> None:
         self._pid = os.getpid()
         self._area = linux.argument_area()
+        self._areas: tuple[tuple[int, int], ...] = ()
         self._oom_score = read_oom_score()
         write_oom_score(b"-1000")
         self._lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -159,39 +161,52 @@ class Zygote:
         finally:
             os.umask(mask)
         self._server.listen(BACKLOG)
+        self._life = os.pipe()  # hangs up when this process ends
         linux.set_title(self._area, f"crio-conmon zygote {path}".encode())
 
     def serve(self) -> "NoReturn":
-        """Fork for each connection, and do nothing else.
+        """Keep one monitor ready for the next request, and do nothing else.
 
         What this process wrote to between two forks would be shared by nobody, and what it waited for would keep every
-        other container waiting. The child reads the request, and is the monitor if it asks for one.
+        other container waiting. The monitor that is ready accepts a connection by itself. It has the only writer of a
+        pipe, and closes it, or dies: then it is time for the next.
         """
-        server, fork, watch, create = self._server, watcher.fork, watcher.watch, self._create
+        self._areas = linux.writable_areas()
+        fork, watch, create = watcher.fork, watcher.watch, self._create
         while True:
-            fd = accept(server)
+            reader, writer = os.pipe()
             if fork() == 0:
                 code = 1
                 try:
-                    code = watch(create, fd)
+                    code = watch(create, (reader, writer))
                 finally:
                     os._exit(code)
-            os.close(fd)
+            os.close(writer)
+            os.read(reader, 1)
+            os.close(reader)
 
-    def _create(self, watcher_pid: int, connection_fd: int, wake: tuple[int, int], state_fd: int, poll_fd: int) -> int:
+    def _create(
+        self, watcher_pid: int, turn: tuple[int, int], wake: tuple[int, int], state_fd: int, poll_fd: int
+    ) -> int:
         """In the watcher's child, which shares its descriptors: answer one request; 0 when there is one to watch."""
         linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
         if os.getppid() != watcher_pid:
             return 1
-        os.close(self._lock_fd)
-        self._server.close()
+        for fd in (self._lock_fd, self._life[1], turn[0]):
+            os.close(fd)
+        linux.populate(self._areas)
+        connection_fd = self._accept()
+        for fd in (self._life[0], turn[1]):
+            os.close(fd)
+        if connection_fd < 0:
+            return 1
         connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, connection_fd)
         connection.settimeout(CLIENT_WAIT_S)
         try:
             request, fds = self._receive(connection)
             if request is None:
                 return 1
-            creation, options = self._accept(connection, request, fds, wake)
+            creation, options = self._open(connection, request, fds, wake)
         except Refused as refusal:
             connection.send(f"refused {refusal}".encode(errors="replace"))
             return 1
@@ -226,7 +241,18 @@ class Zygote:
             return parse_request(packet, len(fds)), fds
         return None, fds
 
-    def _accept(
+    def _accept(self) -> int:
+        """The next connection, or -1 when the zygote has died: another one serves those to come."""
+        poll = select.poll()
+        poll.register(self._life[0], 0)
+        poll.register(self._server.fileno(), select.POLLIN)
+        try:
+            ready = dict(poll.poll())
+            return -1 if self._life[0] in ready else accept(self._server)
+        finally:
+            self._server.close()
+
+    def _open(
         self, connection: socket, request: Request, fds: list[int], wake: tuple[int, int]
     ) -> tuple[Creation, Options]:
         """Open what a request needs, tell the client, and wait until it lets us begin."""

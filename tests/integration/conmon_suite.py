@@ -219,31 +219,39 @@ class Rig:
         self.launch(job, [*arguments, *options])
         return job
 
+    async def spawn(self, case: Case, arguments: Sequence[str]) -> None:
+        """Have the zygote start the monitor, with its sync pipe."""
+        case.sync_fd, writer = os.pipe()
+        try:
+            process = await self.client.spawn(
+                [*self._common(case), *arguments],
+                cwd=case.folder,
+                environment={"PATH": os.environ["PATH"]},
+                pipes={"sync": writer},
+            )
+        finally:
+            os.close(writer)
+        os.close(process.pidfd)
+        case.monitor_pid = process.pid
+
+    def _common(self, case: Case) -> list[str]:
+        return ["--runtime-arg", f"--root={self.folder}/runc", "-P", str(case.folder / "conmon.pid")]
+
     def launch(self, case: Case, arguments: Sequence[str]) -> None:
         """Start the monitor with its sync pipe."""
-        case.sync_fd, writer = os.pipe()
-        pid_file = case.folder / "conmon.pid"
-        words = ["--runtime-arg", f"--root={self.folder}/runc", "-P", str(pid_file), *arguments]
-        environment = {"PATH": os.environ["PATH"]}
         if self.kind == "zygote":
-
-            async def spawn() -> int:
-                process = await self.client.spawn(
-                    words, cwd=case.folder, environment=environment, pipes={"sync": writer}
-                )
-                os.close(process.pidfd)
-                return process.pid
-
-            case.monitor_pid = anyio.run(spawn)
-            os.close(writer)
+            anyio.run(self.spawn, case, arguments)
             return
+        case.sync_fd, writer = os.pipe()
+        words = [*self._common(case), *arguments]
+        environment = {"PATH": os.environ["PATH"]}
         program = ["/usr/bin/conmon"] if self.kind == "debian" else list(default_command())
         environment["_OCI_SYNCPIPE"] = str(writer)
         subprocess.run(
             [*program, *words], env=environment, pass_fds=(writer,), cwd=case.folder, check=True, timeout=DEADLINE_S
         )
         os.close(writer)
-        case.monitor_pid = int(pid_file.read_text())
+        case.monitor_pid = int((case.folder / "conmon.pid").read_text())
 
     def close(self) -> None:
         """Take away every container and monitor that this rig started."""
