@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -37,6 +38,7 @@ def main() -> int:
         sys.exit("error: pods, mounts and namespaces need root")
     if missing := missing_tools():
         sys.exit(f"error: missing: {', '.join(missing)}; `make system.test` installs them")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to end"))  # So that the place is swept then, too.
     size = QUICK if asked.quick else FULL
     chosen = asked.only or list(SCENARIOS)
     about = report.machine(datetime.datetime.now(datetime.UTC), asked.quick)

@@ -9,6 +9,7 @@ import argparse
 import os
 import resource
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -201,6 +202,7 @@ def main() -> int:
         sys.exit("error: pods, mounts and namespaces need root")
     if missing := missing_tools():
         sys.exit(f"error: missing: {', '.join(missing)}; `make system.test` installs them")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: told to end"))  # So that the place is swept then, too.
     with place() as here, LocalRegistry(here.directory / "registry") as registry:
         pause, work = images.fill_small(registry)
         samples, own_ms = anyio.run(_measure, here, pause, work, asked.rounds, asked.out)
