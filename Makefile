@@ -47,6 +47,12 @@ test.property: venv.dev ## the fast, pure tests
 test.integration: system.test venv.dev root ## the tests on real parts; TESTS=path chooses some
 	$(AS_ROOT) $(PY) -m pytest $(TESTS)
 
+.PHONY: soak mutate
+soak: venv.dev ## random programs on the simulated node, for MINUTES (60)
+	@$(PY) -m scripts.soak --minutes $(or $(MINUTES),60)
+mutate: venv.dev ## break the core on purpose, in each of many ways, and see that the simulation finds it
+	@$(PY) -m scripts.mutate
+
 .PHONY: bench bench.profile
 bench: system.test venv.dev root ## compare with containerd and bare commands, about 10 minutes; QUICK=1 takes 2
 	@$(AS_ROOT) $(PY) -m bench $(if $(QUICK),--quick)

@@ -14,7 +14,7 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import requests as rq
 from crio_core.errors import LocalError, OperationError
-from crio_core.node import explain, images, outcomes, pods, queries, recovery
+from crio_core.node import calls, explain, images, outcomes, pods, queries, recovery
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.replies import Done, ImageFound
@@ -28,17 +28,17 @@ def _update_config(state: State, call_id: int, request: rq.UpdateRuntimeConfig) 
 
 
 _MAKING: Mapping[type, Callable[[State, int, Any, str], None]] = {
-    rq.RunPodSandbox: pods.run_sandbox,
-    rq.CreateContainer: pods.create_container,
+    rq.RunPodSandbox: calls.run_sandbox,
+    rq.CreateContainer: calls.create_container,
 }
 _ACTING: Mapping[type, Callable[[State, int, Any], None]] = {
-    rq.StopPodSandbox: pods.stop_sandbox,
-    rq.RemovePodSandbox: pods.remove_sandbox,
-    rq.StartContainer: pods.start_container,
-    rq.StopContainer: pods.stop_container,
-    rq.RemoveContainer: pods.remove_container,
-    rq.ReopenContainerLog: pods.reopen_log,
-    rq.ExecSync: pods.exec_sync,
+    rq.StopPodSandbox: calls.stop_sandbox,
+    rq.RemovePodSandbox: calls.remove_sandbox,
+    rq.StartContainer: calls.start_container,
+    rq.StopContainer: calls.stop_container,
+    rq.RemoveContainer: calls.remove_container,
+    rq.ReopenContainerLog: calls.reopen_log,
+    rq.ExecSync: calls.exec_sync,
     rq.PullImage: images.pull_image,
     rq.RemoveImage: images.remove_image,
     rq.UpdateRuntimeConfig: _update_config,

@@ -1,0 +1,262 @@
+"""Requests about sandboxes and containers: what each does to its record, or why it is refused."""
+
+import orjson
+
+from crio_core import effects as fx
+from crio_core import requests as rq
+from crio_core.cri import (
+    NamespaceMode,
+)
+from crio_core.errors import Code, OperationError, invalid
+from crio_core.lifecycle import container as ct
+from crio_core.lifecycle import sandbox as sb
+from crio_core.lifecycle.release import RetryDue
+from crio_core.lifecycle.session import Session, SessionOpened
+from crio_core.node import checks, specs
+from crio_core.node.pods import (
+    COMING,
+    advance_container,
+    advance_sandbox,
+    advance_session,
+    reserve_container,
+    sandbox_key,
+)
+from crio_core.node.queries import find_container, find_sandbox
+from crio_core.node.state import State
+from crio_core.records import (
+    ContainerRecord,
+    ContainerState,
+    Part,
+    SandboxRecord,
+    SandboxState,
+    SessionState,
+)
+from crio_core.replies import Created, Done
+
+# --- requests about sandboxes -------------------------------------------------------------------------------------
+
+
+def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: str) -> None:
+    """Reserve a sandbox, or join the attempt that is under way, or give the answer that was given before."""
+    config = request.config
+    checks.sandbox(config, request.runtime_handler, state.settings)
+    meta = config.metadata
+    text = orjson.dumps(config).decode()
+    known_id = state.sandbox_names.get((meta.namespace, meta.name, meta.uid, meta.attempt))
+    if known_id is not None:
+        _join_sandbox(state, call_id, state.sandboxes[known_id], text)
+        return
+    host_network = config.linux.security_context.namespace_options.network is NamespaceMode.NODE
+    if not host_network and not state.network:
+        raise OperationError(Code.UNAVAILABLE, "NETWORK_NOT_READY", f"no pod network: {state.network_reason}")
+    handler = request.runtime_handler or state.settings.default_handler
+    plan = [Part.FILES, Part.NAMESPACES]
+    if not host_network:
+        plan.append(Part.NETWORK)
+    if specs.needs_infra(config, state.settings.handlers[handler], state.settings):
+        plan.append(Part.INFRA)
+    record = SandboxRecord(
+        id=new_id,
+        state=SandboxState.RESERVED,
+        metadata=meta,
+        created_at_ns=state.wall_ns,
+        labels=config.labels,
+        annotations=config.annotations,
+        runtime_handler=handler,
+        request=text,
+        boot_id=state.boot_id,
+        network="" if host_network else state.network,
+        plan=tuple(plan),
+    )
+    state.sandboxes.put(new_id, record)
+    state.members.put(new_id, ())
+    state.sandbox_names.put(sandbox_key(record), new_id)
+    state.wait(call_id, new_id, "create")
+    state.emit(new_id, fx.SaveRecord(record=record))
+
+
+def _title(record: SandboxRecord) -> str:
+    return f"{record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt}"
+
+
+def _join_sandbox(state: State, call_id: int, record: SandboxRecord, text: str) -> None:
+    if record.request != text:
+        raise OperationError(
+            Code.ALREADY_EXISTS,
+            "SANDBOX_NAME_TAKEN",
+            f"metadata: {_title(record)} is sandbox {record.id}, made from another configuration: expected "
+            "the same one, or another attempt",
+        )
+    if record.state is SandboxState.READY:
+        state.reply(call_id, Created(id=record.id), lane=record.id)
+    elif record.state in sb.COMING or record.state is SandboxState.UNWINDING:
+        state.wait(call_id, record.id, "create")
+    else:
+        raise OperationError(
+            Code.ALREADY_EXISTS,
+            "SANDBOX_NAME_TAKEN",
+            f"metadata: {_title(record)} is sandbox {record.id}, which is {record.state.value}: remove it, "
+            "or use another attempt",
+        )
+
+
+def stop_sandbox(state: State, call_id: int, request: rq.StopPodSandbox) -> None:
+    """Stop a sandbox; one that is unknown is as stopped as can be."""
+    record = find_sandbox(state, request.sandbox_id, missing_ok=True)
+    if record is None:
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, record.id, "stop")
+    advance_sandbox(state, record.id, sb.SandboxStopRequested())
+
+
+def remove_sandbox(state: State, call_id: int, request: rq.RemovePodSandbox) -> None:
+    """Remove a sandbox, its containers first; one that is unknown is gone already."""
+    record = find_sandbox(state, request.sandbox_id, missing_ok=True)
+    if record is None:
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, record.id, "remove")
+    advance_sandbox(state, record.id, sb.SandboxRemoveRequested())
+
+
+# --- requests about containers ------------------------------------------------------------------------------------
+
+
+def create_container(state: State, call_id: int, request: rq.CreateContainer, new_id: str) -> None:
+    """Reserve a container in a ready sandbox, or join, or repeat the answer."""
+    config = request.config
+    checks.container(config)
+    sandbox = find_sandbox(state, request.sandbox_id)
+    assert sandbox is not None
+    if sandbox.state is not SandboxState.READY:
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "SANDBOX_NOT_READY",
+            f"pod_sandbox_id: sandbox {sandbox.id} is {sandbox.state.value}: expected a ready one",
+        )
+    if config.linux.security_context.namespace_options.pid is NamespaceMode.POD and Part.INFRA not in sandbox.plan:
+        raise invalid(
+            "config.linux.security_context.namespace_options.pid",
+            "POD",
+            f"CONTAINER or NODE, as sandbox {sandbox.id} was made without a PID namespace to share",
+        )
+    text = orjson.dumps(config).decode()
+    known_id = state.container_names.get((sandbox.id, config.metadata.name, config.metadata.attempt))
+    if known_id is not None:
+        _join_container(state, call_id, state.containers[known_id], text)
+        return
+    state.wait(call_id, new_id, "create")
+    reserve_container(state, sandbox, config, text, new_id, infra=False)
+
+
+def _join_container(state: State, call_id: int, record: ContainerRecord, text: str) -> None:
+    if record.request != text:
+        raise OperationError(
+            Code.ALREADY_EXISTS,
+            "CONTAINER_NAME_TAKEN",
+            f"metadata: {record.metadata.name} attempt {record.metadata.attempt} is container {record.id}, made from "
+            "another configuration: expected the same one, or another attempt",
+        )
+    if record.state in COMING:
+        state.wait(call_id, record.id, "create")
+    else:
+        state.reply(call_id, Created(id=record.id), lane=record.id)
+
+
+def start_container(state: State, call_id: int, request: rq.StartContainer) -> None:
+    """Start a created container; one that runs has been started."""
+    record = find_container(state, request.container_id)
+    assert record is not None
+    match record.state:
+        case ContainerState.CREATED | ContainerState.STARTING:
+            state.wait(call_id, record.id, "start")
+            advance_container(state, record.id, ct.StartRequested())
+        case ContainerState.RUNNING:
+            state.reply(call_id, Done(), lane=record.id)
+        case _:
+            raise OperationError(
+                Code.FAILED_PRECONDITION,
+                "CONTAINER_NOT_CREATED",
+                f"container_id: container {record.id} is {record.state.value}: expected a created one",
+            )
+
+
+def stop_container(state: State, call_id: int, request: rq.StopContainer) -> None:
+    """Stop a container within its grace time; one that is unknown has no process."""
+    record = find_container(state, request.container_id, missing_ok=True)
+    if record is None:
+        _wait_for_unwinding(state, call_id, request.container_id, "stop")
+        return
+    state.wait(call_id, record.id, "stop")
+    if request.grace_ns > 0:
+        advance_container(state, record.id, ct.StopRequested(at_ns=state.at_ns, grace_ns=request.grace_ns))
+    else:
+        advance_container(state, record.id, ct.KillRequested())
+
+
+def _wait_for_unwinding(state: State, call_id: int, container_id: str, operation: str) -> None:
+    """Answer for a container that clients do not see: at once, unless it is one that is being taken back.
+
+    A client can know the id of such a one if the server crashed before the journal had what it had answered.
+    """
+    record = state.containers.get(container_id)
+    if record is None or not (record.state is ContainerState.UNWINDING or ct.may_live(record)):
+        state.reply(call_id, Done())
+        return
+    state.wait(call_id, container_id, operation)
+    if ct.may_live(record):
+        advance_container(state, container_id, RetryDue())
+
+
+def remove_container(state: State, call_id: int, request: rq.RemoveContainer) -> None:
+    """Remove a container, killed first if need be; one that is unknown is gone already."""
+    record = find_container(state, request.container_id, missing_ok=True)
+    if record is None:
+        _wait_for_unwinding(state, call_id, request.container_id, "remove")
+        return
+    state.wait(call_id, record.id, "remove")
+    advance_container(state, record.id, ct.RemoveRequested())
+
+
+def reopen_log(state: State, call_id: int, request: rq.ReopenContainerLog) -> None:
+    """Have a running container's log file opened anew."""
+    record = find_container(state, request.container_id)
+    assert record is not None
+    if record.state is not ContainerState.RUNNING:
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "CONTAINER_NOT_RUNNING",
+            f"container_id: container {record.id} is {record.state.value}: expected a running one",
+        )
+    order = fx.ReopenLog(container_id=record.id, runtime_handler=record.runtime_handler, log_path=record.log_path)
+    state.wait(call_id, record.id, "reopen-log")
+    state.emit(f"{record.id}/log", order, owner=record.id)
+
+
+def exec_sync(state: State, call_id: int, request: rq.ExecSync) -> None:
+    """Run a command in a running container."""
+    record = find_container(state, request.container_id)
+    assert record is not None
+    if record.state not in (ContainerState.RUNNING, ContainerState.STOPPING):
+        raise OperationError(
+            Code.FAILED_PRECONDITION,
+            "CONTAINER_NOT_RUNNING",
+            f"container_id: container {record.id} is {record.state.value}: expected a running one",
+        )
+    process = specs.exec_process(record, request.command)
+    session_id = f"exec-{call_id}"
+    session = Session(id=session_id, state=SessionState.OFFERED, container_id=record.id, timeout_ns=request.timeout_ns)
+    state.sessions.put(session_id, session)
+    state.wait(call_id, session_id, "exec")
+    state.emit(
+        session_id,
+        fx.ExecInContainer(
+            session_id=session_id,
+            container_id=record.id,
+            runtime_handler=record.runtime_handler,
+            process=process,
+            timeout_ns=request.timeout_ns,
+        ),
+    )
+    advance_session(state, session_id, SessionOpened())
