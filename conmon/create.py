@@ -134,6 +134,10 @@ class Creation:
                 log.close()
         self._child = self._prepare()
 
+    def close_once_started(self, fd: int) -> None:
+        """Close this descriptor as soon as the runtime is on its way."""
+        self._theirs += (fd,)
+
     def run(self) -> Handover | None:
         """Create it; None when that failed and the caller was told: then `code` is the monitor's own exit."""
         catch_signals(self._wake[1])
@@ -141,6 +145,7 @@ class Creation:
             sync.write_all(self._inherited.attach_fd, sync.sync_message(self._key(), 0))
         self._runtime_pid = self._child.spawn()
         self._close(self._theirs)
+        self._theirs = ()
         if self._inherited.start_fd >= 0:
             os.close(self._inherited.start_fd)
         if self._passthrough:

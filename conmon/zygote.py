@@ -196,8 +196,7 @@ class Zygote:
             os.close(fd)
         linux.populate(self._areas)
         connection_fd = self._accept()
-        for fd in (self._life[0], turn[1]):
-            os.close(fd)
+        os.close(self._life[0])
         if connection_fd < 0:
             return 1
         connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, connection_fd)
@@ -206,7 +205,7 @@ class Zygote:
             request, fds = self._receive(connection)
             if request is None:
                 return 1
-            creation, options = self._open(connection, request, fds, wake)
+            creation, options = self._open(connection, request, fds, wake, turn[1])
         except Refused as refusal:
             connection.send(f"refused {refusal}".encode(errors="replace"))
             return 1
@@ -253,9 +252,12 @@ class Zygote:
             self._server.close()
 
     def _open(
-        self, connection: socket, request: Request, fds: list[int], wake: tuple[int, int]
+        self, connection: socket, request: Request, fds: list[int], wake: tuple[int, int], turn_fd: int
     ) -> tuple[Creation, Options]:
-        """Open what a request needs, tell the client, and wait until it lets us begin."""
+        """Open what a request needs, tell the client, and wait until it lets us begin.
+
+        The next monitor is made while this one waits: for its client, or for the runtime.
+        """
         try:
             os.chdir(request.cwd)
             creation, start_fd = make_creation(request, fds, self._oom_score, wake)
@@ -273,7 +275,10 @@ class Zygote:
         connection.sendmsg([b"spawned %d" % watcher_pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
         os.close(pidfd)
         connection.close()
-        if start_fd >= 0:
+        if start_fd < 0:
+            creation.close_once_started(turn_fd)
+        else:
+            os.close(turn_fd)
             os.read(start_fd, START_BYTES_MAX)
             if not options.exec_attach:
                 os.close(start_fd)
