@@ -22,7 +22,7 @@ from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.lifecycle.image import IMAGE
 from crio_core.lifecycle.layer import LAYER
 from crio_core.lifecycle.release import AllReleased, PartReleased, Resumed
-from crio_core.node import images, outcomes, pods, recovery
+from crio_core.node import calls, images, outcomes, pods, recovery
 from crio_core.node.state import State
 from crio_core.records import ContainerState, Part, SandboxState
 from crio_core.sim.checks import run_program
@@ -284,7 +284,7 @@ def keep_the_name(stack: ExitStack) -> None:
 
 @mutation("container names are not kept")
 def allow_two_of_a_name(stack: ExitStack) -> None:
-    stack.enter_context(patch.object(pods, "_join_container", lambda *_: None))
+    stack.enter_context(patch.object(calls, "_join_container", lambda *_: None))
     stack.enter_context(patch.object(pods, "container_key", lambda record: (record.id, "", 0)))
 
 
