@@ -131,9 +131,10 @@ def test_repair_of_a_node_whose_records_are_lost_leaves_nothing_behind(stopped: 
     assert mended.returncode == 0, mended.stdout + mended.stderr
     assert "could not" not in mended.stderr
     assert _findings(stopped) == []
-    # What a plugin keeps elsewhere only its DEL removes, which needs the record that is lost.
-    left = [one for one in residue.find(stopped.site.marks) - stopped.baseline if not one.startswith("rule ")]
-    assert left == []
+    # What a plugin keeps elsewhere only its DEL removes, which needs the record that is lost; the process that forks
+    # monitors outlives them all.
+    left = residue.find(stopped.site.marks) - stopped.baseline
+    assert [one for one in left if not one.startswith("rule ") and "zygote" not in one] == []
 
 
 def test_check_of_a_live_node_finds_residue_and_repair_is_refused_beside_the_server(own_crio: Crio) -> None:
