@@ -17,14 +17,17 @@ import anyio
 
 from crio_core import requests as rq
 from crio_core.cri import AuthConfig, ContainerConfig, Device, ImageSpec, PodSandboxConfig
-from crio_core.errors import Code, OperationError
+from crio_core.errors import Code, OperationError, invalid, not_found
 from crio_core.events import JournalLoaded, NetworkChanged
+from crio_core.image.reference import parse_image_id
 from crio_core.layout import Layout
 from crio_core.node import Handler, Node, Settings
+from crio_core.node.images import canonical_names
 from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
 from crio_core.records import ContainerRecord, ContainerState
-from crio_core.replies import ContainerFound, Created, Executed, Pulled, Result
+from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
 from crio_io import host, mounts
+from crio_io.archives import FORMS
 from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
 from crio_io.cni_watch import NetworkConfigs
@@ -159,6 +162,41 @@ class Engine:
         pulled = await self.driver.call(rq.PullImage(image=ImageSpec(image=reference), auth=handle))
         assert isinstance(pulled, Pulled)
         return pulled.image_id
+
+    async def load(self, path: Path, name: str = "") -> tuple[str, ...]:
+        """Take up the images in an OCI layout directory, an OCI archive or a Docker archive; returns their references.
+
+        Args:
+            path: The directory or file.
+            name: A reference for an image that brings none, or in place of its own.
+        """
+        loaded = []
+        for image in await self.images.read_images(path, name):
+            with self.images.offered(image) as handle:
+                for one in image.names:
+                    await self.driver.call(rq.PullImage(image=ImageSpec(image=one), auth=handle))
+                    loaded.append(one)
+        return tuple(loaded)
+
+    async def save(self, reference: str, path: Path, form: str = "oci-archive") -> str:
+        """Write an image to a file or directory that does not exist yet; returns its id.
+
+        Args:
+            reference: Its name or id; a name goes into the file, an id takes all names along.
+            path: What to make.
+            form: `oci-dir`, `oci-archive` or `docker-archive`.
+        """
+        if form not in FORMS:
+            raise invalid("format", form, f"one of {', '.join(FORMS)}")
+        found = await self.driver.call(rq.ImageStatus(image=ImageSpec(image=reference)))
+        assert isinstance(found, ImageFound)
+        if found.image is None:
+            raise not_found("image", reference)
+        names = found.image.tags
+        if parse_image_id(reference) is None:
+            names = tuple(tag for tag in names if tag in canonical_names(reference)) or names
+        await self.images.save(found.image, names, path, form)
+        return found.image.id
 
     async def run_pod(self, config: PodSandboxConfig, runtime_handler: str = "") -> str:
         """Make a pod sandbox and wait until it is ready; returns its id."""

@@ -2,25 +2,30 @@
 
 import logging
 import platform as host_platform
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
+
+import anyio
 
 from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.image.auth import Auth, Credentials, parse_auth_file
-from crio_core.image.digest import parse_digest
+from crio_core.image.digest import digest_of, parse_digest
 from crio_core.image.lookaside import Lookasides, parse_lookasides
 from crio_core.image.platform import platform_of_machine
 from crio_core.image.policy import ACCEPT_ANYTHING, Policy, parse_policy
-from crio_core.image.reference import parse_reference
+from crio_core.image.reference import normalise, parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates, parse_registries
 from crio_core.image.resolved import LayerDescriptor, ResolvedImage
 from crio_core.layout import Layout
-from crio_core.records import ImageVolume
-from crio_io import mounts, rootfs
+from crio_core.records import ImageRecord, ImageVolume
+from crio_io import archives, mounts, rootfs
+from crio_io.archives import LocalImage
 from crio_io.registry.blob import Progress
 from crio_io.registry.client import RegistryClient
 from crio_io.registry.signatures import Checker
@@ -78,6 +83,8 @@ class ImageStore:
         self._resolved: dict[tuple[str, str], ResolvedImage] = {}
         self._progress: dict[str, Progress] = {}
         self._warned = False
+        self._offers: dict[str, LocalImage] = {}
+        self._offer_numbers = count(1)
 
     @classmethod
     @asynccontextmanager
@@ -105,6 +112,8 @@ class ImageStore:
 
     async def resolve(self, order: fx.ResolveImage) -> ev.ImageResolved:
         """Ask the registries what a reference means."""
+        if (offer := self._offers.get(order.auth)) is not None:
+            return _resolved(offer, order.reference)
         found = await self._ask(order.reference, order.auth)
         policy = await mounts.in_thread("read signature policy", self._policy, order.namespace)
         if policy is not ACCEPT_ANYTHING:
@@ -118,15 +127,7 @@ class ImageStore:
             digests=(str(found.reference.by_digest(found.repo_digest)),),
             config=found.config.decode(),
             user=found.image_config.user,
-            layers=tuple(
-                ev.LayerDescriptor(
-                    digest=str(layer.digest),
-                    diff_id=str(layer.diff_id),
-                    size_bytes=layer.size_bytes,
-                    media_type=layer.media_type,
-                )
-                for layer in found.layers
-            ),
+            layers=_wanted(found.layers),
         )
 
     def _policy(self, namespace: str) -> Policy:
@@ -163,7 +164,10 @@ class ImageStore:
         return Auth(cri=self._vault.get(handle), auths=auths)
 
     async def fetch(self, order: fx.FetchLayer) -> ev.LayerFetched:
-        """Download a layer's blob."""
+        """Download a layer's blob, or copy it from the file that was offered."""
+        offer = self._offers.get(order.auth)
+        if offer is not None and (place := offer.blobs.get(parse_digest(order.digest))) is not None:
+            return await self._copy(order, place)
         found = self._resolved.get((order.reference, order.auth)) or await self._ask(order.reference, order.auth)
 
         def note(progress: Progress) -> None:
@@ -176,6 +180,66 @@ class ImageStore:
         finally:
             self._progress.pop(order.digest, None)
         return ev.LayerFetched()
+
+    async def _copy(self, order: fx.FetchLayer, place: archives.Place) -> ev.LayerFetched:
+        layer = _descriptor(order)
+        began_s = time.monotonic()
+
+        def note(copied_bytes: int) -> None:
+            self._progress[order.digest] = Progress(
+                digest=layer.digest,
+                received_bytes=copied_bytes,
+                total_bytes=place.size_bytes,
+                host=str(place.path),
+                bytes_per_s=copied_bytes / max(time.monotonic() - began_s, 0.001),
+            )
+
+        try:
+            if not self.store.has_layer(layer.diff_id):
+                target = self.store.blob_path(layer.digest)
+                await mounts.in_thread(
+                    f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note
+                )
+        finally:
+            self._progress.pop(order.digest, None)
+        return ev.LayerFetched()
+
+    @contextmanager
+    def offered(self, image: LocalImage) -> Iterator[str]:
+        """For the length of the block, pulls with the handle that this gives take this image, and ask no registry."""
+        handle = f"offer-{next(self._offer_numbers)}"
+        self._offers[handle] = image
+        try:
+            yield handle
+        finally:
+            del self._offers[handle]
+
+    async def read_images(self, path: Path, name: str = "") -> tuple[LocalImage, ...]:
+        """The images in a file or directory, for this machine."""
+        return await mounts.in_thread(f"read images of {path}", archives.read_images, path, self._platform, name)
+
+    async def save(self, record: ImageRecord, names: Sequence[str], output: Path, form: str) -> None:
+        """Write an image to a file or directory that does not exist yet; an error leaves nothing.
+
+        Args:
+            record: The image.
+            names: References that are written beside it.
+            output: What to make.
+            form: One of `crio_io.archives.FORMS`.
+        """
+        stage = await mounts.in_thread(f"make {output}", archives.staging, output)
+        try:
+            packed = {}
+            for text in dict.fromkeys(record.layers):
+                diff_id = parse_digest(text)
+                size_bytes = await self.store.pack_layer(diff_id, stage / diff_id.hex)
+                packed[text] = archives.Packed(path=stage / diff_id.hex, diff_id=diff_id, size_bytes=size_bytes)
+            layers = tuple(packed[text] for text in record.layers)
+            config = record.config.encode()
+            await mounts.in_thread(f"write {output}", archives.write_image, form, stage, output, names, config, layers)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await mounts.in_thread(f"remove {stage}", archives.remove_staging, stage)
 
     async def apply(self, order: fx.ApplyLayer) -> ev.LayerApplied:
         """Unpack a downloaded layer."""
@@ -229,6 +293,31 @@ class ImageStore:
     def usage(self) -> Usage:
         """What all layers take on disk."""
         return self.store.usage()
+
+
+def _wanted(layers: Sequence[LayerDescriptor]) -> tuple[ev.LayerDescriptor, ...]:
+    return tuple(
+        ev.LayerDescriptor(
+            digest=str(layer.digest),
+            diff_id=str(layer.diff_id),
+            size_bytes=layer.size_bytes,
+            media_type=layer.media_type,
+        )
+        for layer in layers
+    )
+
+
+def _resolved(image: LocalImage, name: str) -> ev.ImageResolved:
+    reference = normalise(name)
+    digest = image.manifest_digest
+    return ev.ImageResolved(
+        image_id=str(digest_of(image.config)),
+        tags=(str(reference),),
+        digests=(str(reference.by_digest(digest)),) if digest else (),
+        config=image.config.decode(),
+        user=image.image_config.user,
+        layers=_wanted(image.layers),
+    )
 
 
 def _entries(directory: Path) -> tuple[Path, ...]:

@@ -150,6 +150,15 @@ def _openat2(root: int, path: str, flags: int, resolve: int) -> int:
     raise OSError(number, os.strerror(number), path)
 
 
+def open_inside(root: int, path: str, flags: int) -> int:
+    """Open a path below a directory's descriptor, its links followed as if the directory were the root.
+
+    Raises:
+        OSError: As the kernel said.
+    """
+    return _openat2(root, path, flags, 0)
+
+
 def _read(root: int, path: str) -> bytes:
     """The content of a regular file of the image; empty when there is no such file."""
     try:

@@ -32,6 +32,7 @@ from crio_server.options import engine_options
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import CachedCodec, Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService
+from crio_server.services.transfer import ImagesBase, Transfer
 from crio_server.versions import write_versions
 
 log = logging.getLogger("crio")
@@ -188,6 +189,7 @@ class _Serving:
 
         return [
             Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network)),
+            Servable(ImagesBase, Transfer(engine)),
             Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.images.progress)),
         ]
 

@@ -50,6 +50,11 @@ class Tree:
         if self.entries > self._entries_max:
             raise LayerRefusedError("TOO_MANY_ENTRIES", f"the layer has more than {self._entries_max} entries")
 
+    def file_path(self, entry: tar.Entry) -> bytes:
+        """Where a regular file's content will be; empty for what says something else, such as a whiteout."""
+        path = clean(entry.name)
+        return b"" if path.rpartition(b"/")[2].startswith(_WHITEOUT) else path
+
     def add(self, entry: tar.Entry, reader: tar.TarReader) -> None:
         """Make one entry, replacing what an earlier one made under its name."""
         self.count()

@@ -8,8 +8,8 @@
     trash/       what is being deleted
 
 A layer appears in `layers/` by one rename, after its content and its `layer.json` are durable; so what is there is
-complete (R11, R12). It disappears by one rename to `trash/`. A compressed blob is not kept: an image that is saved gets
-its layers packed anew, which gives the same diff ids.
+complete (R11, R12). It disappears by one rename to `trash/`. A compressed blob is not kept: beside `fs` lies a recipe
+(`recipe.py`) by which an image that is saved gets its layers packed anew, with the same diff ids.
 """
 
 import base64
@@ -33,6 +33,7 @@ from crio_io.mounts import in_thread, unmount_or_report
 from crio_io.storage.files import delete_tree, make_directory, sync_directory, sync_filesystem, write_durably
 from crio_io.storage.layer_tree import disk_bytes
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
+from crio_io.storage.recipe import pack_layer
 from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_unpacking
 
 UNPACKINGS_MAX = 4
@@ -165,6 +166,14 @@ class Store:
         """
         self._infos.pop(diff_id, None)
         await in_thread(f"remove layer {diff_id}", self._discard, self.layers / layer_name(diff_id))
+
+    async def pack_layer(self, diff_id: Digest, output: Path) -> int:
+        """Make a layer's archive again, with its very diff id, into a new file. Returns its size in bytes.
+
+        Raises:
+            OperationError: LAYER_NOT_REPRODUCIBLE.
+        """
+        return await in_thread(f"pack layer {diff_id}", pack_layer, self.layers / layer_name(diff_id), diff_id, output)
 
     # Documents
 

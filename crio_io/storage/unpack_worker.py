@@ -21,6 +21,7 @@ from typing import NoReturn
 
 from crio_core.image import tar
 from crio_io.storage.layer_tree import CHUNK_BYTES, LayerRefusedError, Tree, disk_bytes, write_all
+from crio_io.storage.recipe import FILE_NAME, Recorder
 
 READ_BYTES = 128 * 1024
 QUEUE_CHUNKS_MAX = 8
@@ -202,6 +203,14 @@ class Stream:
             size -= len(part)
         return b"".join(parts)
 
+    def rest(self) -> bytes:
+        """What is at hand of what was not read, or nothing at the end."""
+        if not self._fill():
+            return b""
+        found = bytes(self._current)
+        self._current = memoryview(b"")
+        return found
+
     def drain(self) -> str:
         """Read what follows the archive's end, and give the hash of the whole stream."""
         while self._fill():
@@ -216,16 +225,21 @@ def unpack(arguments: dict[str, int | str]) -> dict[str, object]:
     blob = Blob(number["blob_fd"], number["control_fd"], number["size_bytes"])
     chunks = decompressor(str(arguments["compression"]))(blob)
     stream = Stream(chunks, algorithm, number["bytes_max"])
+    # A file's descriptor, unlike a directory's, is no way out of the new root.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    recorder = Recorder(os.open(f"../{FILE_NAME}", flags, 0o600, dir_fd=number["root_fd"]), stream)
     os.fchdir(number["root_fd"])
     os.chroot(".")
     os.close(number["root_fd"])
     os.umask(0)
     tree = Tree(number["entries_max"], number["bytes_max"])
-    reader = tar.TarReader(stream.read_exact, stream.read_some)
+    reader = tar.TarReader(recorder.read_exact, recorder.read_some)
     while (entry := reader.next()) is not None:
+        if entry.kind == tar.REGULAR and (path := tree.file_path(entry)):
+            recorder.expect(path, entry)
         tree.add(entry, reader)
     tree.finish()
-    found = f"{algorithm}:{stream.drain()}"
+    found = f"{algorithm}:{recorder.finish()}"
     size_bytes, inodes = disk_bytes(".")
     return {
         "diff_id": found,

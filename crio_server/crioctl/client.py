@@ -38,6 +38,8 @@ class Client:
         self.settings = settings
         self.runtime = RuntimeServiceStub(runtime_channel)
         self.image = ImageServiceStub(image_channel)
+        self.images_channel = image_channel
+        """For calls of a service of our own beside the image service."""
 
     async def call(
         self,

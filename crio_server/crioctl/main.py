@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from crio_server.commands.version import VERSION
-from crio_server.crioctl import container_views, containers, explain, images, pods, runtime
+from crio_server.crioctl import container_views, containers, explain, images, pods, runtime, transfer
 from crio_server.crioctl.endpoint import Settings, settle
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -81,6 +81,9 @@ GROUPS = (
         images.list_images,
         images.status_command("status", "table"),
         images.remove_image,
+        transfer.load_image,
+        transfer.save_image,
+        transfer.import_image,
     ),
     _group(
         "ctr",
