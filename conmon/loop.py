@@ -86,8 +86,9 @@ class Loop:
     def run(self) -> int:
         """Watch the container to its end; the code for the monitor's own exit."""
         catch_signals(self._given.wake[1])
-        self._balance()
         self._reap()  # what ended before this began to listen
+        if not self._over:
+            self._balance()
         while not self._over:
             self._turn()
         return self._code
