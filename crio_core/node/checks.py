@@ -6,7 +6,7 @@ import re
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 
-from crio_core.cri import ContainerConfig, Mount, PodSandboxConfig, Signal
+from crio_core.cri import ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, Signal
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.node.settings import Settings
 
@@ -52,6 +52,7 @@ def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) 
         raise invalid("config.metadata.uid", meta.uid[:NAME_CHARS_MAX], "1 to 253 letters, digits and '._:@-'")
     if config.hostname and not _NAME.fullmatch(config.hostname):
         raise invalid("config.hostname", config.hostname[:200], "a host name, or nothing")
+    _no_user_namespace(config.linux.security_context.namespace_options)
     if config.log_directory:
         absolute_path("config.log_directory", config.log_directory)
     for index, mapping in enumerate(config.port_mappings):
@@ -80,6 +81,18 @@ def _image_mount(field: str, mount: Mount) -> None:
         raise invalid(f"{field}.image_sub_path", mount.image_sub_path[:200], "a relative path without '..'")
 
 
+def _no_user_namespace(options: NamespaceOption) -> None:
+    """Root filesystems are not mapped to other ids yet: what a pod in a user namespace would see belongs to nobody."""
+    users = options.userns_options
+    if users.mode is NamespaceMode.POD and (users.uids or users.gids):
+        raise OperationError(
+            Code.UNIMPLEMENTED,
+            "USER_NAMESPACE_UNIMPLEMENTED",
+            "config.linux.security_context.namespace_options.userns_options: pods with a user namespace of their own "
+            "are not implemented; expected the mode NODE, or no mappings",
+        )
+
+
 def container(config: ContainerConfig) -> None:
     """Check what CreateContainer was told, as far as that needs nothing but the request.
 
@@ -87,6 +100,7 @@ def container(config: ContainerConfig) -> None:
         OperationError: INVALID_ARGUMENT.
     """
     _name("config.metadata.name", config.metadata.name)
+    _no_user_namespace(config.linux.security_context.namespace_options)
     if not config.image.image:
         raise invalid("config.image.image", "", "an image reference or id")
     log_path = PurePosixPath(config.log_path)
