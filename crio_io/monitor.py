@@ -24,6 +24,7 @@ import orjson
 from crio_core.errors import Code, OperationError, RemoteError
 from crio_io import mounts, spawn
 from crio_io.cgroups import Cgroups
+from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime, messages, processes
 from crio_io.zygote import ZygoteClient
 
@@ -104,6 +105,7 @@ class ConmonMonitor:
         self._exit_dir = exit_dir
         self._socket_dir = socket_dir
         self._cgroups = cgroups
+        self._moves = Moves(cgroups)
         self._env = dict(env or {})
 
     async def create(self, request: MonitorRequest, *, timeout_s: float = CREATE_S) -> Created:
@@ -197,6 +199,7 @@ class ConmonMonitor:
             self._cgroups.create(request.cgroup)
 
     async def _create(self, request: MonitorRequest) -> Created:
+        self._moves.expect()
         with _Pipes() as pipes:
             report, said = await (self._fork if self._zygote else self._execute)(request, pipes)
         pid = self._pid_of(request, report, said)
