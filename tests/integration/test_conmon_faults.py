@@ -42,6 +42,10 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def ended(pid: int) -> bool:
+    return not alive(pid)
+
+
 def wakeups(pid: int) -> int:
     """How often the process went to sleep: each wake-up ends with that."""
     status = Path(f"/proc/{pid}/status").read_text()
@@ -205,6 +209,44 @@ def test_zygote_that_dies_is_replaced_and_its_monitors_do_not_notice(rig: Rig) -
     with old.attach() as client:
         client.send(b"\n")
         assert old.exit_code() == 5
+
+
+def test_monitor_that_was_kept_ready_ends_with_its_zygote(rig: Rig) -> None:
+    """It listens on a socket that no client will find again."""
+    spares = children(rig.zygote_pid)
+    assert spares
+    os.kill(rig.zygote_pid, signal.SIGKILL)
+    for pid in spares:
+        until(partial(ended, pid), f"monitor {pid} waits for nobody")
+
+
+def test_monitor_killed_while_it_creates_takes_the_runtime_with_it(rig: Rig, tmp_path: Path) -> None:
+    """R3: nothing is made that nobody watches, and the caller is told by the end of the pipe."""
+    runtime = tmp_path / "slow"
+    noted = tmp_path / "runtime.pid"
+    runtime.write_text(f"#!/bin/sh\necho $$ > {noted}.new\nmv {noted}.new {noted}\nexec sleep 600\n")
+    runtime.chmod(0o755)
+    case = Case(rig=rig, cid=f"criotest-slow-{os.getpid()}", folder=tmp_path)
+    words = ["-c", case.cid, "-u", case.cid, "-n", "slow", "-r", str(runtime), "-b", str(tmp_path), "--full-attach"]
+    rig.launch(case, [*words, "-l", "none"])
+    until(noted.exists, "the runtime does not start")
+    assert case.watched()
+    os.kill(case.monitor_pid, signal.SIGKILL)
+    assert case.read_sync() == {}
+    os.close(case.sync_fd)
+    pid = int(noted.read_text())
+    until(lambda: not alive(pid), "the runtime goes on without a monitor")
+
+
+def test_memory_of_an_idle_monitor_is_a_small_part_of_an_interpreter(rig: Rig) -> None:
+    """A hundred of them are to need less than as many of conmon: what one does not share is what counts."""
+    case = rig.create("/bin/sleep", "1000").start()
+    rollup = Path(f"/proc/{case.monitor_pid}/smaps_rollup")
+
+    def own_kb() -> int:
+        return int(rollup.read_text().partition("Private_Dirty:")[2].split()[0])
+
+    until(lambda: own_kb() <= 400, "an idle monitor has more than 400 kB of its own")
 
 
 def test_second_start_finds_the_zygote_that_runs(rig: Rig) -> None:
