@@ -26,6 +26,9 @@ IGNORED_DIRECTORY = "scratch/cgroups"
 """Notes about parent cgroups that the server has made: what is in there is checked."""
 
 
+IDLE_ZYGOTES = 3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
     """What tells the things of one server under test from all others.
@@ -62,9 +65,9 @@ class Marks:
 def find(marks: Marks, *, but_pids: frozenset[int] = frozenset()) -> frozenset[str]:
     """Everything there is of this server now, each thing as a line of text; `but_pids` are left out."""
     running = {pid: line for pid, line in processes(marks).items() if pid not in but_pids}
-    # One process that monitors are forked from belongs to an idle node; a second one would be left over.
+    # An idle node has the zygote and one monitor that is ready, in two processes; one more would be left over.
     zygotes = [pid for pid, line in running.items() if line[2:] == f"crio-conmon zygote {marks.runroot}/zygote.sock"]
-    for pid in zygotes[:1]:
+    for pid in zygotes[:IDLE_ZYGOTES]:
         del running[pid]
     return frozenset(
         [
