@@ -1,8 +1,10 @@
-"""Containers come and go while monitors, their zygote and the server are killed at random: no exit is lost."""
+"""Monitors under a server: they are shown, and lose no exit while they, their zygote and the server are killed."""
 
 import os
 import random
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import partial
 
@@ -14,7 +16,7 @@ from crio_io.zygote import ZygoteClient
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import Crio, wait_for
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = pytest.mark.integration
 
 CHURN = int(os.environ.get("CONMON_CHURN", "40"))
 """How many containers; 1000 is the full test."""
@@ -49,6 +51,7 @@ def no_zombie_of(process: psutil.Process) -> bool:
     return all(child.status() != psutil.STATUS_ZOMBIE for child in process.children())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_churn_with_kills_of_monitors_zygote_and_server_loses_no_exit(own_crio: Crio) -> None:
     """R17, R18: each exit is the true one, or plainly a failure when its only witness was killed."""
@@ -92,3 +95,15 @@ def test_churn_with_kills_of_monitors_zygote_and_server_loses_no_exit(own_crio: 
     # The zygote is not the one that was there at the beginning, and would be taken for residue.
     anyio.run(ZygoteClient(crio.site.directory / "run/zygote.sock").quit)
     crio.assert_clean()
+
+
+def test_tree_shows_the_title_of_each_monitor(crio: Crio) -> None:
+    """Which process serves which container is read from one picture."""
+    with crio.pod() as pod:
+        containers = [crio.begin(pod, ["sleep", "600"], name=name) for name in ("one", "two")]
+        endpoint = f"unix://{crio.site.socket}"
+        command = [sys.executable, "-m", "crio_server.crioctl", "-r", endpoint, "tree"]
+        picture = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        for container in containers:
+            monitor = crio.info(container)["monitorPid"]
+            assert f"{monitor} conmon -c {container} -n " in picture
