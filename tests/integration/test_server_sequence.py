@@ -24,6 +24,7 @@ WORKING = frozenset(
         *("CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"),
         *("ListContainers", "ContainerStatus", "ExecSync", "ReopenContainerLog"),
         *("ListImages", "ImageStatus", "PullImage", "RemoveImage", "ImageFsInfo"),
+        *("StreamPodSandboxes", "StreamContainers", "StreamImages"),
     }
 )
 
