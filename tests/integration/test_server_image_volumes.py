@@ -1,6 +1,7 @@
 """Images as volumes (CRI, Mount.image), seen from inside containers and from the host."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from grpc import StatusCode
@@ -24,7 +25,7 @@ def pod(crio: Crio) -> Iterator[str]:
         yield pod_id
 
 
-def of_image(image: str, path: str = "/data", sub_path: str = "", **more: object) -> pb.Mount:
+def of_image(image: str, path: str = "/data", sub_path: str = "", **more: Any) -> pb.Mount:
     """A mount of an image."""
     return pb.Mount(container_path=path, image=pb.ImageSpec(image=image), image_sub_path=sub_path, **more)
 

@@ -60,7 +60,8 @@ class Held(MisbehavingRegistry):
 
 @pytest.fixture
 def held() -> Iterator[Held]:
-    with Held() as registry:
+    registry = Held()
+    with registry:
         yield registry
 
 
@@ -76,6 +77,11 @@ def blob(crio: Crio, layer: Layer) -> Path:
 def came_bytes(crio: Crio, layer: Layer) -> int:
     path = blob(crio, layer)
     return path.stat().st_size if path.exists() else 0
+
+
+def wait_until_came(crio: Crio, size_bytes: int) -> None:
+    """Wait until so much is on disk; the server writes by the megabyte."""
+    wait_for(f"{size_bytes} bytes", lambda: came_bytes(crio, LAYER) >= size_bytes)
 
 
 def store_holds(crio: Crio) -> set[str]:
@@ -140,9 +146,9 @@ def test_kill_9_at_twenty_points_of_a_pull_r12(own_crio: Crio, held: Held) -> No
         held.hold_at(limit_bytes)
         pull = own_crio.client.begin(pb.PullImageRequest(image=spec(reference)))
         if point < POINTS:
-            wait_for(f"{limit_bytes} bytes", lambda most=limit_bytes: came_bytes(own_crio, LAYER) >= most - 1024 * 1024)
+            wait_until_came(own_crio, limit_bytes - 1024 * 1024)
         else:
-            wait_for("the first bytes of all", lambda: came_bytes(own_crio, LAYER) > 0)
+            wait_until_came(own_crio, 1)
         kept_bytes = came_bytes(own_crio, LAYER)
         own_crio.end(signal.SIGKILL)
         pull.cancel()
