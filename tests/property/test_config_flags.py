@@ -25,7 +25,21 @@ def session(*args: str, environ: dict[str, str] | None = None) -> Session:
         return session_of(dict(context.params), environ or {})
 
 
-TEXTS = ("pod", "/x", "8192", "systemd", "debug", "json", "ignore", "A=1", "::1", "nofile=1:2", "/dev/fuse", "KILL", "5m")
+TEXTS = (
+    "pod",
+    "/x",
+    "8192",
+    "systemd",
+    "debug",
+    "json",
+    "ignore",
+    "A=1",
+    "::1",
+    "nofile=1:2",
+    "/dev/fuse",
+    "KILL",
+    "5m",
+)
 """At least one of these is valid for each option, and is not its default."""
 
 
