@@ -275,7 +275,7 @@ class SweepStorage:
     """Remove what a crash left: `StorageSwept`.
 
     Of what was there when the server started: everything of containers and sandboxes that are not named here, and half
-    downloads. Never a whole layer: `JournalLoaded` names those, and each is removed in its own lane if nothing needs it.
+    downloads. Never a whole layer: `JournalLoaded` names those, and each goes in its own lane if nothing needs it.
     """
 
     containers: tuple[str, ...]
