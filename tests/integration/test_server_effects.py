@@ -1,0 +1,204 @@
+"""The server is killed between two chosen effects: whoever asks again gets what they wanted, and nothing stays."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psutil
+import pytest
+from google.protobuf.message import Message
+
+from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration import residue
+from tests.integration.harness import CALL_S, Crio, Site, wait_for
+
+pytestmark = pytest.mark.integration
+
+POD_ORDERS = (
+    "SaveRecord 1",  # The sandbox's reservation.
+    "PrepareSandbox 1",
+    "AttachNetwork 1",
+    "SaveRecord 2",
+    "SaveRecord 3",
+    "SaveRecord 4",
+    "MountRootfs 1",
+    "CreateContainer 1",
+    "WatchContainer 1",
+    "StartContainer 1",
+    "SignalContainer 1",
+    "DeleteContainer 1",
+    "ReleaseRootfs 1",
+    "DeleteRecord 1",  # The container's.
+    "DetachNetwork 1",
+    "ReleaseNamespaces 1",
+    "RemoveSandboxFiles 1",
+    "DeleteRecord 2",  # The sandbox's.
+)
+PULL_ORDERS = ("ResolveImage 1", "FetchLayer 1", "ApplyLayer 1", "SaveRecord 1")
+SIDES = ("before", "after")
+
+
+class Victim:
+    """A server that kills itself where it is told to, and a client that asks until it is answered."""
+
+    def __init__(self, crio: Crio, file: Path) -> None:
+        self.crio = crio
+        self.file = file
+        self.died = False
+
+    def die_at(self, order: str, side: str) -> None:
+        """Order a kill."""
+        self.died = False
+        name, number = order.split()
+        new = self.file.with_suffix(".new")
+        new.write_text(f"{name} {side} {number}")
+        new.replace(self.file)
+
+    def call(self, request: Message) -> Any:
+        """Ask; when the server dies meanwhile, start it and ask again. A refusal fails the test."""
+        future = self.crio.client.begin(request)
+        wait_for(f"an answer to {request.DESCRIPTOR.name}", lambda: future.done() or self.dead(), timeout_s=CALL_S)
+        if not self.dead():
+            try:
+                answer = future.result()
+            except grpc.RpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                wait_for("the server's end", self.dead)
+            else:
+                return answer
+        future.cancel()
+        self.revive()
+        return self.crio.client(request)
+
+    def revive(self) -> None:
+        """Start the server that has killed itself."""
+        assert self.crio.end() == -signal.SIGKILL, self.crio.tail()
+        self.died = True
+        self.crio.start()
+
+    def revive_dead(self, order: str) -> None:
+        """The kill must have happened; a server that died after its last answer is started."""
+        wait_for(f"the kill at {order}", lambda: self.died or self.dead())
+        if not self.died:
+            self.revive()
+
+    def dead(self) -> bool:
+        """Whether the server has ended, and was not started again."""
+        return bool(psutil.Process(self.crio.pid).status() == psutil.STATUS_ZOMBIE)
+
+
+@pytest.fixture(scope="module")
+def shared_victim(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Victim]:
+    """One server for all kills; what a test leaves would be seen by the next."""
+    file = tmp_path_factory.mktemp("kill") / "at"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CRIO_TEST_KILL", str(file))
+        with Crio(shared_site, launcher=("-m", "tests.integration.killing_server")) as crio:
+            crio.pull(crio.images.busybox)
+            crio.note_baseline()
+            yield Victim(crio, file)
+            crio.end()
+            assert residue.journal_rows(shared_site.marks) == []
+
+
+@pytest.fixture
+def victim(shared_victim: Victim) -> Iterator[Victim]:
+    """The server, which must be clean when a test begins and when it ends."""
+    yield shared_victim
+    shared_victim.file.unlink(missing_ok=True)
+    if shared_victim.dead():
+        shared_victim.revive()
+    shared_victim.crio.remove_all()
+    shared_victim.crio.assert_clean()
+
+
+def live(victim: Victim, name: str) -> None:
+    """A pod's life, every step of which is asked for again when the server dies under it."""
+    crio, call = victim.crio, victim.call
+    config = crio.pod_config(name)
+    run = pb.RunPodSandboxRequest(config=config)
+    pod = call(run).pod_sandbox_id
+    main = crio.container_config(["sleep", "600"])
+    container = call(pb.CreateContainerRequest(pod_sandbox_id=pod, config=main)).container_id
+    call(pb.StartContainerRequest(container_id=container))
+    pods = call(pb.ListPodSandboxRequest()).items
+    assert [(one.id, one.metadata) for one in pods] == [(pod, config.metadata)]
+    containers = call(pb.ListContainersRequest()).containers
+    assert [(one.id, one.metadata.name, one.state) for one in containers] == [(container, "main", pb.CONTAINER_RUNNING)]
+    call(pb.StopContainerRequest(container_id=container, timeout=0))
+    status = call(pb.ContainerStatusRequest(container_id=container)).status
+    assert (status.state, status.exit_code) == (pb.CONTAINER_EXITED, 137)
+    call(pb.RemoveContainerRequest(container_id=container))
+    call(pb.StopPodSandboxRequest(pod_sandbox_id=pod))
+    call(pb.RemovePodSandboxRequest(pod_sandbox_id=pod))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("order", POD_ORDERS)
+def test_killed_at_an_effect_of_a_pods_life_the_retry_succeeds(victim: Victim, order: str, side: str) -> None:
+    """R7, R8, R26, R27: done and not recorded, or recorded and not done: both are mended, and nothing is left."""
+    victim.die_at(order, side)
+    live(victim, f"{order.replace(' ', '-').lower()}-{side}")
+    victim.revive_dead(order)
+    assert victim.call(pb.ListPodSandboxRequest()).items == []
+    victim.crio.assert_clean()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("order", PULL_ORDERS)
+def test_killed_at_an_effect_of_a_pull_the_next_pull_succeeds(victim: Victim, order: str, side: str) -> None:
+    """R12: half an image is never taken for a whole one."""
+    image = pb.ImageSpec(image=victim.crio.images.redis)
+    victim.die_at(order, side)
+    ref = victim.call(pb.PullImageRequest(image=image)).image_ref
+    victim.revive_dead(order)
+    status = victim.call(pb.ImageStatusRequest(image=image)).image
+    assert ref in (status.id, *status.repo_digests)
+    with victim.crio.pod() as pod:
+        container = victim.crio.begin(pod, ["redis-server", "--version"], image=image.image)
+        assert victim.crio.ended(container).exit_code == 0
+    victim.call(pb.RemoveImageRequest(image=image))
+    victim.crio.assert_clean()
+
+
+SLOW_RUNTIME = """#!/bin/sh
+case "$*" in *" create "*)
+  touch {directory}/begun
+  until [ -e {directory}/go ]; do sleep 0.02; done;;
+esac
+exec /usr/sbin/runc "$@"
+"""
+RECOVERY_S = 0.5
+"""Long enough for a restarted server to come to what it has to delete, and not for it to lose patience."""
+
+
+@pytest.mark.parametrize("hurry", [True, False], ids=["soon", "late"])
+def test_creation_that_outlives_the_server_leaves_nothing(site: Site, hurry: bool) -> None:
+    """R26, R27: a runtime that is still creating when its server is killed is waited for, or killed, then undone."""
+    go, begun, runtime = (site.directory / name for name in ("go", "begun", "slow-runc"))
+    runtime.write_text(SLOW_RUNTIME.format(directory=site.directory))
+    runtime.chmod(0o755)
+    with Crio(site, "--runtimes", f"runc:{runtime}:{site.marks.runtime_root}") as crio:
+        crio.pull(crio.images.busybox)
+        crio.note_baseline()
+        pod = crio.run_pod()
+        request = pb.CreateContainerRequest(pod_sandbox_id=pod, config=crio.container_config(["sleep", "600"]))
+        future = crio.client.begin(request)
+        wait_for("the runtime", begun.exists)
+        crio.restart(signal.SIGKILL)
+        future.cancel()
+        if hurry:
+            threading.Event().wait(RECOVERY_S)
+            go.touch()
+        else:
+            wait_for("the end of the creation", lambda: not any(str(runtime) in line for line in crio.left()))
+            go.touch()
+        container = crio.client(request).container_id
+        crio.client(pb.StartContainerRequest(container_id=container))
+        assert [one.id for one in crio.client(pb.ListContainersRequest()).containers] == [container]
+        crio.remove(pod)
+        crio.assert_clean()
