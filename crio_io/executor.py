@@ -242,10 +242,8 @@ class HostExecutor:
         )
 
     async def _delete(self, order: fx.DeleteContainer) -> ev.Released:
-        monitor = self._monitor(order.runtime_handler)
         bundle = Path(self.layout.bundle(order.container_id))
-        await monitor.runtime.delete(order.container_id)
-        await monitor.stop(order.container_id, bundle)
+        await self._monitor(order.runtime_handler).delete(order.container_id, bundle)
         await self.exits.forget(order.container_id)
         return ev.Released()
 

@@ -151,6 +151,31 @@ class ConmonMonitor:
         message = f"the monitor did not open {log_path} within {REOPEN_S:g} s"
         raise OperationError(Code.DEADLINE_EXCEEDED, "TIMEOUT", message)
 
+    async def delete(self, container_id: str, bundle: Path) -> None:
+        """Delete a container in the runtime, by force, and end its monitor; absent is success.
+
+        A creation that a killed server has left under way is over first: else it could come to its end after this.
+
+        Raises:
+            OperationError: The runtime's complaint.
+        """
+        created = await mounts.in_thread(f"look at bundle {bundle}", recorded, bundle)
+        if created is None:
+            await self._end_creation(container_id, bundle)
+        await self.runtime.delete(container_id)
+        await self.stop(container_id, bundle)
+
+    async def _end_creation(self, container_id: str, bundle: Path) -> None:
+        """Wait for a creation that nobody waits for any more, and kill what of it takes too long.
+
+        Ending it by itself is better: a runtime that is killed half-way may leave a cgroup that it does not know.
+        """
+        step = f"look for the creation of {container_id}"
+        with anyio.move_on_after(STOP_S):
+            while await mounts.in_thread(step, _is_creating, container_id, bundle):
+                await anyio.sleep(POLL_S)
+        await mounts.in_thread(f"end the creation of {container_id}", _kill_creation, container_id, bundle)
+
     async def stop(self, container_id: str, bundle: Path) -> None:
         """End a monitor whose container is gone, and remove what it left outside the exit file; absent is success.
 
@@ -416,6 +441,32 @@ def _kill_monitors(bundle: Path, argv: Sequence[str]) -> None:
         if not found:
             return
         for pid, start in found:
+            processes.kill(pid, start)
+
+
+def _is_creating(container_id: str, bundle: Path) -> bool:
+    """Whether a runtime makes this container, or its monitor is about to have one do so."""
+    return bool(_runtimes(container_id, bundle)) or (not (bundle / "pidfile").exists() and bool(_monitors(bundle)))
+
+
+def _runtimes(container_id: str, bundle: Path) -> Mapping[int, int]:
+    """Start times, by pid, of the runtimes that create a container: their arguments end with its id."""
+    wanted = {b"create", os.fsencode(bundle)}
+    return {
+        pid: start
+        for pid, start, words in _command_lines()
+        if words[-1] == os.fsencode(container_id) and wanted.issubset(words)
+    }
+
+
+def _kill_creation(container_id: str, bundle: Path) -> None:
+    """Kill the monitors of a container without a record, then the runtimes, until no look finds one."""
+    deadline_s = time.monotonic() + STOP_S
+    while time.monotonic() < deadline_s:
+        found = {**_monitors(bundle), **_runtimes(container_id, bundle)}
+        if not found:
+            return
+        for pid, start in found.items():
             processes.kill(pid, start)
 
 

@@ -102,8 +102,7 @@ class _Mender:
     async def _container(self, container_id: str) -> None:
         bundle = Path(self._layout.bundle(container_id))
         for monitor in self._monitors:
-            await monitor.runtime.delete(container_id)
-            await monitor.stop(container_id, bundle)
+            await monitor.delete(container_id, bundle)
         # Its monitor has just written down how it ended.
         exit_file = Path(self._layout.exits) / container_id
         await mounts.in_thread(f"delete {exit_file}", exit_file.unlink, True)

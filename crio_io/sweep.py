@@ -69,8 +69,7 @@ class Sweeper:
         bundle = Path(self._layout.bundle(container_id))
         try:
             for monitor in self._monitors:
-                await monitor.runtime.delete(container_id)
-                await monitor.stop(container_id, bundle)
+                await monitor.delete(container_id, bundle)
             await self._images.unmount_rootfs(container_id)
             await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
         except OperationError as error:
