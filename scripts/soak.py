@@ -1,13 +1,18 @@
 """Explores the core on the simulated node: random programs from seed after seed, until the time is over.
 
-python -m scripts.soak [--minutes N] [--seed FIRST] [--programs N] [--keep DIRECTORY]
+python -m scripts.soak [--minutes N] [--seed FIRST] [--programs N] [--keep DIRECTORY] [--kills N]
 
 Prints the rate, the transitions that were never taken, and for each program that breaks an invariant the shrunk one,
 which `--keep` also writes as a file for `tests/property/corpus/`.
+
+With `--kills` the real server follows: killed that often at random moments under busy clients, as root, and then at
+each effect of a pod's life and of a pull.
 """
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -19,6 +24,13 @@ from crio_core.sim.programs import Program, random_program, to_json
 
 FINDS_MAX = 20
 """Failing programs after which exploring ends: they are rarely so many bugs."""
+
+KILL_S = 5
+"""How long one kill, its restart and what comes with it may take before the test is given up."""
+KILL_TESTS = (
+    "tests/integration/test_server_restart.py::test_killed_at_random_under_busy_clients_loses_nothing",
+    "tests/integration/test_server_effects.py",
+)
 
 
 def explore(*, first_seed: int, programs_max: int, seconds_max: float, keep: Path | None) -> int:
@@ -58,6 +70,15 @@ def _report(program: Program, keep: Path | None, found: Counter[str]) -> None:
         (keep / f"seed-{program.seed}.json").write_text(text + "\n")
 
 
+def kill_for_real(kills: int, seed: int) -> bool:
+    """Run the tests that kill a real server; says whether they passed."""
+    print(f"{kills} kills of the real server, seed {seed}, and one at each effect", flush=True)
+    environ = os.environ | {"CRIO_TEST_KILLS": str(kills), "CRIO_TEST_SEED": str(seed)}
+    command = [sys.executable, "-m", "pytest", "--timeout", str(120 + kills * KILL_S), *KILL_TESTS]
+    done = subprocess.run(command, env=environ, check=False)
+    return done.returncode == 0
+
+
 def main() -> None:
     """Explore as the command line says; exit code 1 when something was found."""
     parser = argparse.ArgumentParser(prog="soak", description=__doc__)
@@ -65,6 +86,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--programs", type=int, default=sys.maxsize)
     parser.add_argument("--keep", type=Path, default=None)
+    parser.add_argument("--kills", type=int, default=0)
     options = parser.parse_args()
     finds = explore(
         first_seed=options.seed,
@@ -72,7 +94,8 @@ def main() -> None:
         seconds_max=options.minutes * 60,
         keep=options.keep,
     )
-    sys.exit(1 if finds else 0)
+    survived = options.kills == 0 or kill_for_real(options.kills, options.seed)
+    sys.exit(0 if survived and not finds else 1)
 
 
 if __name__ == "__main__":
