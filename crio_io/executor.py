@@ -5,9 +5,11 @@ into the outcome `Failed`.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import assert_never
+
+import anyio
 
 from crio_core import effects as fx
 from crio_core import events as ev
@@ -28,6 +30,7 @@ from crio_io.sweep import Sweeper
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 NS_PER_S = 1_000_000_000
+LOOKS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,7 @@ class HostExecutor:
         sweeper: Removes what no record owns.
         monitor_cgroup: Where monitors are put; empty leaves them where the server is.
         log_size_max_bytes: Where monitors rotate a log; negative for never.
+        looks: How many pods are looked at at the same time when a server starts.
     """
 
     layout: Layout
@@ -57,6 +61,7 @@ class HostExecutor:
     sweeper: Sweeper
     monitor_cgroup: str = ""
     log_size_max_bytes: int = -1
+    looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(LOOKS_MAX))
 
     async def run(self, order: fx.Order) -> ev.Outcome:
         """Carry out one order.
@@ -199,7 +204,9 @@ class HostExecutor:
         return ev.Released()
 
     async def _observe_sandbox(self, order: fx.ObserveSandbox) -> ev.SandboxObserved:
-        found = await namespaces.observe(Path(self.layout.namespaces(order.sandbox_id)))
+        # After a start there is one such look for every pod: a few at a time, so that calls come in between.
+        async with self.looks:
+            found = await namespaces.observe(Path(self.layout.namespaces(order.sandbox_id)))
         return ev.SandboxObserved(intact=all(found.get(pin.kind) == pin.inode for pin in order.pins))
 
     # --- containers ---------------------------------------------------------------------------------------------
