@@ -50,8 +50,13 @@ def write_durably(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def _raise_unless_absent(_function: object, _path: str, failure: tuple[object, BaseException, object]) -> None:
+    if not isinstance(failure[1], FileNotFoundError):
+        raise failure[1]
+
+
 def delete_tree(path: Path) -> None:
-    """Delete a tree without following links out of it; absent is success.
+    """Delete a tree without following links out of it; absent is success, also when somebody else deletes it too.
 
     Raises:
         OSError: As the kernel said.
@@ -59,4 +64,4 @@ def delete_tree(path: Path) -> None:
     if path.is_symlink() or path.is_file():
         path.unlink(missing_ok=True)
     elif path.exists():
-        shutil.rmtree(path)
+        shutil.rmtree(path, onerror=_raise_unless_absent)

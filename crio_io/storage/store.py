@@ -17,6 +17,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -79,6 +80,8 @@ class Store:
         self._template = Template()
         self._template_users = 0
         self._names = count()
+        self._token = secrets.token_hex(4)  # A name of an earlier server's is never made again: see `_left`.
+        self._left: dict[str, frozenset[str]] = {}
         self._slots = anyio.CapacityLimiter(UNPACKINGS_MAX)
         self._sync_lock = anyio.Lock()
         self._syncs_asked = 0
@@ -281,8 +284,7 @@ class Store:
         Partial blobs younger than `blobs_max_age_s` stay, so that the next pull goes on with them. A container that is
         not owned must not be mounted any more.
         """
-        unpacking = frozenset(unpacking.directory.parent.name for unpacking in self._unpackings.values())
-        removed = await in_thread("sweep store", self._sweep, layers, documents, containers, blobs_max_age_s, unpacking)
+        removed = await in_thread("sweep store", self._sweep, layers, documents, containers, blobs_max_age_s)
         if layers is not None:
             for diff_id in set(self._infos) - layers:
                 del self._infos[diff_id]
@@ -298,6 +300,9 @@ class Store:
         for room in _ROOMS:
             make_directory(self.root / room)
         make_directory(self.root)
+        # Pulls go on while the rest is swept: only what was there before them is a crash's.
+        rooms = ("documents", "unpacking")
+        self._left = {room: frozenset(place.name for place in (self.root / room).iterdir()) for room in rooms}
         make_directory(self.layers / "empty")
         (self.layers / "empty").chmod(0o755)
         for place in sorted(self.layers.iterdir()):
@@ -306,7 +311,7 @@ class Store:
                 self._infos[info.diff_id] = info
 
     def _start(self, layer: LayerDescriptor) -> Unpacking:
-        place = self.root / "unpacking" / f"{layer_name(layer.diff_id)}.{next(self._names)}"
+        place = self.root / "unpacking" / f"{layer_name(layer.diff_id)}.{self._token}.{next(self._names)}"
         delete_tree(place)
         directory = place / "fs"
         place.mkdir(mode=0o700)
@@ -406,11 +411,10 @@ class Store:
         documents: frozenset[Digest],
         containers: frozenset[str] | None,
         blobs_max_age_s: float,
-        unpacking: frozenset[str],
     ) -> tuple[str, ...]:
         keep = {
             "documents": {f"{digest.algorithm}-{digest.hex}" for digest in documents},
-            "unpacking": set(unpacking),
+            "unpacking": set[str](),
             "trash": set[str](),
         }
         if layers is not None:
@@ -420,7 +424,7 @@ class Store:
         removed = []
         for room, names in keep.items():
             for place in sorted((self.root / room).iterdir()):
-                if place.name not in names:
+                if place.name not in names and place.name in self._left.get(room, (place.name,)):
                     delete_tree(place) if room == "trash" else self._discard(place)
                     removed.append(f"{room}/{place.name}")
         now_s = time.time()

@@ -415,3 +415,13 @@ async def test_documents_come_back_or_are_named_as_damaged(store: Store) -> None
     with pytest.raises(OperationError) as caught:
         await store.get_document(digest)
     assert caught.value.reason == "DOCUMENT_NOT_FOUND"
+
+
+async def test_r12_sweep_beside_pulls_takes_only_what_an_earlier_server_left(tmp_path: Path) -> None:
+    """R12: a layer whose unpacking begins while the store is swept is not taken for a crash's."""
+    (tmp_path / "unpacking" / "left").mkdir(parents=True)
+    store = Store(tmp_path)
+    await store.open()
+    (tmp_path / "unpacking" / "begun").mkdir()
+    assert await store.sweep(None, frozenset(), None, blobs_max_age_s=3600) == ("unpacking/left",)
+    assert os.listdir(tmp_path / "unpacking") == ["begun"]
