@@ -142,12 +142,12 @@ def test_prepare_through_links_changes_nothing_outside_cve_2026_55686(
 ) -> None:
     """CVE-2026-55686, CVE-2024-9341, CVE-2022-23648: directories are made inside, or not at all."""
     absolute = str(rootfs.parent / "host")
-    (rootfs / "work").symlink_to(target)
+    (rootfs / "linked").symlink_to(target)
     (rootfs / "absolute").symlink_to(absolute)
     before = host_listing(rootfs)
 
     async def work() -> None:
-        await prepare(rootfs, directories=["/work/a/b", "/absolute/c"], files=["/work/f"])
+        await prepare(rootfs, directories=["/linked/a/b", "/absolute/c"], files=["/linked/f"])
 
     run(work)
     assert host_listing(rootfs) == before
