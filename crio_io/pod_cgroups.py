@@ -8,6 +8,7 @@ still be on its way out.
 
 from hashlib import sha256
 from pathlib import Path
+from threading import Lock
 
 from crio_core.oci.cgroups import parent_directory
 from crio_core.oci.facts import CgroupDriver
@@ -27,15 +28,21 @@ class PodCgroups:
         self._cgroups = cgroups
         self._driver = driver
         self._markers = markers
+        # A parent that is being removed is not one to come into: its last pod's end and the next pod's begin take turns.
+        self._turn = Lock()
 
     def remember(self, sandbox_id: str, given: str) -> None:
-        """Note that a pod comes into a parent that does not exist yet, or only for other pods. Blocks on files only."""
+        """Note that a pod comes into a parent that does not exist yet, or only for other pods.
+
+        Blocks on files, and while a parent is being removed.
+        """
         if self._driver is not CgroupDriver.CGROUPFS:
             return
         path = "/" + parent_directory(given, self._driver)
-        if path != "/" and (not self._cgroups.exists(path) or self._markers_of(path)):
-            self._markers.mkdir(mode=0o700, parents=True, exist_ok=True)
-            (self._markers / f"{_name(path)}.{sandbox_id}").write_text(path)
+        with self._turn:
+            if path != "/" and (not self._cgroups.exists(path) or self._markers_of(path)):
+                self._markers.mkdir(mode=0o700, parents=True, exist_ok=True)
+                (self._markers / f"{_name(path)}.{sandbox_id}").write_text(path)
 
     def forget(self, sandbox_id: str, given: str) -> None:
         """Remove a parent with its last pod, and the directories above it that are empty then; one in use stays."""
@@ -43,12 +50,13 @@ class PodCgroups:
             return
         path = "/" + parent_directory(given, self._driver)
         own = self._markers / f"{_name(path)}.{sandbox_id}"
-        if not own.exists():
-            return
-        if self._markers_of(path) == [own]:
-            self._remove(path)
-        # Only now: after a crash in between, the parent is still known to be ours.
-        own.unlink(missing_ok=True)
+        with self._turn:
+            if not own.exists():
+                return
+            if self._markers_of(path) == [own]:
+                self._remove(path)
+            # Only now: after a crash in between, the parent is still known to be ours.
+            own.unlink(missing_ok=True)
 
     def _remove(self, path: str) -> None:
         for hierarchy in self._cgroups.hierarchies:

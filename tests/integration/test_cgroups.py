@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from crio_core.errors import LocalError, OperationError
+from crio_core.oci.facts import CgroupDriver
 from crio_io import cgroups, host, mounts
 from crio_io.cgroups import Cgroups, Hierarchy, Mode
+from crio_io.pod_cgroups import PodCgroups
 
 pytestmark = [
     pytest.mark.anyio,
@@ -190,3 +193,29 @@ async def test_host_facts_agree_with_the_machine() -> None:
     assert {limit.name for limit in found.facts.rlimits} >= {"NOFILE", "NPROC", "CORE", "MEMLOCK"}
     lower = subprocess.run(["/bin/sh", "-c", "echo -1000 > /proc/self/oom_score_adj"], capture_output=True)
     assert (lower.returncode == 0) == found.facts.can_raise_limits == (found.facts.oom_score_adj_min == -1000)
+
+
+def test_a_parent_is_whole_for_the_pod_that_comes_while_the_last_one_goes(groups: Cgroups, tmp_path: Path) -> None:
+    """A parent half removed when a container is created in it fails that creation: coming and going take turns."""
+    parents = PodCgroups(groups, CgroupDriver.CGROUPFS, tmp_path)
+    faults: list[str] = []
+
+    def pods(worker: int) -> None:
+        for number in range(25):
+            pod = f"{worker}-{number}"
+            parents.remember(pod, TOP)
+            try:
+                groups.create(f"{TOP}/{pod}")
+                groups.remove(f"{TOP}/{pod}")
+            except OperationError as error:
+                faults.append(f"{pod}: {error}")
+            parents.forget(pod, TOP)
+
+    workers = [threading.Thread(target=pods, args=(number,)) for number in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert faults == []
+    assert not groups.exists(TOP)
+    assert list(tmp_path.iterdir()) == []
