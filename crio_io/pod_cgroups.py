@@ -28,7 +28,7 @@ class PodCgroups:
         self._cgroups = cgroups
         self._driver = driver
         self._markers = markers
-        # A parent that is being removed is not one to come into: its last pod's end and the next pod's begin take turns.
+        # A parent that is being removed is not one to come into: a last pod's end and the next one's begin take turns.
         self._turn = Lock()
 
     def remember(self, sandbox_id: str, given: str) -> None:

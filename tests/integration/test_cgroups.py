@@ -200,22 +200,27 @@ def test_a_parent_is_whole_for_the_pod_that_comes_while_the_last_one_goes(groups
     parents = PodCgroups(groups, CgroupDriver.CGROUPFS, tmp_path)
     faults: list[str] = []
 
-    def pods(worker: int) -> None:
-        for number in range(25):
-            pod = f"{worker}-{number}"
-            parents.remember(pod, TOP)
-            try:
-                groups.create(f"{TOP}/{pod}")
-                groups.remove(f"{TOP}/{pod}")
-            except OperationError as error:
-                faults.append(f"{pod}: {error}")
-            parents.forget(pod, TOP)
+    together = threading.Barrier(2, timeout=30)
 
-    workers = [threading.Thread(target=pods, args=(number,)) for number in range(3)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    def come(pod: str) -> None:
+        together.wait()
+        parents.remember(pod, TOP)
+        try:
+            groups.create(f"{TOP}/{pod}")
+        except OperationError as error:
+            faults.append(f"{pod}: {error}")
+
+    for number in range(40):
+        last, following = f"last{number}", f"next{number}"
+        parents.remember(last, TOP)
+        groups.create(TOP)
+        coming = threading.Thread(target=come, args=(following,))
+        coming.start()
+        together.wait()
+        parents.forget(last, TOP)
+        coming.join()
+        groups.remove(f"{TOP}/{following}")
+        parents.forget(following, TOP)
     assert faults == []
     assert not groups.exists(TOP)
     assert list(tmp_path.iterdir()) == []
