@@ -59,7 +59,8 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.ABSENT, LayerWanted): S.FETCHING,
     (S.FETCHING, LayerWanted): S.FETCHING,
     (S.FETCHING, LayerFetched): S.APPLYING,
-    (S.FETCHING, FetchFailed): S.GONE,
+    # An earlier removal may have failed, and left the layer that was then wanted again.
+    (S.FETCHING, FetchFailed): S.REMOVING,
     (S.APPLYING, LayerWanted): S.APPLYING,
     (S.APPLYING, LayerApplied): S.APPLIED,
     (S.APPLYING, ApplyFailed): S.REMOVING,
@@ -111,7 +112,7 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
                 record = replace(record, size_bytes=event.size_bytes)
             return Arrival(record=record)
         case S.REMOVING:
-            if isinstance(event, ApplyFailed):
+            if isinstance(event, FetchFailed | ApplyFailed):
                 record = replace(record, failure=event.failure)
             return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
         case S.OWING:
@@ -121,8 +122,6 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
                 return Arrival(record=record, orders=(timer,))
             return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
         case _:
-            if isinstance(event, FetchFailed):
-                record = replace(record, failure=event.failure)
             return Arrival(record=record)
 
 

@@ -164,6 +164,8 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.STOPPED, Resumed): S.STOPPED,
     (S.REMOVING, SandboxStopRequested): S.REMOVING,
     (S.REMOVING, SandboxRemoveRequested): S.REMOVING,
+    # A container whose creation failed and was not taken back may still have a process.
+    (S.REMOVING, ContainersStuck): S.REMOVING,
     (S.REMOVING, ContainersRemoved): S.CLEANING,
     # The results of a retry that was under way when the removal came; its timer may fire late.
     (S.REMOVING, RetryDue): S.REMOVING,
@@ -301,6 +303,10 @@ def _enter_stopped(record: SandboxRecord, came_from: Enum, event: Any) -> Arriva
     return Arrival(record=record, orders=orders)
 
 
+def _refusals(event: ContainersStuck) -> tuple[Output, ...]:
+    return tuple(fx.Answer(operation=name, failure=event.failure) for name in ("stop", "remove"))
+
+
 def _enter_stopping(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[SandboxRecord]:
     if isinstance(event, SandboxRemoveRequested):
         record = replace(record, doomed=True)
@@ -309,8 +315,7 @@ def _enter_stopping(record: SandboxRecord, came_from: Enum, event: Any) -> Arriv
     if isinstance(event, PartReleased):
         record = replace(record, holds=tuple(part for part in record.holds if part is not event.part))
     if isinstance(event, ContainersStuck):
-        answers = tuple(fx.Answer(operation=name, failure=event.failure) for name in ("stop", "remove"))
-        return Arrival(record=record, orders=answers)
+        return Arrival(record=record, orders=_refusals(event))
     if came_from is not S.STOPPING or isinstance(event, SandboxStopRequested | Resumed):
         return Arrival(record=record, orders=(fx.Ask(what="stop-containers"),))
     return Arrival(record=record)
@@ -384,6 +389,8 @@ def _enter(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[Sandbo
                 return Arrival(record=replace(record, holds=tuple(p for p in record.holds if p is not event.part)))
             if isinstance(event, SandboxRemoveRequested):
                 return Arrival(record=record, orders=(fx.Ask(what="remove-containers"),))
+            if isinstance(event, ContainersStuck):
+                return Arrival(record=record, orders=_refusals(event))
             return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
         case S.CLEANING:
             if isinstance(event, ContainersRemoved | PartReleased):

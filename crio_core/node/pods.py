@@ -151,7 +151,7 @@ def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
             settle(state, record.id)
         case "remove-containers":
             for member in _members(state, record):
-                advance_container(state, member.id, ct.RemoveRequested())
+                advance_container(state, member.id, RetryDue() if ct.may_live(member) else ct.RemoveRequested())
             settle(state, record.id)
         case "start-infra":
             _start_infra(state, record)
@@ -294,7 +294,7 @@ def _stuck(state: State, record: ContainerRecord) -> None:
     if record.state is ContainerState.OWING and not ct.may_live(record):
         return
     sandbox = state.sandboxes.get(record.sandbox_id)
-    if sandbox is not None and sandbox.state is SandboxState.STOPPING:
+    if sandbox is not None and sandbox.state in (SandboxState.STOPPING, SandboxState.REMOVING):
         failure = Failure(
             code=Code.DEADLINE_EXCEEDED.value,
             reason="CONTAINER_UNKILLABLE",
@@ -367,6 +367,12 @@ def _remove_orphan(state: State, container_id: str) -> None:
         advance_container(state, container_id, ct.RemoveRequested())
 
 
+def _has_removed(pod: SandboxRecord, container: ContainerRecord) -> bool:
+    """Whether a pod had this container removed; the journal may have failed to forget the infra container."""
+    forgotten = container.infra and pod.state is SandboxState.STOPPED and Part.INFRA not in pod.holds
+    return pod.state is SandboxState.OWING or forgotten
+
+
 def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
     for sandbox in state.sandboxes.values():
@@ -379,7 +385,7 @@ def resume(state: State) -> None:
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
         quarantined = f"{SandboxRecord.KIND}/{container.sandbox_id}" in state.quarantined
-        if (pod is None and not quarantined) or (pod is not None and pod.state is SandboxState.OWING):
+        if (pod is None and not quarantined) or (pod is not None and _has_removed(pod, container)):
             _remove_orphan(state, container.id)
     for sandbox in state.sandboxes.values():
         match sandbox.state:

@@ -55,6 +55,7 @@ def load(state: State, event: JournalLoaded) -> None:
             _take(state, decode(kind, data))
         except LocalError as error:
             state.quarantined.put(f"{kind}/{record_id}", str(error))
+    _name(state)
     for container in state.containers.values():
         # What is owed of a container may outlive its sandbox.
         if (members := state.members.get(container.sandbox_id)) is not None:
@@ -102,9 +103,26 @@ def _take(state: State, record: Record) -> None:
         case SandboxRecord():
             state.sandboxes.put(record.id, record)
             state.members.put(record.id, state.members.get(record.id) or ())
-            if record.state not in (SandboxState.RESERVED, SandboxState.OWING):
-                state.sandbox_names.put(pods.sandbox_key(record), record.id)
         case ContainerRecord():
             state.containers.put(record.id, record)
-            if record.state not in (ContainerState.RESERVED, ContainerState.OWING):
-                state.container_names.put(pods.container_key(record), record.id)
+
+
+def _name(state: State) -> None:
+    """Give each name to its newest record.
+
+    An older one had been removed before its name was taken anew, and the journal did not get that: it is removed again.
+    """
+    for sandbox in sorted(state.sandboxes.values(), key=lambda record: record.created_at_ns):
+        if sandbox.state not in (SandboxState.RESERVED, SandboxState.OWING):
+            key = pods.sandbox_key(sandbox)
+            if (older := state.sandbox_names.get(key)) is not None:
+                removed = state.sandboxes[older]
+                stopped = SandboxState.STOPPED if removed.state is SandboxState.STOPPED else SandboxState.STOPPING
+                state.sandboxes.put(older, replace(removed, state=stopped, doomed=True))
+            state.sandbox_names.put(key, sandbox.id)
+    for container in sorted(state.containers.values(), key=lambda record: record.created_at_ns):
+        if container.state not in (ContainerState.RESERVED, ContainerState.OWING):
+            name = pods.container_key(container)
+            if (older := state.container_names.get(name)) is not None:
+                state.containers.put(older, replace(state.containers[older], doomed=True))
+            state.container_names.put(name, container.id)

@@ -52,6 +52,8 @@ class Inspector:
         self.sandbox_of: dict[str, str] = {}
         self._removed: dict[str, int] = {}
         """Sandboxes whose removal was answered, with the number of the boot."""
+        self._answered: set[int] = set()
+        """Calls whose answer was ordered, and may still be on its way."""
         self._deadlines: dict[str, int] = {}
         """When containers that are being stopped have to be killed at the latest."""
         sim.on_reply = self._replied
@@ -72,8 +74,10 @@ class Inspector:
                     self._say("I15", f"container {effect.order.container_id} was killed {late_ns} ns too late")
             if isinstance(effect.order, fx.CreateContainer):
                 self.sandbox_of[effect.order.container_id] = effect.order.sandbox_id
-            elif isinstance(effect.order, fx.Reply) and self.sim.calls[effect.order.call_id].cancelled:
-                self._say("I2", f"call {effect.order.call_id} was answered after its caller had gone")
+            elif isinstance(effect.order, fx.Reply):
+                self._answered.add(effect.order.call_id)
+                if self.sim.calls[effect.order.call_id].cancelled:
+                    self._say("I2", f"call {effect.order.call_id} was answered after its caller had gone")
 
     def _deadline(self, event: ev.Event) -> None:
         """A stop was accepted: the kill comes no later than the earliest time that any caller gave (R22)."""
@@ -90,11 +94,13 @@ class Inspector:
         if failure.reason not in ("SANDBOX_NAME_TAKEN", "CONTAINER_NAME_TAKEN"):
             return
         for other in self.sim.calls.values():
-            if other.open and other.request == call.request and other.id != call.id:
+            # One whose answer is on its way has been overtaken by the stop that another client asked for.
+            if other.open and other.request == call.request and other.id not in self._answered:
                 self._say("I8", f"a retry of a call under way was refused: {failure.message}")
         for removed, boots in self._removed.items():
-            # A power cut may bring back what was removed shortly before.
-            if removed in failure.message and boots == self.sim.world.boots:
+            # A power cut may bring back what was removed shortly before, and so may a journal that failed to forget it.
+            known = boots == self.sim.world.boots and removed not in self.sim.world.unsaved
+            if removed in failure.message and known:
                 self._say("I8", f"the name of removed {removed} was refused: {failure.message}")
 
     def _replied(self, call: Call) -> None:
@@ -131,6 +137,8 @@ class Inspector:
             return
         if sandbox_id in world.lost:
             return  # Somebody else took its namespaces, and the look after the restart has not come back.
+        if sandbox_id in world.unsaved:
+            return  # Its stop could not be written down before a crash: the look after the restart finds that out.
         if sandbox_id not in world.files or (record.pins and sandbox_id not in world.pins):
             self._say("I9", f"sandbox {sandbox_id} was answered and does not exist")
         if Part.NETWORK in record.plan and (sandbox_id not in world.links or sandbox_id not in world.addresses):

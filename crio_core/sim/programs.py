@@ -342,6 +342,19 @@ class Players:
         if what == 3:
             self.stop(replace(action, c=2))
 
+    def haunt(self, action: Action) -> None:
+        """Remove a pod, after a crash that brought back a container which had been taken back, and will not go."""
+        self.sim.fail_next += [(fx.MountRootfs, 0), (fx.DeleteRecord, 0)]
+        self.create(action)
+        self.sim.run(100 * MS)
+        self.stop_pod(action)
+        self.sim.run(500 * MS)
+        self.sim.fail_next += [(fx.DeleteContainer, 0)] * (1 + action.c % 3)
+        self.crash(Action(name="crash"))
+        self.sim.run(action.c % 64 * MS)
+        self.remove_pod(action)
+        self.sim.run(5 * S)
+
     def repull(self, action: Action) -> None:
         """Pull an image again while its layers are being removed, or are owed."""
         self.remove_image(action)
@@ -448,6 +461,7 @@ WEIGHTS: tuple[tuple[int, str], ...] = (
     (4, "owe"),
     (4, "wake"),
     (3, "hurry"),
+    (2, "haunt"),
     (2, "botch_pull"),
     (4, "repull"),
     (4, "crash"),

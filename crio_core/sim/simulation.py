@@ -417,8 +417,11 @@ class Simulation:
         if running.outcome is None or stop_after is not None:
             running.outcome = self._interrupted(running)
         outcome = running.outcome
-        if isinstance(outcome, ev.Failed) and isinstance(effect.order, fx.SaveRecord):
-            self.world.unsaved[effect.order.record.id] = True
+        if isinstance(outcome, ev.Failed):
+            if isinstance(effect.order, fx.SaveRecord):
+                self.world.unsaved[effect.order.record.id] = True
+            elif isinstance(effect.order, fx.DeleteRecord):
+                self.world.unsaved[effect.order.record_id] = True
         self._ended(effect, outcome)
 
     def _ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:

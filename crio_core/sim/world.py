@@ -105,7 +105,7 @@ class World:
         self.lost: dict[str, bool] = {}
         """Sandboxes whose namespaces somebody else unmounted."""
         self.unsaved: dict[str, bool] = {}
-        """Records whose writing failed at least once."""
+        """Records whose writing or deletion failed at least once."""
         self.violations: list[str] = []
         """What a program must never ask of a node, and did."""
 
