@@ -5,6 +5,7 @@ Nothing here decides which source wins; `load` does.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 
 from crio_server.config.elsewhere import MISSING_HANDLER_KEYS, MISSING_KEYS
 from crio_server.config.handler import HANDLER_NAME, HANDLER_OPTIONS, RUNTIMES_TABLE
@@ -146,7 +147,8 @@ def _read_legacy(layer: Layer, key: str, where: str, kind: Kind, value: object) 
     except Refused as refused:
         layer.refuse(where, value, refused.expected)
         return
-    if text:
+    # The handler that it makes is named after the program.
+    if text and (key != "runtime" or check_handler_name(layer, where, PurePosixPath(text).name)):
         layer.legacy[key] = text
         layer.origins[key] = where
 

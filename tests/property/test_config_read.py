@@ -195,6 +195,12 @@ def test_bad_value_says_what_was_expected(document: str, said: str) -> None:
     assert said in message
 
 
+def test_old_runtime_key_names_a_handler_so_its_program_must_have_such_a_name() -> None:
+    """What is read must be what `crio config` can write down again."""
+    assert "crio.runtime.runtime: ':' is not valid" in refusal("[crio.runtime]\nruntime = ':'")
+    assert "name of a runtime handler" in refusal("[crio.runtime]\nruntime = '/usr/bin/a b'")
+
+
 def test_every_bad_value_is_named_at_once_and_their_number_is_bounded() -> None:
     """Nobody should have to restart a server once for each mistake."""
     message = refusal("[crio]\nroot = 1\nrunroot = 2\n[crio.runtime]\npids_limit = 'x'")
