@@ -1,9 +1,12 @@
 """podman with our monitor: another engine's whole use of conmon's command line."""
 
+import os
+import pty
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -54,11 +57,17 @@ class Podman:
 
     def terminal(self, *words: str) -> tuple[int, str]:
         """Run with a terminal of its own, as a person would."""
-        line = " ".join([*self._words, "run", *LIMITS, *words])
-        done = subprocess.run(
-            ["script", "-qec", line, "/dev/null"], input="", capture_output=True, text=True, timeout=60, check=False
-        )
-        return done.returncode, done.stdout
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            [*self._words, "run", *LIMITS, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+        ) as process:
+            os.close(theirs)
+            shown = b""
+            with suppress(OSError):  # What a terminal says when nobody has its other end any more.
+                while part := os.read(ours, 4096):
+                    shown += part
+            os.close(ours)
+            return process.wait(60), shown.decode()
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def test_run_gives_output_and_exit_code(podman: Podman) -> None:
 
 def test_run_with_terminal_shows_its_output(podman: Podman) -> None:
     """`run -it`: a terminal on both sides."""
-    code, output = podman.terminal("--rm", "-it", "criotest", "/bin/sh", "-c", "'test -t 1 && echo a terminal; exit 4'")
+    code, output = podman.terminal("--rm", "-it", "criotest", "/bin/sh", "-c", "test -t 1 && echo a terminal; exit 4")
     assert code == 4
     assert "a terminal" in output
 
