@@ -145,7 +145,7 @@ class ConmonMonitor:
         renamed = not await mounts.in_thread(f"look at log {log_path}", os.path.exists, log_path)
         await mounts.in_thread(f"tell the monitor in {bundle}", _write_control, bundle, _REOPEN_LOG)
         with anyio.move_on_after(REOPEN_S):
-            while renamed and not await mounts.in_thread(f"look at log {log_path}", os.path.exists, log_path):
+            while renamed and not await mounts.in_thread(f"look at log {log_path}", _has_opened, bundle, log_path):
                 await anyio.sleep(POLL_S)
             return
         message = f"the monitor did not open {log_path} within {REOPEN_S:g} s"
@@ -498,12 +498,28 @@ async def _wait_gone(pid: int, start_ticks: int) -> None:
 
 
 def _write_control(bundle: Path, message: bytes) -> None:
-    try:
-        fd = os.open(bundle / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        message_text = f"no monitor listens at {bundle}/ctl: {error.strerror}"
-        raise OperationError(Code.FAILED_PRECONDITION, "MONITOR_GONE", message_text) from error
+    fd = _open_control(bundle)
     try:
         os.write(fd, message)
     finally:
         os.close(fd)
+
+
+def _open_control(bundle: Path) -> int:
+    try:
+        return os.open(bundle / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        message = f"no monitor listens at {bundle}/ctl: {error.strerror}"
+        raise OperationError(Code.FAILED_PRECONDITION, "MONITOR_GONE", message) from error
+
+
+def _has_opened(bundle: Path, log_path: str) -> bool:
+    """Whether a monitor that was told to open its log anew has; one that ended meanwhile never will."""
+    try:
+        os.close(_open_control(bundle))
+    except OperationError:
+        # It may have done so before it ended.
+        if os.path.exists(log_path):
+            return True
+        raise
+    return os.path.exists(log_path)

@@ -392,7 +392,7 @@ class Hands:
     def _reopen(self, order: fx.ReopenLog) -> Steps:
         yield
         if order.container_id not in self._world.monitors:
-            raise _failure(Code.UNAVAILABLE, "MONITOR_GONE", f"container {order.container_id} has no monitor")
+            raise _failure(Code.FAILED_PRECONDITION, "MONITOR_GONE", f"container {order.container_id} has no monitor")
         return ev.LogReopened()
 
     def _exec(self, order: fx.ExecInContainer) -> Steps:

@@ -332,6 +332,26 @@ async def test_reopen_without_a_monitor_says_so(site: Site) -> None:
     assert caught.value.reason == "MONITOR_GONE"
 
 
+async def test_reopen_ends_when_the_monitor_does(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R38: a container that ends while its log is reopened is no slow monitor."""
+    monkeypatch.setattr(monitor, "REOPEN_S", 60.0)
+    request = site.request("criotest-reopenend", "sleep", "600")
+    created = await site.started(request)
+    os.kill(created.monitor_pid, signal.SIGSTOP)
+    Path(request.log_path).rename(request.log_path + ".1")
+
+    async def end() -> None:
+        await anyio.sleep(0.05)
+        kill_and_wait(created.monitor_pid)
+
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end)
+            with pytest.raises(OperationError) as caught:
+                await site.monitor.reopen_log(request.bundle, request.log_path)
+    assert caught.value.reason == "MONITOR_GONE"
+
+
 async def test_stop_kills_a_monitor_that_does_not_end(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """R26: helper processes = live containers, also when a helper hangs."""
     monkeypatch.setattr(monitor, "STOP_S", 0.05)
