@@ -1,10 +1,12 @@
 """Containers under a real monitor: created whole or not at all, and their true exit known, whoever dies first."""
 
+import fcntl
 import os
 import select
 import signal
 import socket
 import subprocess
+import termios
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -341,7 +343,10 @@ async def test_reopen_ends_when_the_monitor_does(site: Site, monkeypatch: pytest
     Path(request.log_path).rename(request.log_path + ".1")
 
     async def end() -> None:
-        await anyio.sleep(0.05)
+        fifo = os.open(request.bundle / "ctl", os.O_RDWR | os.O_NONBLOCK)
+        while fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)) == bytes(4):  # until it was told
+            await anyio.sleep(0.005)
+        os.close(fifo)
         kill_and_wait(created.monitor_pid)
 
     with anyio.fail_after(20):
