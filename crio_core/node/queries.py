@@ -1,4 +1,7 @@
-"""Looking things up: ids by unique prefix, lists by filter. Nothing here changes a node."""
+"""Looking things up: ids by unique prefix, lists by filter. Nothing here changes a node.
+
+A whole list is kept until a record changes: who lists everything every second gets the very list that it got before.
+"""
 
 from collections.abc import Iterable, Mapping
 
@@ -88,16 +91,26 @@ def sandbox_status(state: State, request: rq.PodSandboxStatus) -> SandboxFound:
 
 def list_sandboxes(state: State, request: rq.ListPodSandbox) -> Sandboxes:
     """Sandboxes by id prefix, readiness and labels, newest first."""
-    found = [
-        one
-        for one in state.sandboxes.values()
-        if one.state in LISTED_SANDBOX_STATES
-        and one.id.startswith(request.sandbox_id)
-        and (request.ready is None or (one.state is SandboxState.READY) == request.ready)
-        and (not request.labels or _has_labels(one.labels, request.labels))
-    ]
-    found.sort(key=lambda one: (-one.created_at_ns, one.id))
-    return Sandboxes(items=tuple(found))
+    if state.every_sandbox[0] != state.sandboxes.changes:
+        listed = [one for one in state.sandboxes.values() if one.state in LISTED_SANDBOX_STATES]
+        listed.sort(key=_newest_first)
+        state.every_sandbox = (state.sandboxes.changes, Sandboxes(items=tuple(listed)))
+    everything = state.every_sandbox[1]
+    if not request.sandbox_id and request.ready is None and not request.labels:
+        return everything
+    return Sandboxes(
+        items=tuple(
+            one
+            for one in everything.items
+            if one.id.startswith(request.sandbox_id)
+            and (request.ready is None or (one.state is SandboxState.READY) == request.ready)
+            and (not request.labels or _has_labels(one.labels, request.labels))
+        )
+    )
+
+
+def _newest_first(record: SandboxRecord | ContainerRecord) -> tuple[int, str]:
+    return (-record.created_at_ns, record.id)
 
 
 def container_status(state: State, request: rq.ContainerStatus) -> ContainerFound:
@@ -109,17 +122,23 @@ def container_status(state: State, request: rq.ContainerStatus) -> ContainerFoun
 
 def list_containers(state: State, request: rq.ListContainers) -> Containers:
     """Containers by id prefix, sandbox id prefix, state and labels, newest first."""
-    found = [
-        one
-        for one in state.containers.values()
-        if _visible(one)
-        and one.id.startswith(request.container_id)
-        and one.sandbox_id.startswith(request.sandbox_id)
-        and (not request.state or CONTAINER_STATES[one.state] == request.state)
-        and (not request.labels or _has_labels(one.labels, request.labels))
-    ]
-    found.sort(key=lambda one: (-one.created_at_ns, one.id))
-    return Containers(items=tuple(found))
+    if state.every_container[0] != state.containers.changes:
+        listed = [one for one in state.containers.values() if _visible(one)]
+        listed.sort(key=_newest_first)
+        state.every_container = (state.containers.changes, Containers(items=tuple(listed)))
+    everything = state.every_container[1]
+    if not (request.container_id or request.sandbox_id or request.state or request.labels):
+        return everything
+    return Containers(
+        items=tuple(
+            one
+            for one in everything.items
+            if one.id.startswith(request.container_id)
+            and one.sandbox_id.startswith(request.sandbox_id)
+            and (not request.state or CONTAINER_STATES[one.state] == request.state)
+            and (not request.labels or _has_labels(one.labels, request.labels))
+        )
+    )
 
 
 def status(state: State) -> NodeStatus:

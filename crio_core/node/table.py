@@ -16,7 +16,7 @@ class Table(Generic[K, V]):
         noted: Told the key and the value before and after each change; None stands for absence.
     """
 
-    __slots__ = ("_items", "_noted", "_undo")
+    __slots__ = ("_items", "_noted", "_undo", "changes")
 
     def __init__(
         self, undo: list[Callable[[], object]], noted: Callable[[K, V | None, V | None], None] | None = None
@@ -24,6 +24,8 @@ class Table(Generic[K, V]):
         self._items: dict[K, V] = {}
         self._undo = undo
         self._noted = noted
+        self.changes = 0
+        """How often something was changed: what was made of the table is still true while this is the same."""
 
     def __getitem__(self, key: K) -> V:
         return self._items[key]
@@ -47,6 +49,7 @@ class Table(Generic[K, V]):
         return tuple(self._items.items())
 
     def put(self, key: K, value: V) -> None:
+        self.changes += 1
         before = self._items.get(key)
         if before is not None:
             known = before
@@ -60,6 +63,7 @@ class Table(Generic[K, V]):
     def pop(self, key: K) -> V | None:
         if key not in self._items:
             return None
+        self.changes += 1
         value = self._items.pop(key)
         self._undo.append(lambda: self._items.__setitem__(key, value))
         if self._noted is not None:

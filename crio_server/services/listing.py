@@ -33,13 +33,18 @@ class ListCache(Generic[R]):
     def __init__(self, translate: Callable[[R], Message]) -> None:
         self._translate = translate
         self._items: dict[str, tuple[R, bytes]] = {}
+        self._whole: tuple[Sequence[R], bytes] = ((), b"")
+        """The last answer with everything, and what it was made of."""
 
     def answer(self, records: Sequence[R], *, everything: bool) -> bytes:
         """The serialized answer; `everything` says that nothing was filtered out, so that the cache can be pruned."""
-        parts = [self.item(record) for record in records]
+        if records is self._whole[0]:
+            return self._whole[1]
+        joined = b"".join([self.item(record) for record in records])
         if everything:
             self.keep(records)
-        return b"".join(parts)
+            self._whole = (records, joined)
+        return joined
 
     def batches(self, records: Sequence[R], *, everything: bool) -> Iterator[bytes]:
         """The same answer in messages of bounded size, for a streamed list: no number of records is too many (R34)."""
