@@ -373,6 +373,11 @@ def _has_removed(pod: SandboxRecord, container: ContainerRecord) -> bool:
     return pod.state is SandboxState.OWING or forgotten
 
 
+def _has_infra(state: State, sandbox: SandboxRecord) -> bool:
+    infra = state.containers.get(specs.infra_id(sandbox.id))
+    return infra is not None and infra.state in WATCHED
+
+
 def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
     for sandbox in state.sandboxes.values():
@@ -395,6 +400,9 @@ def resume(state: State) -> None:
                 advance_sandbox(state, sandbox.id, Resumed())
             case _ if sandbox.boot_id != state.boot_id:
                 advance_sandbox(state, sandbox.id, sb.NamespacesLost())
+            case SandboxState.READY if Part.INFRA in sandbox.plan and not _has_infra(state, sandbox):
+                # Its stop had got further than the journal, which could not be written.
+                advance_sandbox(state, sandbox.id, sb.InfraExited())
             case _:
                 observe = fx.ObserveSandbox(sandbox_id=sandbox.id, pins=sandbox.pins)
                 state.emit(sandbox.id, observe)

@@ -118,8 +118,7 @@ class Inspector:
             case rq.RunPodSandbox(), rp.Created() as created:
                 self._sandbox_exists(created.id)
             case rq.CreateContainer(), rp.Created() as created:
-                if created.id not in self.sim.world.runtime and created.id not in self.sim.world.unknowable:
-                    self._say("I9", f"container {created.id} was answered and does not exist")
+                self._container_exists(created.id)
             case rq.ContainerStatus(), rp.ContainerFound() as found:
                 self._exit_is_true(found.container)
 
@@ -143,6 +142,13 @@ class Inspector:
             self._say("I9", f"sandbox {sandbox_id} was answered and does not exist")
         if Part.NETWORK in record.plan and (sandbox_id not in world.links or sandbox_id not in world.addresses):
             self._say("I9", f"sandbox {sandbox_id} was answered and has no network")
+
+    def _container_exists(self, container_id: str) -> None:
+        world, record = self.sim.world, self._state.containers.get(container_id)
+        if record is not None and record.state is ContainerState.EXITED:
+            return  # A repeated request; a crash may have interrupted the removal that another client had asked for.
+        if container_id not in world.runtime and container_id not in world.unknowable:
+            self._say("I9", f"container {container_id} was answered and does not exist")
 
     def _exit_is_true(self, record: ContainerRecord) -> None:
         if record.state not in (ContainerState.EXITED, ContainerState.REMOVING):

@@ -10,7 +10,7 @@ from crio_core.sim import Faults, Life, Simulation
 from crio_core.sim.checks import run_program
 from crio_core.sim.images import BASE
 from crio_core.sim.profiles import MS, STEADY, S
-from crio_core.sim.programs import Action, Program
+from crio_core.sim.programs import Action, Program, container_config
 from tests.property.test_node_regressions import (
     run_container,
     run_pod,
@@ -120,6 +120,46 @@ def test_a_look_finds_namespaces_lost_while_the_pod_is_stopped() -> None:
     assert not sim.world.alive(key)
 
 
+def test_a_signal_ends_after_the_removal_of_its_container_has_failed() -> None:
+    """R21: the signal's own lane is slow, well or badly; the process ended by itself and was removed meanwhile."""
+    for fails in (False, True):
+        sim = simulation()
+        key = run_container(sim, run_pod(sim), DEAF)
+        sim.slow_next.append(fx.SignalContainer)
+        if fails:
+            sim.fail_next.append((fx.SignalContainer, 0))
+        sim.call(rq.StopContainer(container_id=key, grace_ns=60 * S))
+        sim.hands.kill(sim.world.processes[key])
+        sim.fail_next += [(fx.DeleteContainer, 0)] * 3
+        removal = sim.calls[sim.call(rq.RemoveContainer(container_id=key))]
+        sim.run()
+        assert removal.result is not None and not isinstance(removal.result, Failure)
+        assert key not in sim.world.runtime
+
+
+def test_a_removal_of_a_pod_meets_a_container_that_came_back_and_will_not_go() -> None:
+    """R1, R9: the journal failed to forget a creation that was taken back, then came a crash, then deletions fail."""
+    for stays in (1, 3):
+        sim = simulation()
+        pod = run_pod(sim)
+        sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+        sim.fail_next += [(fx.MountRootfs, 0), (fx.DeleteRecord, 0)]
+        sim.call(rq.CreateContainer(sandbox_id=pod, config=container_config(0, 0)))
+        sim.run(100 * MS)
+        sim.ask(rq.StopPodSandbox(sandbox_id=pod))
+        sim.fail_next += [(fx.DeleteContainer, 0)] * stays
+        sim.crash_server()
+        sim.start_server()
+        sim.run(100 * MS)
+        removal = sim.calls[sim.call(rq.RemovePodSandbox(sandbox_id=pod))]
+        sim.run(100 * MS)
+        assert isinstance(removal.result, Failure) == (stays == 3)
+        sim.run()
+        sim.ask(rq.RemovePodSandbox(sandbox_id=pod))
+        assert sim.world.residue(()) == tuple(sorted(f"layer {one}" for one in sim.world.layers))
+        assert pod not in {row for _, row in sim.world.rows}
+
+
 STORIES: tuple[Callable[[], None], ...] = (
     test_a_restart_meets_a_start_that_the_journal_missed,
     test_a_grace_time_ends_while_the_kill_is_waited_for,
@@ -127,6 +167,8 @@ STORIES: tuple[Callable[[], None], ...] = (
     test_an_image_is_pulled_again_while_its_layers_cannot_be_removed,
     test_a_removal_meets_the_retry_of_an_owed_network,
     test_a_look_finds_namespaces_lost_while_the_pod_is_stopped,
+    test_a_signal_ends_after_the_removal_of_its_container_has_failed,
+    test_a_removal_of_a_pod_meets_a_container_that_came_back_and_will_not_go,
     infra_is_gone_late,
 )
 """What the measurement of transitions runs besides random programs."""
