@@ -34,6 +34,11 @@ class Layout:
         return self.root / "state.db"
 
     @property
+    def journal_copy(self) -> PurePosixPath:
+        """On another file system, where /run is one: what destroys or fills the disk leaves it."""
+        return self.runroot / "state.db"
+
+    @property
     def recordings(self) -> PurePosixPath:
         return self.root / "recordings"
 

@@ -228,20 +228,24 @@ def _missing_bundles(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> lis
 # --- what the records own, without a server -----------------------------------------------------------------------
 
 
-async def owned_by_journal(path: Path, boot_id: str) -> tuple[Owned, tuple[Finding, ...]]:
+async def owned_by_journal(layout: Layout, boot_id: str) -> tuple[Owned, tuple[Finding, ...]]:
     """Read a journal that no server has open: a copy of it, so that nothing is mended on the way.
 
     Raises:
         OperationError: It cannot be read, or it is in use.
     """
-    if not path.exists():
+    path, copy = Path(layout.journal), Path(layout.journal_copy)
+    if not path.exists() and not copy.exists():
         return Owned(), ()
     with tempfile.TemporaryDirectory(prefix="crio-check-") as scratch:
-        await mounts.in_thread(f"copy {path}", _copy_journal, path, Path(scratch))
-        journal, loaded = await Journal.open(Path(scratch) / path.name)
+        first, second = Path(scratch) / "first", Path(scratch) / "second"
+        await mounts.in_thread(f"copy {path}", _copy_journal, path, first)
+        await mounts.in_thread(f"copy {copy}", _copy_journal, copy, second)
+        journal, loaded = await Journal.open(first, second)
         await journal.close()
+    mend = "is done by the server when it starts"
     findings = [
-        _journal_damage(path, repair.replace(scratch, str(path.parent)), "is done by the server when it starts")
+        _journal_damage(path, repair.replace(str(first), str(path)).replace(str(second), str(copy)), mend)
         for repair in loaded.repairs
     ]
     findings += [_journal_damage(path, f"{kind} {name}: {why}", "") for kind, name, why in loaded.quarantined]
@@ -259,11 +263,9 @@ def _journal_damage(path: Path, detail: str, mend: str) -> Finding:
 
 
 def _copy_journal(path: Path, target: Path) -> None:
-    for name in (path.name, f"{path.name}-copy"):
-        for suffix in ("", "-wal"):
-            source = path.with_name(name + suffix)
-            if source.exists():
-                shutil.copyfile(source, target / source.name)
+    for suffix in ("", "-wal"):
+        with suppress(FileNotFoundError):
+            shutil.copyfile(path.with_name(path.name + suffix), target.with_name(target.name + suffix))
 
 
 def owned_by_records(records: Iterable[SandboxRecord | ContainerRecord | ImageRecord], boot_id: str) -> Owned:

@@ -374,13 +374,19 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
     monitors = monitors_of(options, layout, here.cgroups, zygote)
     vault = Vault()
     async with AsyncExitStack() as stack:
-        journal, loaded = await Journal.open(Path(layout.journal))
+        journal, loaded = await Journal.open(Path(layout.journal), Path(layout.journal_copy))
         stack.push_async_callback(journal.close)
         for repair in loaded.repairs:
             log.warning("journal: %s", repair)
         images = await stack.enter_async_context(ImageStore.opened(layout, options.registries, vault))
         sweeper = Sweeper(layout, images, tuple(monitors.values()))
         await sweeper.look()
+        quarantined = {f"{kind}/{record_id}": reason for kind, record_id, reason in loaded.quarantined}
+        if sweeper.containers and not loaded.rows and not quarantined:
+            # Without a record nothing is known to be residue: what runs goes on running.
+            lost = f"all records are lost, and there are {len(sweeper.containers)} containers: `crio check` lists them"
+            quarantined[f"journal/{layout.journal}"] = lost
+            log.error("journal: %s", lost)
         executor = HostExecutor(
             layout=layout,
             journal=journal,
@@ -406,7 +412,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
                 boot_id=here.boot_id,
                 at_ns=time.monotonic_ns(),
                 wall_ns=time.time_ns(),
-                quarantined={f"{kind}/{record_id}": reason for kind, record_id, reason in loaded.quarantined},
+                quarantined=quarantined,
                 layers=images.layers(),
             )
         )

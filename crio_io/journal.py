@@ -1,5 +1,8 @@
 """Keeps the node's records: two SQLite files with the same content, written one after the other by one thread.
 
+A server keeps one on disk and one in memory that outlives it (`/run`), which is lost at a reboot, and so is every
+container. What destroys or fills one file system leaves the other.
+
 - A write is acknowledged when it is committed. Writes that arrive together share a transaction (group commit).
 - WAL with `synchronous=NORMAL`: a killed server loses nothing; a power cut may lose the last writes, and containers do
   not outlive that anyway. Idle, nothing runs.
@@ -14,7 +17,7 @@ import queue
 import sqlite3
 import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +28,8 @@ from crio_core.errors import Code, LocalError, OperationError
 from crio_io import mounts
 
 SCHEMA_VERSION = 1
+BEHIND_MAX = 4096
+"""Rows that a file whose disk is full may be behind with; one more and it is made anew when there is room."""
 WAITING_MAX = 4096
 """Writes that may wait for the writer; more make their callers wait."""
 GROUP_MAX = 512
@@ -110,16 +115,18 @@ class Journal:
         self._thread.start()
 
     @classmethod
-    async def open(cls, path: Path) -> tuple["Journal", LoadResult]:
+    async def open(cls, path: Path, copy: Path | None = None) -> tuple["Journal", LoadResult]:
         """Open or make a journal and read all of it.
 
         Args:
-            path: The first file; the second lies beside it. Both have mode 0600.
+            path: The first file. Both have mode 0600.
+            copy: The second, which may be absent after a reboot; beside the first when it is not given.
 
         Raises:
             OperationError: JOURNAL_UNAVAILABLE (in use, no permission, disk full) or JOURNAL_TOO_NEW; never for damage.
         """
-        store, result = await mounts.in_thread(f"open journal {path}", _open, path)
+        copy = copy or path.with_name(path.name + "-copy")
+        store, result = await mounts.in_thread(f"open journal {path}", _open, (path, copy))
         return cls(store), result
 
     async def write(self, changes: Sequence[Change]) -> None:
@@ -211,13 +218,17 @@ class _Store:
     The checksum of every row is kept in memory, so that the head of a commit never rests on what a damaged file says.
     """
 
-    def __init__(self, paths: tuple[Path, Path], commits: int, checksums: dict[_Key, int]) -> None:
+    def __init__(
+        self, paths: tuple[Path, Path], commits: int, checksums: dict[_Key, int], behind: Collection[Path]
+    ) -> None:
         self._paths = paths
         self._commits = commits
         self._checksums = checksums
         self._total = sum(checksums.values())
-        self._copies: list[sqlite3.Connection | None] = [_connect(path) for path in paths]
+        self._copies = [None if path in behind else _connect(path) for path in paths]
         self._damaged = [False, False]
+        self._behind: tuple[dict[_Key, Change], ...] = ({}, {})
+        """What each file could not take for want of space, and takes with the next commit."""
 
     def commit(self, changes: Sequence[Change]) -> OperationError | None:
         """Commit to both; a failure means that neither has the changes. One copy is enough for success."""
@@ -237,24 +248,27 @@ class _Store:
         before = [self._checksums[key] for key in final if key in self._checksums]
         total = self._total - sum(before) + sum(after.values())
         head = _Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
-        first = next(copy for copy in self._copies if copy is not None)
-        try:
-            _apply(first, final, after, head)
-        except sqlite3.Error as error:
-            if not _is_damage(error) or any(copy is None for copy in self._copies):
-                raise
-            self._give_up(self._copies.index(first), error)
-            return self._commit(changes)
+        refusals: dict[int, sqlite3.Error] = {}
+        for index, copy in enumerate(self._copies):
+            if copy is not None:
+                due = self._behind[index] | final
+                try:
+                    _apply(copy, due, self._checksums | after if len(due) > len(final) else after, head)
+                except sqlite3.Error as error:
+                    refusals[index] = error
+        if len(refusals) == sum(copy is not None for copy in self._copies):
+            raise next(iter(refusals.values()))
         self._commits, self._total = head.commits, total
         for key in final:
             self._checksums.pop(key, None)
         self._checksums.update(after)
-        for index, copy in enumerate(self._copies):
-            if copy is not None and copy is not first:
-                try:
-                    _apply(copy, final, after, head)
-                except sqlite3.Error as error:
-                    self._give_up(index, error)  # Made anew from the other before the next write.
+        for index, owed in enumerate(self._behind):
+            if index not in refusals:
+                owed.clear()
+            elif _is_damage(refusals[index]) or len(owed) + len(final) > BEHIND_MAX:
+                self._give_up(index, refusals[index])  # Made anew from the other before the next write.
+            else:
+                owed.update(final)
         return None
 
     def close(self) -> None:
@@ -266,6 +280,7 @@ class _Store:
         copy = self._copies[index]
         self._copies[index] = None
         self._damaged[index] = _is_damage(error)
+        self._behind[index].clear()
         if copy is not None:
             with suppress(sqlite3.Error):
                 copy.close()
@@ -279,7 +294,6 @@ class _Store:
                     if self._damaged[index]:
                         _move_aside(self._paths[index])
                         self._damaged[index] = False
-                    _remove_files(self._paths[index])
                     self._copies[index] = _clone(other, self._paths[index])
 
 
@@ -326,10 +340,10 @@ class _Copy:
         return self.whole, self.head.commits if self.head is not None else -1, len(self.rows)
 
 
-def _open(path: Path) -> tuple[_Store, LoadResult]:
-    paths = (path, path.with_name(path.name + "-copy"))
+def _open(paths: tuple[Path, Path]) -> tuple[_Store, LoadResult]:
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in paths:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         copies = tuple(_read(each) for each in paths)
         best, other = sorted(copies, key=lambda copy: copy.rank, reverse=True)
         rows, quarantined = best.rows, best.damaged
@@ -339,15 +353,16 @@ def _open(path: Path) -> tuple[_Store, LoadResult]:
             rows = other.rows | best.rows
             quarantined = {key: bad for key, bad in (other.damaged | best.damaged).items() if key not in rows}
         head = best.head if best.whole and best.head is not None else _head_of(rows, copies)
-        repairs = _make_whole(copies, best, rows, quarantined, head)
+        repairs, behind = _make_whole(copies, best, rows, quarantined, head)
         result = LoadResult(
             rows=tuple(Row(kind=kind, id=name, data=data) for (kind, name), (data, _) in rows.items()),
             quarantined=tuple((kind, name, reason) for (kind, name), (_, reason) in quarantined.items()),
             repairs=repairs,
         )
-        return _Store(paths, head.commits, {key: checksum for key, (_, checksum) in rows.items()}), result
+        checksums = {key: checksum for key, (_, checksum) in rows.items()}
+        return _Store(paths, head.commits, checksums, behind), result
     except (sqlite3.Error, OSError) as error:
-        raise OperationError(Code.UNAVAILABLE, "JOURNAL_UNAVAILABLE", f"{path}: {error}") from error
+        raise OperationError(Code.UNAVAILABLE, "JOURNAL_UNAVAILABLE", f"{paths[0]}: {error}") from error
 
 
 def _make_whole(
@@ -356,24 +371,33 @@ def _make_whole(
     rows: Mapping[_Key, tuple[bytes, int]],
     quarantined: Mapping[_Key, tuple[bytes, str]],
     head: _Head,
-) -> tuple[str, ...]:
-    """Bring both files to the same good content, and say what was done to which."""
+) -> tuple[tuple[str, ...], frozenset[Path]]:
+    """Bring both files to the same good content; says what was done to which, and which could not be for want of space.
+
+    A reboot empties the place of the second: that it is absent then is no damage.
+    """
     repairs: list[str] = []
+    behind: set[Path] = set()
     was_whole = best.whole
     for copy in copies:
         if copy.present and not copy.whole:
             aside = _move_aside(copy.path)
             reason = copy.trouble or (f"{len(copy.damaged)} damaged rows" if copy.damaged else "rows are missing")
             repairs.append(f"{copy.path} was damaged ({reason}) and is kept as {aside.name}")
-        elif was_whole and not copy.present:
+        elif was_whole and not copy.present and copy is copies[0]:
             repairs.append(f"{copy.path} was missing and was made anew")
-        elif was_whole and copy.head != head:
+        elif was_whole and copy.present and copy.head != head:
             repairs.append(f"{copy.path} was behind and was brought up to date")
     for copy in copies:
         if not copy.whole or copy.head != head:
-            _remove_files(copy.path)
-            _fill(copy.path, rows, quarantined, head)
-    return tuple(repairs)
+            try:
+                _fill(copy.path, rows, quarantined, head)
+            except sqlite3.Error as error:
+                if not best.whole or _is_damage(error):
+                    raise
+                behind.add(copy.path)
+                repairs.append(f"{copy.path} is behind for now: {error}")
+    return tuple(repairs), frozenset(behind)
 
 
 def _head_of(rows: Mapping[_Key, tuple[bytes, int]], copies: Sequence[_Copy]) -> _Head:
@@ -385,6 +409,9 @@ def _read(path: Path) -> _Copy:
     """Read a file row by row, for as long as it can be read."""
     copy = _Copy(path=path, present=path.exists() or path.with_name(path.name + "-wal").exists())
     if not copy.present:
+        return copy
+    if path.is_dir():
+        copy.trouble = "it is a directory"
         return copy
     try:
         with closing(_connect(path)) as connection:
@@ -447,8 +474,10 @@ def _fill(
     quarantined: Mapping[_Key, tuple[bytes, str]],
     head: _Head,
 ) -> None:
-    """Write a new file."""
-    with closing(_connect(path)) as connection:
+    """Write a file anew; the one that is there stays until the new one is whole."""
+    new = path.with_name(path.name + "-new")
+    _remove_files(new)
+    with closing(_created(new)) as connection:
         connection.executescript(_SCHEMA)
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("INSERT INTO record VALUES (?, ?, ?, ?)", ((*key, *row) for key, row in rows.items()))
@@ -458,16 +487,27 @@ def _fill(
         )
         _write_head(connection, head)
         connection.execute("COMMIT")
+    _put_in_place(new, path)
 
 
 def _clone(source: sqlite3.Connection, path: Path) -> sqlite3.Connection:
-    target = _connect(path)
-    try:
+    new = path.with_name(path.name + "-new")
+    _remove_files(new)
+    with closing(_created(new)) as target:
         source.backup(target)
-    except sqlite3.Error:
-        target.close()
-        raise
-    return target
+    _put_in_place(new, path)
+    return _connect(path)
+
+
+def _created(path: Path) -> sqlite3.Connection:
+    """A new file, whole when it is closed: without a write-ahead log."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
+
+
+def _put_in_place(new: Path, path: Path) -> None:
+    _remove_files(path)
+    new.replace(path)
 
 
 def _write_head(connection: sqlite3.Connection, head: _Head) -> None:

@@ -36,7 +36,7 @@ async def repair(
     Raises:
         OperationError: JOURNAL_UNAVAILABLE, a server is running.
     """
-    journal, _ = await Journal.open(Path(layout.journal))
+    journal, _ = await Journal.open(Path(layout.journal), Path(layout.journal_copy))
     store = Store(Path(layout.storage))
     failed: list[tuple[Finding, str]] = []
     try:

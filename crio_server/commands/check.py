@@ -92,7 +92,7 @@ async def find(config: Any, options: "EngineOptions", *, deep: bool) -> tuple[tu
             return await ask_owned(config.listen, config.root)
     else:
         here = await host.look()
-        read, damage = await check.owned_by_journal(Path(layout.journal), here.boot_id)
+        read, damage = await check.owned_by_journal(layout, here.boot_id)
 
         async def owned() -> "Owned":
             return read

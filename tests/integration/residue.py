@@ -18,9 +18,7 @@ from pathlib import Path
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 CGROUP_DEPTH_MAX = 4
 STORAGE_DEPTH_MAX = 2
-IGNORED_FILES = frozenset(
-    {"state.db", "state.db-copy", "state.db-wal", "state.db-copy-wal", "zygote.sock", "zygote.sock.lock"}
-)
+IGNORED_FILES = frozenset({"state.db", "state.db-wal", "zygote.sock", "zygote.sock.lock"})
 """The journal, whose rows are checked, and the way to the process that monitors are forked from."""
 IGNORED_DIRECTORY = "scratch/cgroups"
 """Notes about parent cgroups that the server has made: what is in there is checked."""

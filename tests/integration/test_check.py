@@ -46,7 +46,8 @@ def _forget(crio: Crio, *kinds: str) -> None:
     """Lose records, as no crash may: what they own becomes residue."""
 
     async def forget() -> None:
-        journal, loaded = await Journal.open(crio.site.marks.root / "state.db")
+        marks = crio.site.marks
+        journal, loaded = await Journal.open(marks.root / "state.db", marks.runroot / "state.db")
         await journal.write([Delete(kind=row.kind, id=row.id) for row in loaded.rows if row.kind in kinds])
         await journal.close()
 
@@ -195,8 +196,8 @@ def test_deep_check_finds_a_file_missing_from_a_layer(own_crio: Crio) -> None:
 
 def test_a_damaged_journal_is_found_and_not_touched(stopped: Crio) -> None:
     """R9, R10: one damaged copy costs nothing, and the check tells of it before the server mends it."""
-    copy = stopped.site.marks.root / "state.db-copy"
-    copy.with_name("state.db-copy-wal").unlink(missing_ok=True)
+    copy = stopped.site.marks.runroot / "state.db"
+    copy.with_name("state.db-wal").unlink(missing_ok=True)
     data = b"no database" * 1000
     copy.write_bytes(data)
     found = [one for one in _findings(stopped) if one["what"] == "journal"]

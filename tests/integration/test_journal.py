@@ -31,9 +31,9 @@ def content(result: LoadResult) -> dict[str, bytes]:
     return {row.id: row.data for row in result.rows}
 
 
-async def reopened(path: Path) -> LoadResult:
+async def reopened(path: Path, copy: Path | None = None) -> LoadResult:
     """What a later server finds; the files are closed again."""
-    opened, result = await Journal.open(path)
+    opened, result = await Journal.open(path, copy)
     await opened.close()
     return result
 
@@ -99,7 +99,9 @@ async def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("victim", ["j", "j-copy"])
-@pytest.mark.parametrize("damage", ["truncated", "zeroed", "zeroed page", "flipped", "flipped header", "noise", "gone"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "zeroed", "zeroed page", "flipped", "flipped header", "noise", "directory", "gone"]
+)
 async def test_damage_to_one_file_loses_nothing(tmp_path: Path, damage: str, victim: str) -> None:
     """R10: the copy speaks, the bad file is kept aside, and writing goes on."""
     expected = await filled(tmp_path / "origin" / "j", 60)
@@ -133,6 +135,10 @@ def spoil(path: Path, damage: str, chance: random.Random) -> None:
             data[chance.randrange(100)] ^= 1 << chance.randrange(8)
         case "noise":
             data[:] = chance.randbytes(5000)
+        case "directory":
+            path.unlink()
+            path.mkdir()
+            return
         case _:
             path.unlink()
             return
@@ -222,6 +228,44 @@ async def test_full_disk_refuses_the_write_and_keeps_the_rest(tmp_path: Path) ->
     await opened.write([Delete(kind="container", id="c0")])
     await opened.close()
     assert content(await reopened(tmp_path / "j")).keys() == {f"c{number}" for number in range(1, 20)}
+
+
+@pytest.mark.parametrize("full", [0, 1])
+async def test_a_write_succeeds_while_the_disk_of_one_file_is_full(tmp_path: Path, full: int) -> None:
+    """R45: what was acknowledged is in the other file, and the full one gets it when there is room."""
+    path, copy = tmp_path / "disk" / "j", tmp_path / "memory" / "j"
+    opened, _ = await Journal.open(path, copy)
+    await opened.write([put(f"c{number}", b"x" * 1000) for number in range(20)])
+    connection = opened._store._copies[full]
+    assert connection is not None
+    connection.execute("PRAGMA max_page_count=1")
+    await opened.write([put("big", b"x" * 1_000_000)])
+    await opened.write([Delete(kind="container", id="c0"), put("c1", b"new")])
+    expected = {f"c{number}": b"x" * 1000 for number in range(2, 20)} | {"big": b"x" * 1_000_000, "c1": b"new"}
+    # A server that is killed now leaves these files.
+    for victim in (path, copy):
+        shutil.copytree(victim.parent, tmp_path / "killed" / victim.parent.name)
+    result = await reopened(tmp_path / "killed/disk/j", tmp_path / "killed/memory/j")
+    assert content(result) == expected
+    assert "behind" in result.repairs[0]
+    connection.execute("PRAGMA max_page_count=100000")
+    await opened.write([put("late")])
+    await opened.close()
+    (path, copy)[1 - full].unlink()
+    assert content(await reopened(path, copy)) == expected | {"late": b"data"}
+
+
+async def test_second_file_is_lost_at_a_reboot_and_that_is_no_damage(tmp_path: Path) -> None:
+    """It is kept in memory, which is emptied; a node that starts must not cry wolf."""
+    path, copy = tmp_path / "disk" / "j", tmp_path / "memory" / "j"
+    opened, _ = await Journal.open(path, copy)
+    await opened.write([put("a")])
+    await opened.close()
+    shutil.rmtree(copy.parent)
+    result = await reopened(path, copy)
+    assert content(result) == {"a": b"data"}
+    assert result.repairs == ()
+    assert copy.exists()
 
 
 async def test_second_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from google.protobuf.message import Message
 
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
-from tests.integration.harness import Crio, Refused, Site, wait_for
+from tests.integration.harness import REPOSITORY, Crio, Refused, Site, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -91,6 +92,67 @@ def test_redis_never_notices_that_the_server_restarts_or_is_killed(crio: Crio) -
         for found in crio.client(pb.ListPodSandboxRequest()).items:
             if found.metadata.name == "after":
                 crio.remove(found.id)
+
+
+@pytest.mark.parametrize("damage", ["zeroed", "truncated", "missing", "directory"])
+@pytest.mark.parametrize("place", ["root", "runroot"])
+def test_a_journal_file_that_is_lost_costs_nothing(crio: Crio, place: str, damage: str) -> None:
+    """R9, R10: one file lies on disk and one in memory; whatever becomes of one, the pod goes on as it was."""
+    pod = crio.run_pod()
+    container = crio.begin(pod, ["sleep", "600"])
+    before = crio.status(container)
+    crio.end(signal.SIGKILL)
+    journal = getattr(crio.site.marks, place) / "state.db"
+    spoil(journal, damage)
+    crio.start()
+    for aside in journal.parent.glob("state.db.damaged-*"):
+        aside.rmdir() if aside.is_dir() else aside.unlink()
+    assert crio.status(container) == before
+    assert crio.client(pb.ExecSyncRequest(container_id=container, cmd=["true"], timeout=30)).exit_code == 0
+    crio.stop(container)
+    assert crio.status(container).exit_code == 137
+    crio.remove(pod)
+
+
+def test_containers_go_on_running_when_every_record_is_lost(own_crio: Crio) -> None:
+    """R10: without records nothing can be told to be residue, so nothing is killed; the log and `crio check` say so."""
+    crio = own_crio
+    # Without its record a pod's network cannot be given back: only its plugins know their packet filter rules.
+    options = pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)
+    host = pb.LinuxSandboxSecurityContext(namespace_options=options)
+    pod = crio.run_pod(linux=pb.LinuxPodSandboxConfig(security_context=host))
+    context = pb.LinuxContainerSecurityContext(namespace_options=options)
+    container = crio.begin(pod, ["sleep", "600"], linux=pb.LinuxContainerConfig(security_context=context))
+    process = psutil.Process(crio.info(container)["pid"])
+    crio.end(signal.SIGKILL)
+    for place in (crio.site.marks.root, crio.site.marks.runroot):
+        spoil(place / "state.db", "missing")
+    crio.start()
+    assert process.is_running()
+    status = crio.client(pb.StatusRequest(verbose=True))
+    assert "all records are lost" in str(status.info)
+    assert crio.client(pb.ListContainersRequest()).containers == []
+    crio.end()
+    repair = [*crio.argv, "check", "--repair", "-y"]
+    done = subprocess.run(repair, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not process.is_running()
+    crio.start()
+    crio.assert_clean()
+
+
+def spoil(path: Path, damage: str) -> None:
+    """Damage a file, and the log that belongs to it."""
+    path.with_name(path.name + "-wal").unlink(missing_ok=True)
+    match damage:
+        case "zeroed":
+            path.write_bytes(bytes(path.stat().st_size))
+        case "truncated":
+            os.truncate(path, 5000)
+        case _:
+            path.unlink()
+            if damage == "directory":
+                path.mkdir()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
