@@ -56,6 +56,8 @@ def serve(
     record: str = "",
 ) -> None:
     """Serve until SIGTERM or SIGINT. Ends the process with code 1 and one line if it cannot start."""
+    # httpcore loads trio wherever it is installed: 2 MB with the first pull, which a server on asyncio never uses.
+    sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
     set_up_logging(config)
     for notice in notices:
         log.info("%s", notice)

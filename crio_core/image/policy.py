@@ -84,6 +84,10 @@ class Policy:
                 return scope, self.scopes[scope]
         return "default", self.default
 
+    def accepts_anything(self, reference: Reference) -> bool:
+        """Whether an image of this name needs no signature at all."""
+        return all(one.kind is Kind.ACCEPT for one in self.requirements(reference)[1])
+
 
 ACCEPT_ANYTHING = Policy(default=(Requirement(kind=Kind.ACCEPT),), scopes={})
 
