@@ -41,6 +41,7 @@ from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.recorder import Recorder
 from crio_io.runtime import OciRuntime
+from crio_io.stats import StatsReader
 from crio_io.sweep import Sweeper
 from crio_io.vault import Vault
 from crio_io.zygote import ZygoteClient
@@ -110,6 +111,7 @@ class Engine:
     ) -> None:
         self.driver = driver
         self.images = executor.images
+        self.stats = StatsReader(here.cgroups, executor.images.store)
         self.vault = vault
         self._executor = executor
         self._host = here

@@ -190,7 +190,7 @@ class _Serving:
             return str(engine.images.store.root), found.size_bytes, found.inodes
 
         return [
-            Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network)),
+            Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network, engine.stats)),
             Servable(ImagesBase, Transfer(engine)),
             Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.images.progress)),
         ]

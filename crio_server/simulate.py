@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,12 +24,13 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core.errors import LocalError, OperationError
 from crio_core.node import Handler
-from crio_core.records import Failure
+from crio_core.records import ContainerRecord, Failure
 from crio_core.replies import Result
 from crio_core.requests import Request
 from crio_core.rfc3339 import rfc3339
-from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, EveryImage, Simulation
+from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, EveryImage, Simulation, usage
 from crio_core.sim.hands import LAYER_BYTES, LIFE_ANNOTATION, said_by, words_of
+from crio_core.stats import Interface, LayerUsage, Usage
 from crio_io import mounts
 from crio_io.vault import Vault
 from crio_server.commands.version import VERSION
@@ -49,6 +50,7 @@ LEFT_CALLS_MAX = 1024
 LOGS_MAX = 10_000
 """Containers whose log file is remembered; of more, the oldest have said what they had to say."""
 IDLE_S = 3600.0
+FILESYSTEM = "/simulated"
 LET_GO_NS = 10_000_000_000
 """How often effects that hang go on, processes that survived SIGKILL die, and what is past is forgotten."""
 
@@ -149,6 +151,28 @@ class LiveSimulation:
                 await asyncio.wait_for(self._moved.wait(), max(wait_s, 0.0))
 
 
+class SimulatedUsage:
+    """What simulated containers use, for the stats calls.
+
+    Args:
+        sim: Has the containers.
+    """
+
+    filesystem = FILESYSTEM
+
+    def __init__(self, sim: Simulation) -> None:
+        self._sim = sim
+
+    async def usage(self, records: Sequence[ContainerRecord]) -> Mapping[str, Usage]:
+        return usage.usage(self._sim, records)
+
+    async def layers(self, records: Sequence[ContainerRecord]) -> Mapping[str, LayerUsage]:
+        return usage.layers(self._sim, records)
+
+    async def interfaces(self, pods: Sequence[Sequence[ContainerRecord]]) -> Sequence[tuple[Interface, ...]]:
+        return [usage.interfaces(self._sim, pod) for pod in pods]
+
+
 class LogWriter:
     """Writes what simulated containers say into the log files that their requests name, in the CRI's format."""
 
@@ -242,16 +266,16 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
     async def refresh_network() -> None:
         """The simulated network is always there."""
 
-    async def usage() -> tuple[str, int, int]:
+    async def image_usage() -> tuple[str, int, int]:
         layers = len(live.sim.world.layers)
-        return "/simulated", layers * LAYER_BYTES, layers
+        return FILESYSTEM, layers * LAYER_BYTES, layers
 
     facts = NodeFacts(
         version=VERSION, systemd_cgroup=False, handlers=tuple(one.name for one in config.runtimes), verbose=verbose
     )
     return [
-        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network)),
-        Servable(ImageServiceBase, ImageService(live, Vault(), usage)),
+        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, SimulatedUsage(live.sim))),
+        Servable(ImageServiceBase, ImageService(live, Vault(), image_usage)),
     ]
 
 

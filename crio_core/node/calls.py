@@ -135,7 +135,8 @@ def create_container(state: State, call_id: int, request: rq.CreateContainer, ne
             "SANDBOX_NOT_READY",
             f"pod_sandbox_id: sandbox {sandbox.id} is {sandbox.state.value}: expected a ready one",
         )
-    if config.linux.security_context.namespace_options.pid is NamespaceMode.POD and Part.INFRA not in sandbox.plan:
+    within = specs.within_pod(config, sb.sandbox_request(sandbox)).linux.security_context.namespace_options
+    if within.pid is NamespaceMode.POD and Part.INFRA not in sandbox.plan:
         raise invalid(
             "config.linux.security_context.namespace_options.pid",
             "POD",

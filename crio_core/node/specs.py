@@ -130,6 +130,23 @@ def _namespaces(state: State, sandbox: SandboxRecord, request: PodSandboxConfig)
     return paths
 
 
+def within_pod(config: ContainerConfig, pod: PodSandboxConfig) -> ContainerConfig:
+    """A container's configuration with what it shares with its pod: the node's, where the pod has the node's."""
+    context, wanted = config.linux.security_context, config.linux.security_context.namespace_options
+    given = pod.linux.security_context.namespace_options
+
+    def shared(mode: NamespaceMode, of_pod: NamespaceMode) -> NamespaceMode:
+        return of_pod if (mode, of_pod) == (NamespaceMode.POD, NamespaceMode.NODE) else mode
+
+    options = replace(
+        wanted,
+        network=shared(wanted.network, given.network),
+        pid=shared(wanted.pid, given.pid),
+        ipc=shared(wanted.ipc, given.ipc),
+    )
+    return replace(config, linux=replace(config.linux, security_context=replace(context, namespace_options=options)))
+
+
 def _target_namespace(state: State, sandbox: SandboxRecord, config: ContainerConfig) -> str:
     """The PID namespace of the container that a debugging container wants to look into (CRI, NamespaceMode.TARGET)."""
     target_id = config.linux.security_context.namespace_options.target_id
@@ -151,6 +168,7 @@ def _plan(
     mounted: RootfsMounted,
 ) -> ContainerPlan:
     layout = state.settings.layout
+    config = within_pod(config, request)
     namespaces = dict(_namespaces(state, sandbox, request))
     pid_mode = config.linux.security_context.namespace_options.pid
     if pid_mode is NamespaceMode.TARGET:

@@ -17,6 +17,7 @@ from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.services.explanation import NO_PROGRESS, explanation, node_explanation
 from crio_server.services.listing import ListCache
+from crio_server.services.stats import Source, StatsMethods
 
 RUNTIME_NAME = "crio"
 API_VERSION = "v1"
@@ -70,17 +71,20 @@ def sandbox_info(record: SandboxRecord) -> dict[str, Any]:
     }
 
 
-class RuntimeService:
+class RuntimeService(StatsMethods):
     """Pods and containers.
 
     Args:
         driver: Runs the node.
         facts: What the server says of itself.
         refresh_network: Looks at the CNI configuration now, and tells the node if it has changed.
+        source: Looks at what containers use.
     """
 
-    def __init__(self, driver: Caller, facts: NodeFacts, refresh_network: Callable[[], Awaitable[None]]) -> None:
-        self._driver = driver
+    def __init__(
+        self, driver: Caller, facts: NodeFacts, refresh_network: Callable[[], Awaitable[None]], source: Source
+    ) -> None:
+        super().__init__(driver, source)
         self._facts = facts
         self._refresh_network = refresh_network
         self._sandboxes = ListCache[SandboxRecord](translate.sandbox)

@@ -243,6 +243,16 @@ def test_node_pid_and_ipc_are_the_hosts(crio: Crio) -> None:
         crio.stop(container)
 
 
+def test_a_container_that_shares_with_its_pod_has_the_nodes_where_its_pod_has(crio: Crio) -> None:
+    """Files of crictl's users say nothing of namespaces for a container, which means its pod's."""
+    with crio.pod(linux=of_pod(network=pb.NODE, pid=pb.NODE, ipc=pb.NODE), hostname="") as pod:
+        shared = pb.NamespaceOption(network=pb.POD, pid=pb.POD, ipc=pb.POD)
+        container = crio.begin(pod, ["sleep", "600"], linux=of_container(namespace_options=shared))
+        pid = crio.info(container)["pid"]
+        assert [namespace(kind, pid) == namespace(kind) for kind in ("net", "pid", "ipc")] == [True] * 3
+        crio.stop(container)
+
+
 def test_containers_are_below_the_pods_cgroup_parent(crio: Crio, pod: str) -> None:
     """The kubelet limits pods by their parent: whoever is not below it escapes the limit."""
     container = crio.begin(pod, ["sleep", "600"])

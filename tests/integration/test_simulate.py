@@ -182,6 +182,28 @@ def test_logs_are_written_where_the_request_says(simulated: Simulated) -> None:
     simulated.client(pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
 
 
+def test_statistics_are_answered_and_grow(simulated: Simulated) -> None:
+    """A tool that reads statistics finds counters that only grow, of the containers that run, and the pod's sum."""
+    pod_id = simulated.run_pod("counted")
+    container_id = simulated.begin(pod_id, ["sleep", "inf"])
+    over = simulated.begin(pod_id, ["exit", "0"], "over")
+    simulated.ended(over)
+
+    def used() -> int:
+        stats = simulated.client(pb.ContainerStatsRequest(container_id=container_id)).stats
+        assert stats.memory.working_set_bytes.value > 0 and stats.writable_layer.used_bytes.value > 0
+        return int(stats.cpu.usage_core_nano_seconds.value)
+
+    before = used()
+    wait_for("a counter to grow", lambda: used() > before)
+    mine = pb.PodSandboxStatsFilter(id=pod_id)
+    [pod] = simulated.client(pb.ListPodSandboxStatsRequest(filter=mine)).stats
+    assert [one.attributes.id for one in pod.linux.containers] == [container_id]
+    assert pod.linux.network.default_interface.name == "eth0"
+    assert container_id[:13] in simulated.crioctl("stats").stdout
+    simulated.client(pb.RemovePodSandboxRequest(pod_sandbox_id=pod_id))
+
+
 def test_every_reference_can_be_pulled_and_means_the_same_everywhere(simulated: Simulated) -> None:
     """Any reference is known; what is to fail is named so."""
     client = simulated.client

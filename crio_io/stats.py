@@ -1,0 +1,173 @@
+"""Reads what containers use: control groups, network counters, writable layers.
+
+One look at a container serves everybody who asks within a second. Writable layers are counted far more seldom, since
+counting means walking through them.
+"""
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+import anyio
+
+from crio_core.records import ContainerRecord
+from crio_core.stats import (
+    NS_PER_S,
+    Interface,
+    LayerUsage,
+    Usage,
+    interfaces_of,
+    nano_cores,
+    usage_of_v1,
+    usage_of_v2,
+)
+from crio_io import mounts
+from crio_io.cgroups import Cgroups, Hierarchy, Mode
+from crio_io.storage.store import Store
+
+FRESH_NS = NS_PER_S
+KNOWN_MAX = 20_000
+"""Containers whose last look is kept to compare with; the oldest are forgotten."""
+LAYER_FRESH_NS = 15 * NS_PER_S
+LAYER_SHARE = 20
+"""A layer is counted again at the earliest when this many times the time that it took has passed."""
+FILE_BYTES_MAX = 1 << 16
+"""Of one counter file; memory.stat, the longest, has about 2 kB."""
+LAYERS_BUDGET_NS = NS_PER_S // 5
+"""Once counting has taken this long within one call, what is left waits for the next."""
+
+_V1_FILES: Mapping[str, tuple[str, ...]] = {
+    "cpuacct": ("cpuacct.usage",),
+    "memory": (
+        "memory.stat",
+        "memory.usage_in_bytes",
+        "memory.limit_in_bytes",
+        "memory.memsw.usage_in_bytes",
+        "memory.memsw.limit_in_bytes",
+    ),
+    "pids": ("pids.current",),
+}
+_V2_FILES = (
+    *("cpu.stat", "memory.stat", "memory.current", "memory.max"),
+    *("memory.swap.current", "memory.swap.max", "pids.current"),
+)
+
+
+class StatsReader:
+    """Looks at running containers.
+
+    Args:
+        cgroups: The host's hierarchies.
+        store: Has the writable layers.
+    """
+
+    def __init__(self, cgroups: Cgroups, store: Store) -> None:
+        self._cgroups = cgroups
+        self._store = store
+        self._looking = anyio.Lock()
+        """Who asks while somebody looks waits for that look, and shares it."""
+        self._last: dict[str, Usage] = {}
+        self._layers: dict[str, tuple[LayerUsage, int, int]] = {}
+        """What a layer had, when it was counted on the monotonic clock, and how long that took."""
+
+    @property
+    def filesystem(self) -> str:
+        """Where writable layers are; the same word as in ImageFsInfo, by which a kubelet finds the file system."""
+        return str(self._store.root)
+
+    async def usage(self, records: Sequence[ContainerRecord]) -> Mapping[str, Usage]:
+        """What containers use now, by id; one that has no process is left out."""
+        async with self._looking:
+            return await mounts.in_thread("read control groups", self._usage, tuple(records))
+
+    def _usage(self, records: tuple[ContainerRecord, ...]) -> dict[str, Usage]:
+        found: dict[str, Usage] = {}
+        for record in records:
+            last = self._last.get(record.id)
+            if last is not None and time.monotonic_ns() - last.at_ns < FRESH_NS:
+                found[record.id] = last
+            elif (now := self._look(record, last)) is not None:
+                self._last.pop(record.id, None)
+                found[record.id] = self._last[record.id] = now
+        while len(self._last) > KNOWN_MAX:
+            del self._last[next(iter(self._last))]
+        return found
+
+    def _look(self, record: ContainerRecord, last: Usage | None) -> Usage | None:
+        files: dict[str, str] = {}
+        for hierarchy, path in self._places(record):
+            for name in self._names(hierarchy):
+                with suppress(OSError):  # A kernel without this counter, or a container that ends just now.
+                    files[name] = _read(f"{hierarchy.mountpoint}/{path}/{name}")
+        if not files:
+            return None
+        read = usage_of_v2 if self._cgroups.mode is Mode.V2 else usage_of_v1
+        now = read(files, time.monotonic_ns(), time.time_ns())
+        values = {name: getattr(now, name) for name in Usage.__dataclass_fields__}
+        return Usage(**values | {"nano_cores": nano_cores(last, now)})
+
+    def _names(self, hierarchy: Hierarchy) -> tuple[str, ...]:
+        if hierarchy.v2:
+            return _V2_FILES if self._cgroups.mode is Mode.V2 else ()
+        return tuple(name for controller in hierarchy.controllers for name in _V1_FILES.get(controller, ()))
+
+    def _places(self, record: ContainerRecord) -> list[tuple[Hierarchy, str]]:
+        """The container's directory in each hierarchy: where its process is, but not in a group that it made itself.
+
+        A process that has the container's old number is in a group of another name, and is no process of it.
+        """
+        try:
+            lines = _read(f"/proc/{record.pid}/cgroup").splitlines()
+        except OSError:
+            return []
+        paths: dict[frozenset[str], str] = {}
+        for line in lines:
+            _, controllers, path = line.split(":", 2)
+            parts = path.split("/")
+            own = [index for index, part in enumerate(parts) if record.id in part]
+            if own:
+                paths[frozenset(controllers.split(",")) if controllers else frozenset()] = "/".join(parts[: own[0] + 1])
+        places = []
+        for hierarchy in self._cgroups.hierarchies:
+            key = frozenset() if hierarchy.v2 else frozenset(hierarchy.controllers)
+            if key in paths and (hierarchy.v2 or key):
+                places.append((hierarchy, paths[key].lstrip("/")))
+        return places
+
+    async def interfaces(self, pods: Sequence[Sequence[ContainerRecord]]) -> Sequence[tuple[Interface, ...]]:
+        """Network counters of each pod, seen from one of its containers; none when none of them has a process."""
+        return await mounts.in_thread("read network counters", lambda: [self._interfaces(pod) for pod in pods])
+
+    def _interfaces(self, records: Sequence[ContainerRecord]) -> tuple[Interface, ...]:
+        for record in records:
+            if self._places(record):
+                with suppress(OSError):
+                    return interfaces_of(_read(f"/proc/{record.pid}/net/dev"))
+        return ()
+
+    async def layers(self, records: Sequence[ContainerRecord]) -> Mapping[str, LayerUsage]:
+        """What containers have written, by id, as last counted; one whose turn has not come is left out."""
+        began_ns = time.monotonic_ns()
+        for record in sorted(records, key=lambda one: self._layers[one.id][1] if one.id in self._layers else 0):
+            now_ns = time.monotonic_ns()
+            if now_ns - began_ns > LAYERS_BUDGET_NS:
+                break
+            known = self._layers.get(record.id)
+            if known is None or now_ns - known[1] > max(LAYER_FRESH_NS, known[2] * LAYER_SHARE):
+                counted = await self._store.writable_usage(record.id)
+                ended_ns = time.monotonic_ns()
+                usage = LayerUsage(wall_ns=time.time_ns(), used_bytes=counted.size_bytes, inodes=counted.inodes)
+                self._layers[record.id] = (usage, ended_ns, ended_ns - now_ns)
+        while len(self._layers) > KNOWN_MAX:
+            del self._layers[next(iter(self._layers))]
+        return {record.id: self._layers[record.id][0] for record in records if record.id in self._layers}
+
+
+def _read(path: str) -> str:
+    """A small file of the kernel's. Twice as fast as a text file object, and this runs for many files."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, FILE_BYTES_MAX).decode("utf-8", "surrogateescape")
+    finally:
+        os.close(descriptor)
