@@ -11,10 +11,11 @@
 """
 
 import ast
+import functools
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -182,14 +183,19 @@ def declared_distributions(root: Path) -> tuple[frozenset[str], frozenset[str]]:
     return runtime, runtime | development
 
 
+@functools.cache
+def _installed() -> Mapping[str, list[str]]:
+    """The distributions of each top-level module: asked once, because it reads every installed file list."""
+    return packages_distributions()
+
+
 def check_dependencies(tree: ast.AST, path: str, declared: frozenset[str]) -> Iterator[Finding]:
     """Each import of a library that comes from a distribution which is not declared, or that is not there at all."""
-    distributions = packages_distributions()
     for line, module in imported_modules(tree):
         top = module.split(".")[0]
         if top in sys.stdlib_module_names or top in PACKAGES or top == "tests":
             continue
-        sources = {_distribution_name(name) for name in distributions.get(top, ())}
+        sources = {_distribution_name(name) for name in _installed().get(top, ())}
         if not sources & declared:
             what = (
                 f"imports {module}, whose distribution pyproject.toml does not declare: {sorted(sources) or 'unknown'}"
