@@ -67,8 +67,8 @@ def _field_reader(name: str, hint: Any) -> Reader:
         return lambda message, path: tuple(
             item(one, f"{path}[{index}]") for index, one in enumerate(getattr(message, name))
         )
-    if origin is not None:
-        return lambda message, path: dict(getattr(message, name))
+    if origin is not None:  # a map, whose order on the wire is chance: the same request reads the same
+        return lambda message, path: dict(sorted(getattr(message, name).items()))
     item = _item_reader(hint)
     return lambda message, path: item(getattr(message, name), path)
 

@@ -4,9 +4,7 @@ import orjson
 
 from crio_core import effects as fx
 from crio_core import requests as rq
-from crio_core.cri import (
-    NamespaceMode,
-)
+from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
@@ -30,6 +28,7 @@ from crio_core.records import (
     SandboxRecord,
     SandboxState,
     SessionState,
+    decode_request,
 )
 from crio_core.replies import Created, Done
 
@@ -41,15 +40,14 @@ def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: s
     config = request.config
     checks.sandbox(config, request.runtime_handler, state.settings)
     meta = config.metadata
-    text = orjson.dumps(config).decode()
+    handler = request.runtime_handler or state.settings.default_handler
     known_id = state.sandbox_names.get((meta.namespace, meta.name, meta.uid, meta.attempt))
     if known_id is not None:
-        _join_sandbox(state, call_id, state.sandboxes[known_id], text)
+        _join_sandbox(state, call_id, state.sandboxes[known_id], config, handler)
         return
     host_network = config.linux.security_context.namespace_options.network is NamespaceMode.NODE
     if not host_network and not state.network:
         raise OperationError(Code.UNAVAILABLE, "NETWORK_NOT_READY", f"no pod network: {state.network_reason}")
-    handler = request.runtime_handler or state.settings.default_handler
     plan = [Part.FILES, Part.NAMESPACES]
     if not host_network:
         plan.append(Part.NETWORK)
@@ -63,7 +61,7 @@ def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: s
         labels=config.labels,
         annotations=config.annotations,
         runtime_handler=handler,
-        request=text,
+        request=orjson.dumps(config).decode(),
         boot_id=state.boot_id,
         network="" if host_network else state.network,
         plan=tuple(plan),
@@ -79,14 +77,42 @@ def _title(record: SandboxRecord) -> str:
     return f"{record.metadata.namespace}/{record.metadata.name} attempt {record.metadata.attempt}"
 
 
-def _join_sandbox(state: State, call_id: int, record: SandboxRecord, text: str) -> None:
-    if record.request != text:
-        raise OperationError(
-            Code.ALREADY_EXISTS,
-            "SANDBOX_NAME_TAKEN",
-            f"metadata: {_title(record)} is sandbox {record.id}, made from another configuration: expected "
-            "the same one, or another attempt",
+def _same(title: str, reason: str, fields: tuple[tuple[str, object, object], ...]) -> None:
+    """Refuse a retry that asks for something else: `fields` has names, what was made, and what is asked for.
+
+    Labels, environment and limits may differ: a kubelet works them out anew for each try. What makes the object another
+    one may not, since the answer would be a lie.
+    """
+    for name, made, asked in fields:
+        if made != asked:
+            raise OperationError(
+                Code.ALREADY_EXISTS,
+                reason,
+                f"{name}: {asked}, but {title} was made with {made}: expected the same, or another attempt",
+            )
+
+
+def _join_sandbox(state: State, call_id: int, record: SandboxRecord, config: PodSandboxConfig, handler: str) -> None:
+    """Give a retry the sandbox that its metadata names: with its uid and attempt it can mean no other."""
+    context = "config.linux.security_context"
+    made, asked = sb.sandbox_request(record).linux.security_context, config.linux.security_context
+    modes = (
+        (f"{context}.namespace_options.{name}", getattr(made.namespace_options, name).name, mode.name)
+        for name, mode in (
+            ("network", asked.namespace_options.network),
+            ("pid", asked.namespace_options.pid),
+            ("ipc", asked.namespace_options.ipc),
         )
+    )
+    _same(
+        f"sandbox {record.id}, {_title(record)},",
+        "SANDBOX_NAME_TAKEN",
+        (
+            ("runtime_handler", record.runtime_handler, handler),
+            *modes,
+            (f"{context}.privileged", made.privileged, asked.privileged),
+        ),
+    )
     if record.state is SandboxState.READY:
         state.reply(call_id, Created(id=record.id), lane=record.id)
     elif record.state in sb.COMING or record.state is SandboxState.UNWINDING:
@@ -142,23 +168,26 @@ def create_container(state: State, call_id: int, request: rq.CreateContainer, ne
             "POD",
             f"CONTAINER or NODE, as sandbox {sandbox.id} was made without a PID namespace to share",
         )
-    text = orjson.dumps(config).decode()
     known_id = state.container_names.get((sandbox.id, config.metadata.name, config.metadata.attempt))
     if known_id is not None:
-        _join_container(state, call_id, state.containers[known_id], text)
+        _join_container(state, call_id, state.containers[known_id], config)
         return
     state.wait(call_id, new_id, "create")
-    reserve_container(state, sandbox, config, text, new_id, infra=False)
+    reserve_container(state, sandbox, config, orjson.dumps(config).decode(), new_id, infra=False)
 
 
-def _join_container(state: State, call_id: int, record: ContainerRecord, text: str) -> None:
-    if record.request != text:
-        raise OperationError(
-            Code.ALREADY_EXISTS,
-            "CONTAINER_NAME_TAKEN",
-            f"metadata: {record.metadata.name} attempt {record.metadata.attempt} is container {record.id}, made from "
-            "another configuration: expected the same one, or another attempt",
-        )
+def _join_container(state: State, call_id: int, record: ContainerRecord, config: ContainerConfig) -> None:
+    """Give a retry the container of its name and attempt."""
+    made = decode_request(ContainerConfig, record.request)
+    _same(
+        f"container {record.id}, {record.metadata.name} attempt {record.metadata.attempt},",
+        "CONTAINER_NAME_TAKEN",
+        (
+            ("config.image.image", made.image.image, config.image.image),
+            ("config.command", list(made.command), list(config.command)),
+            ("config.args", list(made.args), list(config.args)),
+        ),
+    )
     if record.state in COMING:
         state.wait(call_id, record.id, "create")
     else:

@@ -1,5 +1,6 @@
 """Callers that come twice, at once, or go away in the middle: exactly one object, and never a bare conflict (R1)."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -125,15 +126,36 @@ def test_the_same_failing_request_at_once_fails_alike_and_leaves_nothing(crio: C
     crio.remove(crio.client(request).pod_sandbox_id)
 
 
-def test_another_configuration_under_a_taken_name_is_a_conflict_that_says_why(crio: Crio) -> None:
-    """Only the very same request joins: two pods may not merge."""
+def test_a_pod_asked_for_in_another_runtime_is_a_conflict_that_says_why(crio: Crio) -> None:
+    """The same name, uid and attempt mean the same pod; what it cannot be any more is refused."""
     pod = crio.run_pod(crio.pod_config("same"))
     other = crio.pod_config("same", labels={"other": "yes"})
+    assert crio.run_pod(other) == pod
+    other.linux.security_context.namespace_options.network = pb.NODE
     refused = crio.client.refusal(pb.RunPodSandboxRequest(config=other))
     assert refused.code is StatusCode.ALREADY_EXISTS
-    assert pod in refused.message
+    assert pod in refused.message and "namespace_options.network" in refused.message
     other.metadata.attempt = 1
     crio.remove(crio.client(pb.RunPodSandboxRequest(config=other)).pod_sandbox_id, pod)
+
+
+def test_a_request_put_differently_after_a_kill_gets_the_same_pod_and_container(own_crio: Crio) -> None:
+    """R1, R4: maps are written in random order, and what a server makes of one differs from process to process."""
+    labels = {f"label-{number}": str(number) for number in range(8)}
+    config = own_crio.pod_config("again", labels=labels, annotations=labels)
+    pod = own_crio.run_pod(config)
+    variables = [pb.KeyValue(key=key, value=value.encode()) for key, value in labels.items()]
+    main = own_crio.container_config(["sleep", "600"], labels=labels, envs=variables)
+    container = own_crio.create(pod, main)
+    for _ in range(3):
+        own_crio.restart(signal.SIGKILL)
+        for message in (config, main):
+            message.ClearField("labels")
+            message.labels.update(reversed(labels.items()))
+        main.ClearField("envs")
+        main.envs.extend(reversed(variables))
+        assert own_crio.run_pod(config) == pod
+        assert own_crio.create(pod, main) == container
 
 
 def test_pulls_cancelled_and_repeated_end_in_one_image(crio: Crio) -> None:
