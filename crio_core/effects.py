@@ -133,6 +133,8 @@ class MountRootfs:
     """Whether the container is privileged and is to see every device of the host."""
     seccomp_path: str
     """File of a Localhost seccomp profile; empty for none."""
+    apparmor_profile: str = ""
+    """The profile that it is to run under, which must be loaded; empty for none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

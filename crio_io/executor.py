@@ -19,6 +19,7 @@ from crio_core.layout import Layout
 from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
 from crio_io import devices, mounts, namespaces, rootfs, sandbox_files
+from crio_io.apparmor import AppArmor
 from crio_io.bundle import make_mount_sources, remove_bundle, write_bundle
 from crio_io.cni import CniRunner
 from crio_io.exits import ExitWatcher
@@ -48,6 +49,7 @@ class HostExecutor:
         sweeper: Removes what no record owns.
         monitor_cgroup: Where monitors are put; empty leaves them where the server is.
         log_size_max_bytes: Where monitors rotate a log; negative for never.
+        apparmor: The profiles of the kernel.
         looks: How many pods are looked at at the same time when a server starts.
     """
 
@@ -61,6 +63,7 @@ class HostExecutor:
     sweeper: Sweeper
     monitor_cgroup: str = ""
     log_size_max_bytes: int = -1
+    apparmor: AppArmor = field(default_factory=AppArmor)
     looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(LOOKS_MAX))
 
     async def run(self, order: fx.Order) -> ev.Outcome:
@@ -212,6 +215,7 @@ class HostExecutor:
     # --- containers ---------------------------------------------------------------------------------------------
 
     async def _mount_rootfs(self, order: fx.MountRootfs) -> ev.RootfsMounted:
+        apparmor = not order.apparmor_profile or await self.apparmor.usable(order.apparmor_profile)
         path = await self.images.mount_rootfs(order.container_id, order.layers)
         facts = await rootfs.gather(path)
         return ev.RootfsMounted(
@@ -221,6 +225,7 @@ class HostExecutor:
             host_devices=await devices.every() if order.all_devices else (),
             seccomp_profile=await devices.seccomp_profile(order.seccomp_path) if order.seccomp_path else "",
             image_mounts=await self.images.mount_volumes(order.container_id, order.volumes) if order.volumes else (),
+            apparmor=apparmor,
         )
 
     async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:

@@ -17,8 +17,10 @@ from crio_core.lifecycle.sandbox import sandbox_request
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.oci import signals
+from crio_core.oci.facts import SpecDefaults
 from crio_core.oci.mounts import image_volumes
 from crio_core.oci.plan import ContainerPlan, InfraPlan
+from crio_core.oci.security import wanted_apparmor_profile
 from crio_core.oci.spec import container_spec, infra_spec
 from crio_core.oci.spec import exec_process as build_exec_process
 from crio_core.records import ContainerRecord, ContainerState, ImageRecord, Part, SandboxRecord, decode_request
@@ -67,9 +69,11 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
     config = decode_request(ContainerConfig, container.request)
     context = config.linux.security_context
     handler = _handler(state, container)
-    seccomp = context.seccomp
+    seccomp, apparmor = context.seccomp, context.apparmor
     if container.infra:
-        seccomp = sandbox_request(state.sandboxes[container.sandbox_id]).linux.security_context.seccomp
+        of_pod = sandbox_request(state.sandboxes[container.sandbox_id]).linux.security_context
+        seccomp, apparmor = of_pod.seccomp, of_pod.apparmor
+    host, defaults = state.settings.host, state.settings.defaults
     localhost = seccomp.profile_type is ProfileType.LOCALHOST
     return fx.MountRootfs(
         container_id=container.id,
@@ -78,6 +82,7 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
         devices=(*state.settings.additional_devices, *config.devices),
         all_devices=context.privileged and not handler.privileged_without_host_devices,
         seccomp_path=seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
+        apparmor_profile=wanted_apparmor_profile(apparmor, host, defaults, privileged=context.privileged),
     )
 
 
@@ -158,6 +163,12 @@ def _target_namespace(state: State, sandbox: SandboxRecord, config: ContainerCon
     return f"/proc/{target.pid}/ns/pid"
 
 
+def _defaults(state: State, mounted: RootfsMounted) -> SpecDefaults:
+    """What the configuration says about every container, as far as this node can give it."""
+    defaults = state.settings.defaults
+    return defaults if mounted.apparmor else replace(defaults, apparmor_profile="")
+
+
 def _plan(
     state: State,
     container: ContainerRecord,
@@ -185,7 +196,7 @@ def _plan(
         image=image_config(image),
         rootfs=mounted.facts,
         host=state.settings.host,
-        defaults=replace(state.settings.defaults, allowed_annotations=_handler(state, container).allowed_annotations),
+        defaults=replace(_defaults(state, mounted), allowed_annotations=_handler(state, container).allowed_annotations),
         namespaces=namespaces,
         resolv_conf_path=str(layout.resolv_conf(sandbox.id)),
         hostname_path=str(layout.hostname(sandbox.id)),
@@ -215,7 +226,7 @@ def _infra_plan(
         command=config.command,
         rootfs=mounted.facts,
         host=state.settings.host,
-        defaults=state.settings.defaults,
+        defaults=_defaults(state, mounted),
         namespaces=_namespaces(state, sandbox, request),
         shm_path=str(state.settings.layout.shm(sandbox.id)),
         seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,

@@ -115,7 +115,7 @@ class SpecDefaults:
         default_env: `NAME=value` each.
         default_sysctls: Applied where the pod's namespaces are its own, dropped where they are the node's.
         seccomp_profile: A parsed profile in place of the built-in one.
-        apparmor_profile: Name of the loaded profile that stands for the runtime's default.
+        apparmor_profile: Name of the profile that stands for the runtime's default; empty for none.
         pids_limit: 0 or less for none.
         allowed_annotations: Keys that a pod may pass on to the runtime; see `annotations.py`.
     """

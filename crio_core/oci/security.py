@@ -2,13 +2,28 @@
 
 import re
 
-from crio_core.cri import NamespaceMode, ProfileType, SELinuxOption
+from crio_core.cri import NamespaceMode, ProfileType, SecurityProfile, SELinuxOption
 from crio_core.errors import Code, OperationError, invalid
+from crio_core.oci.facts import HostFacts, SpecDefaults
 from crio_core.oci.plan import ContainerPlan
+
+DEFAULT_APPARMOR_PROFILE = "crio-default"
+"""The profile that this project brings itself; it stands for the runtime's default unless another is configured."""
 
 _PROFILE = re.compile(r"[A-Za-z0-9_.:/+@-][A-Za-z0-9_.:/+@ -]{0,254}")
 _PART = re.compile(r"[A-Za-z0-9_.]{1,128}")
 _LEVEL = re.compile(r"[A-Za-z0-9_.,:-]{1,256}")
+
+
+def wanted_apparmor_profile(
+    profile: SecurityProfile, host: HostFacts, defaults: SpecDefaults, *, privileged: bool
+) -> str:
+    """The name of the profile that a request means; empty for none."""
+    if privileged or not host.apparmor or profile.profile_type is ProfileType.UNCONFINED:
+        return ""
+    if profile.profile_type is ProfileType.LOCALHOST:
+        return profile.localhost_ref.removeprefix("localhost/")
+    return defaults.apparmor_profile
 
 
 def apparmor_profile(plan: ContainerPlan) -> str:
@@ -23,15 +38,10 @@ def apparmor_profile(plan: ContainerPlan) -> str:
         name = profile.localhost_ref.removeprefix("localhost/")
         if not _PROFILE.fullmatch(name):
             raise invalid(f"{field}.localhost_ref", profile.localhost_ref[:256], "the name of a loaded profile")
-        if plan.privileged:
-            return ""
-        if not plan.host.apparmor:
+        if not plan.privileged and not plan.host.apparmor:
             message = f"{field}: profile {name!r} was asked for, but AppArmor is not enabled on this node"
             raise OperationError(Code.FAILED_PRECONDITION, "APPARMOR_NOT_AVAILABLE", message)
-        return name
-    if plan.privileged or not plan.host.apparmor or profile.profile_type is ProfileType.UNCONFINED:
-        return ""
-    return plan.defaults.apparmor_profile
+    return wanted_apparmor_profile(profile, plan.host, plan.defaults, privileged=plan.privileged)
 
 
 def selinux_labels(plan: ContainerPlan) -> tuple[str, str]:

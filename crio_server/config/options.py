@@ -172,7 +172,7 @@ class Config:
         "crio-default",
         _RUNTIME,
         Text(may_be_empty=False),
-        "AppArmor profile called runtime/default; unconfined turns AppArmor off.",
+        "AppArmor profile called runtime/default; unconfined turns AppArmor off. crio-default is loaded if need be.",
         live=True,
     )
     selinux: bool = option(False, _RUNTIME, Switch(), "Label pods and containers for SELinux.")
