@@ -243,6 +243,22 @@ class NetworkChanged:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProgressed:
+    """How far the download of a layer has come; told a few times a second at most.
+
+    It decides nothing, is in no record and in no recording: it is known for as long as the layer is being fetched, to
+    those who ask.
+    """
+
+    diff_id: str
+    received_bytes: int
+    bytes_per_s: int
+    """Since this transfer began."""
+    host: str
+    """Where it comes from: a registry, or a file."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalLoaded:
     """The server starts: what was recorded, by kind and id, and this boot's id."""
 
@@ -256,4 +272,4 @@ class JournalLoaded:
     """Diff ids of the layers that are whole in the store."""
 
 
-Event = CallArrived | CallCancelled | EffectEnded | TimerFired | NetworkChanged | JournalLoaded
+Event = CallArrived | CallCancelled | EffectEnded | TimerFired | NetworkChanged | LayerProgressed | JournalLoaded

@@ -156,7 +156,7 @@ class Explain:
 
     Args:
         kind: `pod`, `container`, `image`, `pulls` for those of a reference, or `node` for what no list shows.
-        id: The whole id, or the reference; not read for the node.
+        id: The whole id; of `pulls` the reference, or empty for every pull; not read for the node.
     """
 
     kind: str

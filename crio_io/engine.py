@@ -421,6 +421,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         async with anyio.create_task_group() as tasks:
             await engine.refresh_network()
             tasks.start_soon(engine.watch_network)
+            tasks.start_soon(images.tell_progress, driver.feed)
             try:
                 yield engine
             finally:

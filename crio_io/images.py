@@ -3,7 +3,7 @@
 import logging
 import platform as host_platform
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -36,6 +36,8 @@ RESOLVED_MAX = 64
 """Resolved images remembered between the effects of their pulls; a forgotten one is asked for again."""
 PARTIAL_BLOB_AGE_S = 86400.0
 """How long a partial download is kept for a pull that goes on with it."""
+PROGRESS_EVERY_S = 0.25
+"""How often at most the node is told how far a layer has come."""
 CONF_BYTES_MAX = 1024 * 1024
 CONF_FILES_MAX = 256
 DEFAULT_POLICY = Path("/etc/containers/policy.json")
@@ -81,7 +83,9 @@ class ImageStore:
         self._platform = platform_of_machine(host_platform.machine())
         self._client = RegistryClient(certs_dirs=options.certs_dirs)
         self._resolved: dict[tuple[str, str], ResolvedImage] = {}
-        self._progress: dict[str, Progress] = {}
+        self._news: dict[str, ev.LayerProgressed] = {}
+        """How far downloads have come, by diff id, since the node was told."""
+        self._has_news = anyio.Event()
         self._warned = False
         self._offers: dict[str, LocalImage] = {}
         self._offer_numbers = count(1)
@@ -98,11 +102,6 @@ class ImageStore:
         finally:
             await images._client.aclose()
             await store.aclose()
-
-    @property
-    def progress(self) -> Mapping[str, Progress]:
-        """How far each blob that is being fetched has come, by digest."""
-        return self._progress
 
     def reload(self, options: RegistryOptions) -> None:
         """Reach registries by other options from now on."""
@@ -171,37 +170,38 @@ class ImageStore:
         found = self._resolved.get((order.reference, order.auth)) or await self._ask(order.reference, order.auth)
 
         def note(progress: Progress) -> None:
-            self._progress[order.digest] = progress
+            self._note(order.diff_id, progress.received_bytes, progress.bytes_per_s, progress.host)
 
-        try:
-            await self._client.fetch_blob(
-                found.sources, _descriptor(order), self.store, note, await self._auth(order.auth)
-            )
-        finally:
-            self._progress.pop(order.digest, None)
+        await self._client.fetch_blob(found.sources, _descriptor(order), self.store, note, await self._auth(order.auth))
         return ev.LayerFetched()
+
+    def _note(self, diff_id: str, received_bytes: int, bytes_per_s: float, host: str) -> None:
+        self._news[diff_id] = ev.LayerProgressed(
+            diff_id=diff_id, received_bytes=received_bytes, bytes_per_s=round(bytes_per_s), host=host
+        )
+        self._has_news.set()
+
+    async def tell_progress(self, tell: Callable[[ev.LayerProgressed], None]) -> None:
+        """Tell how far downloads have come, of each only the latest and now and then; runs until it is cancelled."""
+        while True:
+            await self._has_news.wait()
+            self._has_news = anyio.Event()
+            news, self._news = self._news, {}
+            for one in news.values():
+                tell(one)
+            await anyio.sleep(PROGRESS_EVERY_S)
 
     async def _copy(self, order: fx.FetchLayer, place: archives.Place) -> ev.LayerFetched:
         layer = _descriptor(order)
-        began_s = time.monotonic()
+        if not self.store.has_layer(layer.diff_id):
+            began_s = time.monotonic()
 
-        def note(copied_bytes: int) -> None:
-            self._progress[order.digest] = Progress(
-                digest=layer.digest,
-                received_bytes=copied_bytes,
-                total_bytes=place.size_bytes,
-                host=str(place.path),
-                bytes_per_s=copied_bytes / max(time.monotonic() - began_s, 0.001),
-            )
+            def note(copied_bytes: int) -> None:
+                rate = copied_bytes / max(time.monotonic() - began_s, 0.001)
+                anyio.from_thread.run_sync(self._note, order.diff_id, copied_bytes, rate, str(place.path))
 
-        try:
-            if not self.store.has_layer(layer.diff_id):
-                target = self.store.blob_path(layer.digest)
-                await mounts.in_thread(
-                    f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note
-                )
-        finally:
-            self._progress.pop(order.digest, None)
+            target = self.store.blob_path(layer.digest)
+            await mounts.in_thread(f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note)
         return ev.LayerFetched()
 
     @contextmanager

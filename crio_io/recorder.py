@@ -107,6 +107,8 @@ class Recorder:
         if is_question(event):
             self._asked += 1
             return
+        if isinstance(event, ev.LayerProgressed):
+            return  # Nothing follows from it, and a long pull would drive out what something follows from.
         self._number += 1
         step = _Step(number=self._number, asked=self._asked, event=_slim(event), effects=_slimmed(effects))
         self._asked = 0

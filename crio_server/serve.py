@@ -182,7 +182,6 @@ class _Serving:
             systemd_cgroup=config.cgroup_manager == "systemd",
             handlers=tuple(one.name for one in config.runtimes),
             verbose=self._verbose,
-            progress=engine.images.progress,
         )
 
         async def usage() -> tuple[str, int, int]:
@@ -192,7 +191,7 @@ class _Serving:
         return [
             Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network, engine.stats)),
             Servable(ImagesBase, Transfer(engine)),
-            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.images.progress)),
+            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage)),
         ]
 
     def _verbose(self) -> Mapping[str, Any]:

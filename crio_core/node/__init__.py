@@ -119,6 +119,8 @@ class Node:
                 state.forget_call(event.call_id)
             case ev.NetworkChanged():
                 state.network, state.network_reason = event.network, event.reason
+            case ev.LayerProgressed():
+                images.note_progress(state, event)
             case ev.JournalLoaded():
                 recovery.load(state, event)
             case _:

@@ -24,6 +24,12 @@ SHOWN_MAX = 256
 """Things of one kind that an explanation of the node lists."""
 TITLE_CHARS_MAX = 256
 
+_STEPS = {
+    LayerState.FETCHING.value: "fetching",
+    LayerState.APPLYING.value: "applying",
+    LayerState.APPLIED.value: "done",
+}
+"""What a layer of a pull is at; all else, and a download of which no byte has come, is waiting."""
 _NS_PER_S = 1_000_000_000
 _COMING_SANDBOX = frozenset({SandboxState.RESERVED, SandboxState.PREPARING, SandboxState.NETWORK, SandboxState.INFRA})
 _COMING_CONTAINER = frozenset({ContainerState.RESERVED, ContainerState.ROOTFS, ContainerState.CREATING})
@@ -217,17 +223,32 @@ def _pull(state: State, pull: Pull) -> dict[str, Any]:
 
 
 def _wanted(state: State, layer: LayerDescriptor) -> dict[str, Any]:
-    """A layer that a pull needs, and how far it has come by the core's count: a step, not bytes."""
-    return {
+    """A layer that a pull needs, and how far it has come; the rate and the source only while bytes come."""
+    known = _layer_state(state, layer.diff_id)
+    coming = state.history.progress.get(layer.diff_id)
+    step = "waiting" if known == LayerState.FETCHING.value and coming is None else _STEPS.get(known, "waiting")
+    about = {
         "digest": layer.digest,
         "diffId": layer.diff_id,
+        "state": known,
+        "step": step,
         "totalBytes": layer.size_bytes,
-        "state": _layer_state(state, layer.diff_id),
+        "receivedBytes": layer.size_bytes if step in ("applying", "done") else 0,
+    }
+    if coming is None:
+        return about
+    return {
+        **about,
+        "receivedBytes": min(coming.received_bytes, layer.size_bytes),
+        "bytesPerS": coming.bytes_per_s,
+        "host": coming.host,
     }
 
 
 def _pulls_of(state: State, reference: str) -> list[dict[str, Any]]:
-    """The pulls under way of what a caller calls `reference`."""
+    """The pulls under way of what a caller calls `reference`; of everything when it is empty."""
+    if not reference:
+        return [_pull(state, one) for one in state.pulls.values() if one.reference][:SHOWN_MAX]
     try:
         names = canonical_names(reference)
     except OperationError:

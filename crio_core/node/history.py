@@ -15,7 +15,7 @@ from crio_core.errors import OperationError
 from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
 from crio_core.node.table import Table
-from crio_core.records import ContainerRecord, Failure, ImageRecord, SandboxRecord
+from crio_core.records import ContainerRecord, Failure, ImageRecord, LayerState, SandboxRecord
 
 PATH_MAX = 32
 """Transitions that are remembered of one record, the latest."""
@@ -135,6 +135,8 @@ class History:
         self.lanes: Table[str, tuple[int, ...]] = Table(undo)
         self.timers: Table[str, Armed] = Table(undo)
         self.departed: Table[str, Departed] = Table(undo)
+        self.progress: Table[str, ev.LayerProgressed] = Table(undo)
+        """How far each layer that is being fetched has come, by diff id; in no checkpoint: no replay is told it."""
 
     # --- what a step says ---------------------------------------------------------------------------------------
 
@@ -193,6 +195,8 @@ class History:
 
     def moved(self, key: str, before: Any, after: Any) -> None:
         """A record was put in its table, or taken out of it."""
+        if isinstance(before, Layer) and (after is None or after.state is not LayerState.FETCHING):
+            self.progress.pop(key)
         if after is None:
             self._leave(key, before)
             return

@@ -8,7 +8,7 @@ from crio_core import effects as fx
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import Code, OperationError, invalid
-from crio_core.events import LayerDescriptor
+from crio_core.events import LayerDescriptor, LayerProgressed
 from crio_core.image.reference import normalise, parse_image_id, parse_reference
 from crio_core.lifecycle import image as im
 from crio_core.lifecycle.layer import LAYER, Layer, LayerUnused, LayerWanted
@@ -192,6 +192,13 @@ def advance_layer(state: State, layer_id: str, event: object) -> None:
     if layer.state is LayerState.APPLIED:
         # The pull that wanted it may have failed meanwhile for another layer.
         sweep_layers(state, (layer_id,))
+
+
+def note_progress(state: State, event: LayerProgressed) -> None:
+    """Remember how far a layer has come, for those who ask; of one that is not being fetched it is old news."""
+    layer = state.layers.get(event.diff_id)
+    if layer is not None and layer.state is LayerState.FETCHING:
+        state.history.progress.put(event.diff_id, event)
 
 
 def settle_pull(state: State, pull_id: str) -> None:

@@ -13,6 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
 
 from crio_core import effects as fx
@@ -38,6 +39,7 @@ UNEXPECTED_STEPS_MAX = 5
 """An order that is to fail does so after at most this many of its steps."""
 RECONCILE_NS = 60 * S
 """How long an exit of which nobody heard stays unseen."""
+PROGRESS_PARTS = 4
 TIMER_LATE_NS = 20 * MS
 EXIT_GRACE_NS = 500 * MS
 """How long the exit file of a container without process and monitor is waited for."""
@@ -395,7 +397,27 @@ class Simulation:
             # Others see it half done, as they would see a program that makes several system calls.
             steps = self._latency_chance.below(UNEXPECTED_STEPS_MAX)
             self._push(1 if slow else time_ns >> 1, self._life, lambda: self._advance(running, steps))
+        if isinstance(effect.order, fx.FetchLayer):
+            self._tell_progress(running, effect.order, time_ns)
         self._push(time_ns, self._life, lambda: self._finish(running))
+
+    def _tell_progress(self, running: _Running, order: fx.FetchLayer, time_ns: int) -> None:
+        """Have the server observe a download at even parts of its time."""
+
+        def tell(part: int) -> None:
+            if running.effect.id in self._running:
+                received_bytes = order.size_bytes * part // PROGRESS_PARTS
+                self.feed(
+                    ev.LayerProgressed(
+                        diff_id=order.diff_id,
+                        received_bytes=received_bytes,
+                        bytes_per_s=order.size_bytes * S // time_ns,
+                        host="simulated",
+                    )
+                )
+
+        for part in range(1, PROGRESS_PARTS):
+            self._push(time_ns * part // PROGRESS_PARTS, self._life, partial(tell, part))
 
     def _time_of(self, order: fx.Order) -> int:
         latency, chance = self.latency, self._latency_chance

@@ -209,7 +209,7 @@ def _layer(layer: Mapping[str, Any]) -> str:
     """A layer of a pull: how far it is, and how fast it comes."""
     rate = f", {size(layer['bytesPerS'])}/s from {layer.get('host')}" if layer.get("bytesPerS") else ""
     received = f"{size(layer.get('receivedBytes', 0))} of {size(layer.get('totalBytes', 0))}"
-    return f"layer {str(layer.get('digest'))[:19]}: {layer.get('state')}, {received}{rate}"
+    return f"layer {str(layer.get('digest'))[:19]}: {layer.get('step')}, {received}{rate}"
 
 
 def _owes(owes: Mapping[str, Any], now_ns: int) -> list[str]:

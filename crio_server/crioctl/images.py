@@ -54,16 +54,17 @@ def pull_image(name: str, creds: str | None, auth: str | None) -> None:
 def _layers_of(client: Client, name: str) -> progress.Detail:
     """What the server tells of a pull's layers while it runs; nothing from a server that does not tell."""
     request = pb.ImageStatusRequest(image=pb.ImageSpec(image=name), verbose=True)
-    said, asked_s = "", 0.0
+    asked_s = 0.0
 
-    async def detail() -> str:
-        nonlocal said, asked_s
-        if time.monotonic() - asked_s >= ASK_EVERY_S:
-            with suppress(Problem):
-                reply = await client.call(client.image.ImageStatus, request)
-                said = progress.of_layers(reply.info.get("pulls", "[]"))
-            asked_s = time.monotonic()
-        return said
+    async def detail() -> tuple[progress.Layer, ...]:
+        nonlocal asked_s
+        if time.monotonic() - asked_s < ASK_EVERY_S:
+            return ()
+        asked_s = time.monotonic()
+        with suppress(Problem):
+            reply = await client.call(client.image.ImageStatus, request)
+            return progress.layers_of(reply.info.get("pulls", "[]"))
+        return ()
 
     return detail
 

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -11,14 +10,12 @@ from crio_core import requests as rq
 from crio_core.replies import Explained
 from crio_io.driver import BUDGET_S, Caller
 from crio_io.mounts import running_steps
-from crio_io.registry.blob import Progress
 from crio_io.spawn import running_programs
 
 STEPS_MAX = 16
 """Steps and programs that are named with one effect."""
 WORDS_CHARS_MAX = 300
 _RECORDS = ("creating", "owing")
-NO_PROGRESS: Mapping[str, Progress] = MappingProxyType({})
 
 
 async def explanation(driver: Caller, kind: str, record_id: str) -> dict[str, str]:
@@ -28,40 +25,27 @@ async def explanation(driver: Caller, kind: str, record_id: str) -> dict[str, st
     return {"explain": orjson.dumps(_with_host(answer.about, record_id)).decode()}
 
 
-async def pulls(driver: Caller, reference: str, progress: Mapping[str, Progress]) -> dict[str, str]:
+async def pulls(driver: Caller, reference: str) -> dict[str, str]:
     """The verbose information of an image that is being pulled: a map with the key `pulls`, and none if it is not."""
+    under_way = await pulls_of(driver, reference)
+    return {"pulls": orjson.dumps(under_way).decode()} if under_way else {}
+
+
+async def pulls_of(driver: Caller, reference: str = "") -> list[Any]:
+    """Explanations of the pulls of a reference that are under way, or of all of them."""
     answer = await driver.call(rq.Explain(kind="pulls", id=reference))
     assert isinstance(answer, Explained)
     under_way = answer.about["pulls"]
     assert isinstance(under_way, list)
-    found = [with_progress(one, progress) for one in under_way]
-    return {"pulls": orjson.dumps(found).decode()} if found else {}
+    return under_way
 
 
-def with_progress(about: Mapping[str, Any], progress: Mapping[str, Progress]) -> Mapping[str, Any]:
-    """A pull with the bytes, the rate and the source of each of its layers; anything else as it is."""
-    if about.get("kind") != "pull":
-        return about
-    return {**about, "layers": [_with_bytes(layer, progress) for layer in about["layers"]]}
-
-
-def _with_bytes(layer: Mapping[str, Any], progress: Mapping[str, Progress]) -> Mapping[str, Any]:
-    if layer["state"] in ("applying", "applied"):
-        return {**layer, "receivedBytes": layer["totalBytes"]}
-    one = progress.get(layer["digest"])
-    if one is None:
-        return {**layer, "receivedBytes": 0}
-    return {**layer, "receivedBytes": one.received_bytes, "bytesPerS": round(one.bytes_per_s), "host": one.host}
-
-
-async def node_explanation(driver: Caller, progress: Mapping[str, Progress] = NO_PROGRESS) -> Mapping[str, Any]:
+async def node_explanation(driver: Caller) -> Mapping[str, Any]:
     """What no list shows, by name: `creating`, `owing`, `departed`, `unsaved`, `owned`."""
     answer = await driver.call(rq.Explain(kind="node"))
     assert isinstance(answer, Explained)
     return {
-        key: [_with_host(with_progress(one, progress), one["id"]) for one in value]
-        if key in ("creating", "owing")
-        else value
+        key: [_with_host(one, one["id"]) for one in value] if key in ("creating", "owing") else value
         for key, value in answer.about.items()
         if isinstance(value, list | dict)
     }

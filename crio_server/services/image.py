@@ -1,7 +1,7 @@
 """The CRI's ImageService, as far as it is implemented."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import orjson
 
@@ -11,11 +11,10 @@ from crio_core.errors import invalid
 from crio_core.records import ImageRecord
 from crio_core.replies import ImageFound, Images, Pulled
 from crio_io.driver import Caller
-from crio_io.registry.blob import Progress
 from crio_io.vault import Vault
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
-from crio_server.services.explanation import NO_PROGRESS, explanation, pulls
+from crio_server.services.explanation import explanation, pulls
 from crio_server.services.listing import ListCache
 
 Usage = Callable[[], Awaitable[tuple[str, int, int]]]
@@ -29,16 +28,12 @@ class ImageService:
         driver: Runs the node.
         vault: Keeps credentials, which never enter the node.
         usage: Measures the image store.
-        progress: How far blobs have come, by digest.
     """
 
-    def __init__(
-        self, driver: Caller, vault: Vault, usage: Usage, progress: Mapping[str, Progress] = NO_PROGRESS
-    ) -> None:
+    def __init__(self, driver: Caller, vault: Vault, usage: Usage) -> None:
         self._driver = driver
         self._vault = vault
         self._usage = usage
-        self._progress = progress
         self._images = ListCache[ImageRecord](translate.image)
 
     async def ListImages(self, request: pb.ListImagesRequest) -> bytes:
@@ -62,7 +57,7 @@ class ImageService:
             raise invalid("image.image", "", "an image reference or id")
         found = await self._driver.call(rq.ImageStatus(image=spec))
         assert isinstance(found, ImageFound)
-        info = await pulls(self._driver, spec.image, self._progress) if request.verbose else {}
+        info = await pulls(self._driver, spec.image) if request.verbose else {}
         if found.image is None:
             return pb.ImageStatusResponse(info=info)
         if request.verbose:

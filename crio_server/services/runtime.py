@@ -1,7 +1,7 @@
 """The CRI's RuntimeService, as far as it is implemented."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -12,10 +12,9 @@ from crio_core.errors import invalid
 from crio_core.records import ContainerRecord, SandboxRecord
 from crio_core.replies import ContainerFound, Containers, Created, Executed, NodeStatus, Sandboxes, SandboxFound
 from crio_io.driver import Caller
-from crio_io.registry.blob import Progress
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
-from crio_server.services.explanation import NO_PROGRESS, explanation, node_explanation
+from crio_server.services.explanation import explanation, node_explanation
 from crio_server.services.listing import ListCache
 from crio_server.services.stats import Source, StatsMethods
 
@@ -34,8 +33,6 @@ class NodeFacts:
     handlers: tuple[str, ...]
     verbose: Callable[[], Mapping[str, Any]]
     """What verbose Status adds, by name; each value is sent as JSON."""
-    progress: Mapping[str, Progress] = field(default_factory=lambda: NO_PROGRESS)
-    """How far blobs have come, by digest."""
 
 
 def _ns(field: str, seconds: int) -> int:
@@ -125,7 +122,7 @@ class RuntimeService(StatsMethods):
                 "quarantined": dict(status.quarantined),
                 "owing": list(status.owing),
             }
-            unlisted = await node_explanation(self._driver, self._facts.progress)
+            unlisted = await node_explanation(self._driver)
             for key, value in {**self._facts.verbose(), "node": node, **unlisted}.items():
                 answer.info[key] = orjson.dumps(value).decode()
         return answer

@@ -7,6 +7,8 @@ from pathlib import Path
 import anyio
 import pytest
 
+from crio_core import effects as fx
+from crio_core import events as ev
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import OperationError
@@ -165,3 +167,23 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(tmp_path: Path, caplog:
     finally:
         subprocess.run(["umount", str(disk)], check=True)
     assert "No space left" in caplog.text
+
+
+def test_progress_of_a_pull_is_in_no_recording(tmp_path: Path) -> None:
+    """A long pull must not drive out of the ring what a replay needs; and the replay does well without it."""
+    sim = Simulation(4)
+    recorder = _recorded(sim)
+    told: list[type] = []
+    note = sim.on_event
+    assert note is not None
+
+    def listen(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        told.append(type(event))
+        note(event, effects)
+
+    sim.on_event = listen
+    sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    assert ev.LayerProgressed in told
+    lines = _lines(anyio.run(recorder.dump, tmp_path / "recordings"))
+    assert not any(b"LayerProgressed" in line for line in lines)
+    assert not replay(lines).differences

@@ -236,3 +236,33 @@ def test_asking_for_a_kind_that_there_is_not_is_refused() -> None:
     for kind in ("pod", "container", "image"):
         with pytest.raises(OperationError, match="not found"):
             _explained(Simulation(1), kind, "f" * 64)
+
+
+def test_layers_of_a_pull_tell_how_far_they_have_come() -> None:
+    """Somebody looks at a pull: of each layer the step, what came of how much, and how fast, until it is over."""
+    sim = Simulation(3)
+    node = sim.node
+    assert node is not None
+    sim.call(rq.PullImage(image=ImageSpec(image=APP)))
+    told: dict[str, list[tuple[str, int, bool]]] = {}
+    while sim.tick():
+        for pull in _explained(sim, "pulls")["pulls"]:
+            for layer in pull["layers"]:
+                assert layer["totalBytes"] == 1000
+                seen = (layer["step"], layer["receivedBytes"], layer.get("bytesPerS", 0) > 0)
+                if seen not in told.setdefault(layer["digest"], []):
+                    told[layer["digest"]].append(seen)
+    coming = [("waiting", 0, False), *(("fetching", part, True) for part in (250, 500, 750))]
+    assert [*told.values()] == [[*coming, ("applying", 1000, False), ("done", 1000, False)]] * 2
+    assert not len(node._state.history.progress)
+
+
+@given(progressed=st.builds(ev.LayerProgressed))
+def test_progress_of_a_layer_that_is_not_fetched_leaves_no_trace(progressed: ev.LayerProgressed) -> None:
+    """News of a download may come after its end; it is no event that anything follows from."""
+    sim = Simulation(3)
+    assert sim.node is not None
+    before = take(sim.node)
+    assert sim.node.step(progressed) == ()
+    assert take(sim.node) == before
+    assert not len(sim.node._state.history.progress)
