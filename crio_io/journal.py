@@ -1,11 +1,13 @@
-"""Keeps the node's records: two SQLite files with the same content, written one after the other by one thread.
+"""Keeps the node's records: two SQLite files with the same content.
 
 A server keeps one on disk and one in memory that outlives it (`/run`), which is lost at a reboot, and so is every
 container. What destroys or fills one file system leaves the other.
 
-- A write is acknowledged when it is committed. Writes that arrive together share a transaction (group commit).
-- WAL with `synchronous=NORMAL`: a killed server loses nothing; a power cut may lose the last writes, and containers do
-  not outlive that anyway. Idle, nothing runs.
+- A write is acknowledged when the file in memory has it: a killed server loses nothing. The disk is owed it, and one
+  thread writes what is owed a moment later, many writes in one transaction. So nobody waits for a disk, or for a turn
+  of another thread. A power cut may lose the last writes, and containers do not outlive that anyway.
+- Without a file in memory that takes it, a write waits for that thread, and is acknowledged when the disk has it.
+- WAL, and on disk `synchronous=NORMAL`. Idle, nothing runs.
 - Damage never stops the opening (R9, R10). Every row has a checksum over its kind, id and data, and every commit
   stores a number, the count of rows and the sum of their checksums. So a copy from which anything is missing is known,
   be it a flipped bit, a lost page or a lost file; the other copy then speaks, and the bad file is moved aside and made
@@ -16,10 +18,12 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from pathlib import Path
 
 import anyio
@@ -41,6 +45,10 @@ QUARANTINE_MAX = 1000
 ASIDE_MAX = 32
 """Damaged files that are kept; the last name is then used again."""
 BUSY_S = 2.0
+LINGER_S = 0.01
+"""How long the disk may lag behind, so that writes of that time share its transaction."""
+QUICK_BYTES_MAX = 256 * 1024
+"""Of one write that is committed in memory at once; a larger one would hold up the event loop."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS record (kind TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
@@ -108,7 +116,11 @@ class Journal:
 
     def __init__(self, store: "_Store") -> None:
         self._store = store
-        self._waiting: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Ticket | _Word] = queue.SimpleQueue()
+        self._tickets = 0
+        """Writes on their way through the thread: while there are any, it alone touches the files."""
+        self._told = False
+        """The thread knows already that the disk is owed something."""
         self._room = anyio.Semaphore(WAITING_MAX, fast_acquire=True)
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="crio-journal", daemon=True)
@@ -139,13 +151,30 @@ class Journal:
         """
         for change in changes:
             _check(change)
+        if self._closed:
+            raise LocalError("the journal is closed")
+        size_bytes = sum(len(change.data) for change in changes if isinstance(change, Put))
+        if not self._tickets and size_bytes <= QUICK_BYTES_MAX and self._store.commit_in_memory(changes):
+            if not self._told:
+                self._told = True
+                self._waiting.put(_Word.OWED)
+            return
+        self._tickets += 1
+        try:
+            await self._write_by_thread(tuple(changes))
+        finally:
+            self._tickets -= 1
+
+    async def _write_by_thread(self, changes: tuple[Change, ...]) -> None:
         async with self._room:
             if self._closed:
                 raise LocalError("the journal is closed")
-            ticket = _Ticket(tuple(changes))
+            ticket = _Ticket(changes)
+            self._waiting.put(ticket)
             try:
-                self._waiting.put(ticket)
-                await anyio.wait_readable(ticket.signal)
+                # The files are the thread's until it is done with them: leaving sooner would let another write in.
+                with anyio.CancelScope(shield=True):
+                    await anyio.wait_readable(ticket.signal)
             finally:
                 ticket.leave()
         if ticket.failure is not None:
@@ -155,49 +184,60 @@ class Journal:
         """Commit what is waiting and close the files; done twice is done once."""
         if not self._closed:
             self._closed = True
-            self._waiting.put(None)
+            self._waiting.put(_Word.CLOSE)
         await mounts.in_thread("close journal", self._thread.join)
 
     def _serve(self) -> None:
-        """The writer thread: wait for one write, take along all that wait behind it, commit, tell everybody."""
+        """The thread: wait for one thing to do, take along all that waits behind it, commit, tell everybody."""
         more = True
         while more:
             tickets: list[_Ticket] = []
+            owed = False
             with suppress(queue.Empty):
                 while more and len(tickets) < GROUP_MAX:
-                    ticket = self._waiting.get(block=not tickets)
-                    if ticket is None:
-                        more = False
+                    word = self._waiting.get(block=not tickets and not owed)
+                    if isinstance(word, _Ticket):
+                        tickets.append(word)
+                    elif word is _Word.OWED:
+                        owed = True
                     else:
-                        tickets.append(ticket)
-            failure = self._store.commit([change for ticket in tickets for change in ticket.changes])
-            for ticket in tickets:
-                ticket.finish(failure)
+                        more = False
+            if owed:
+                if more and not tickets:
+                    time.sleep(LINGER_S)
+                self._told = False  # Before looking: what is owed from now on is told again.
+            if tickets:
+                failure = self._store.commit([change for ticket in tickets for change in ticket.changes])
+                for ticket in tickets:
+                    ticket.finish(failure)
+            else:
+                self._store.catch_up()
         self._store.close()
 
 
+class _Word(Enum):
+    """What the thread is told besides writes."""
+
+    OWED = auto()
+    CLOSE = auto()
+
+
 class _Ticket:
-    """One write on its way, and the eventfd that its caller waits for."""
+    """One write on its way through the thread, and the eventfd that its caller waits for."""
 
     def __init__(self, changes: tuple[Change, ...]) -> None:
         self.changes = changes
         self.failure: OperationError | None = None
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._lock = threading.Lock()
-        self._left = False
 
     def finish(self, failure: OperationError | None) -> None:
-        """Called by the writer. The lock keeps it from signalling a number that is another file by now."""
-        with self._lock:
-            self.failure = failure
-            if not self._left:
-                os.eventfd_write(self.signal, 1)
+        """Called by the thread."""
+        self.failure = failure
+        os.eventfd_write(self.signal, 1)
 
     def leave(self) -> None:
-        """Called by the caller, whether it got its signal or was cancelled."""
-        with self._lock:
-            self._left = True
-            os.close(self.signal)
+        """Called by the caller, once it has its signal."""
+        os.close(self.signal)
 
 
 @dataclass(slots=True)
@@ -212,8 +252,15 @@ class _Head:
         return zlib.crc32(f"{SCHEMA_VERSION} {self.commits} {self.rows} {self.total}".encode())
 
 
+DISK, MEMORY = 0, 1
+
+
 class _Store:
-    """The two files. Used by one thread at a time.
+    """The two files.
+
+    Of the one in memory, and of what is known of the rows, one thread at a time may make use: the event loop's, or the
+    journal's own while a write is on its way through it. The one on disk is the journal's thread's. What the disk is
+    owed passes from one to the other, under a lock that nobody holds for longer than a few lines.
 
     The checksum of every row is kept in memory, so that the head of a commit never rests on what a damaged file says.
     """
@@ -225,10 +272,51 @@ class _Store:
         self._commits = commits
         self._checksums = checksums
         self._total = sum(checksums.values())
-        self._copies = [None if path in behind else _connect(path) for path in paths]
+        self._copies = [
+            None if path in behind else _connect(path, durable=index == DISK) for index, path in enumerate(paths)
+        ]
         self._damaged = [False, False]
         self._behind: tuple[dict[_Key, Change], ...] = ({}, {})
-        """What each file could not take for want of space, and takes with the next commit."""
+        """What each file has not taken yet, and takes with the next commit: for want of space, or of a turn."""
+        self._lock = threading.Lock()
+
+    def commit_in_memory(self, changes: Sequence[Change]) -> bool:
+        """Commit to the file in memory, and owe it to the disk; False when it cannot be had: nothing has changed."""
+        memory = self._copies[MEMORY]
+        if memory is None or self._copies[DISK] is None or self._behind[MEMORY]:
+            return False
+        if not changes:
+            return True
+        final, after, head = self._plan(changes)
+        try:
+            _apply(memory, final, after, head)
+        except sqlite3.Error:
+            return False  # Why is looked into by the thread, which meets it again.
+        with self._lock:
+            self._adopt(final, after, head)
+            self._behind[DISK].update(final)
+        return True
+
+    def catch_up(self) -> None:
+        """Commit to the disk what it is owed; what it cannot take now it takes later."""
+        disk = self._copies[DISK]
+        with self._lock:
+            owed = dict(self._behind[DISK])
+            head = _Head(self._commits, len(self._checksums), self._total)
+            checksums = {key: self._checksums[key] for key, change in owed.items() if isinstance(change, Put)}
+        if disk is None or not owed:
+            return
+        try:
+            _apply(disk, owed, checksums, head)
+        except sqlite3.Error as error:
+            if _is_damage(error) or len(owed) > BEHIND_MAX:
+                self._give_up(DISK, error)  # Made anew by the next write, which comes through the thread.
+            return
+        with self._lock:
+            behind = self._behind[DISK]
+            for key, change in owed.items():
+                if behind.get(key) is change:
+                    del behind[key]
 
     def commit(self, changes: Sequence[Change]) -> OperationError | None:
         """Commit to both; a failure means that neither has the changes. One copy is enough for success."""
@@ -243,11 +331,7 @@ class _Store:
 
     def _commit(self, changes: Sequence[Change]) -> OperationError | None:
         self._repair()
-        final = {(change.kind, change.id): change for change in changes}
-        after = {key: _checksum(*key, change.data) for key, change in final.items() if isinstance(change, Put)}
-        before = [self._checksums[key] for key in final if key in self._checksums]
-        total = self._total - sum(before) + sum(after.values())
-        head = _Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
+        final, after, head = self._plan(changes)
         refusals: dict[int, sqlite3.Error] = {}
         for index, copy in enumerate(self._copies):
             if copy is not None:
@@ -258,10 +342,7 @@ class _Store:
                     refusals[index] = error
         if len(refusals) == sum(copy is not None for copy in self._copies):
             raise next(iter(refusals.values()))
-        self._commits, self._total = head.commits, total
-        for key in final:
-            self._checksums.pop(key, None)
-        self._checksums.update(after)
+        self._adopt(final, after, head)
         for index, owed in enumerate(self._behind):
             if index not in refusals:
                 owed.clear()
@@ -271,16 +352,32 @@ class _Store:
                 owed.update(final)
         return None
 
+    def _plan(self, changes: Sequence[Change]) -> tuple[dict[_Key, Change], dict[_Key, int], "_Head"]:
+        """The last change of each row, the checksums of what is put, and what the head says once that is committed."""
+        final = {(change.kind, change.id): change for change in changes}
+        after = {key: _checksum(*key, change.data) for key, change in final.items() if isinstance(change, Put)}
+        before = [self._checksums[key] for key in final if key in self._checksums]
+        total = self._total - sum(before) + sum(after.values())
+        return final, after, _Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
+
+    def _adopt(self, final: Mapping[_Key, Change], after: Mapping[_Key, int], head: "_Head") -> None:
+        self._commits, self._total = head.commits, head.total
+        for key in final:
+            self._checksums.pop(key, None)
+        self._checksums.update(after)
+
     def close(self) -> None:
+        self._repair()
         for copy in self._copies:
             if copy is not None:
                 copy.close()
 
     def _give_up(self, index: int, error: sqlite3.Error) -> None:
         copy = self._copies[index]
-        self._copies[index] = None
-        self._damaged[index] = _is_damage(error)
-        self._behind[index].clear()
+        with self._lock:
+            self._copies[index] = None
+            self._damaged[index] = _is_damage(error)
+            self._behind[index].clear()
         if copy is not None:
             with suppress(sqlite3.Error):
                 copy.close()
@@ -294,7 +391,7 @@ class _Store:
                     if self._damaged[index]:
                         _move_aside(self._paths[index])
                         self._damaged[index] = False
-                    self._copies[index] = _clone(other, self._paths[index])
+                    self._copies[index] = _clone(other, self._paths[index], durable=index == DISK)
 
 
 def _apply(
@@ -374,7 +471,8 @@ def _make_whole(
 ) -> tuple[tuple[str, ...], frozenset[Path]]:
     """Bring both files to the same good content; says what was done to which, and which could not be for want of space.
 
-    A reboot empties the place of the second: that it is absent then is no damage.
+    A reboot empties the place of the second: that it is absent then is no damage. Nor is it that the first is behind
+    the second, as it is whenever a server was killed.
     """
     repairs: list[str] = []
     behind: set[Path] = set()
@@ -386,7 +484,7 @@ def _make_whole(
             repairs.append(f"{copy.path} was damaged ({reason}) and is kept as {aside.name}")
         elif was_whole and not copy.present and copy is copies[0]:
             repairs.append(f"{copy.path} was missing and was made anew")
-        elif was_whole and copy.present and copy.head != head:
+        elif was_whole and copy.present and copy.head != head and copy is not copies[DISK]:
             repairs.append(f"{copy.path} was behind and was brought up to date")
     for copy in copies:
         if not copy.whole or copy.head != head:
@@ -455,12 +553,16 @@ def _take(copy: _Copy, raw_kind: object, raw_name: object, raw_data: object, che
         copy.damaged[kind, name] = (data, "checksum does not match")
 
 
-def _connect(path: Path) -> sqlite3.Connection:
-    """Open a file, made with mode 0600, for us alone: another server is refused, and there is no shared memory file."""
+def _connect(path: Path, *, durable: bool = True) -> sqlite3.Connection:
+    """Open a file, made with mode 0600, for us alone: another server is refused, and there is no shared memory file.
+
+    One that is not `durable` is never flushed, not even now and then: it is not meant to outlive the machine's run.
+    """
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
     connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
     try:
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL", "cache_size=-512"):
+        synchronous = "NORMAL" if durable else "OFF"
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", f"synchronous={synchronous}", "cache_size=-512"):
             connection.execute(f"PRAGMA {pragma}")
     except sqlite3.Error:
         connection.close()
@@ -490,13 +592,13 @@ def _fill(
     _put_in_place(new, path)
 
 
-def _clone(source: sqlite3.Connection, path: Path) -> sqlite3.Connection:
+def _clone(source: sqlite3.Connection, path: Path, *, durable: bool) -> sqlite3.Connection:
     new = path.with_name(path.name + "-new")
     _remove_files(new)
     with closing(_created(new)) as target:
         source.backup(target)
     _put_in_place(new, path)
-    return _connect(path)
+    return _connect(path, durable=durable)
 
 
 def _created(path: Path) -> sqlite3.Connection:
