@@ -27,7 +27,8 @@ class Layout:
     def directories(self) -> tuple[PurePosixPath, ...]:
         """What has to exist before anything else can."""
         pins = self.namespaces("any").parent
-        return (self.root, self.runroot, self.sandboxes, self.containers, self.scratch, pins, self.exits, self.attach)
+        durable = (self.root, self.images, self.exits)
+        return (*durable, self.runroot, self.sandboxes, self.containers, self.scratch, pins, self.attach)
 
     @property
     def journal(self) -> PurePosixPath:
@@ -45,6 +46,11 @@ class Layout:
     @property
     def storage(self) -> PurePosixPath:
         return self.root / "storage"
+
+    @property
+    def images(self) -> PurePosixPath:
+        """Where copies of the images' records are; their layers are in the storage."""
+        return self.root / "images"
 
     @property
     def sandboxes(self) -> PurePosixPath:

@@ -254,6 +254,9 @@ class ImageRecord(DataClassJsonMixin):
     version: int = 1
 
 
+LOST = ("journal", "lost")
+"""Kind and id of what is set aside when records are lost and nobody knows of what."""
+
 Record = SandboxRecord | ContainerRecord | ImageRecord
 RECORD_TYPES: Mapping[str, type[SandboxRecord] | type[ContainerRecord] | type[ImageRecord]] = {
     kind.KIND: kind for kind in (SandboxRecord, ContainerRecord, ImageRecord)

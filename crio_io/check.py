@@ -13,17 +13,18 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
 from crio_core.errors import LocalError
 from crio_core.image.digest import parse_digest
 from crio_core.layout import Layout
-from crio_core.records import ContainerRecord, ImageRecord, SandboxRecord, decode
+from crio_core.records import LOST, ContainerRecord, ImageRecord, SandboxRecord, decode
 from crio_io import mounts
 from crio_io.cgroups import Cgroups
 from crio_io.journal import Journal
+from crio_io.record_files import RecordFiles
 from crio_io.storage.store import LayerInfo, layer_name, layers_in
 
 CGROUP_DEPTH_MAX = 8
@@ -63,12 +64,16 @@ class Thing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One result. `mend` says what repair does about it; empty when repair does nothing."""
+    """One result. `mend` says what repair does about it; empty when repair does nothing.
+
+    `with_it` is what repair removes together with the thing.
+    """
 
     kind: Kind
     thing: Thing
     detail: str
     mend: str = ""
+    with_it: tuple[Thing, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +86,7 @@ class Owned:
         pins: Inodes of pinned namespaces of this boot by path, for each sandbox whose namespaces must be there.
         images: Diff ids by image id.
         layers: Layers that are known besides, such as those being fetched.
+        quarantined: Reasons by `KIND/ID` of the records that cannot be read; what has such an id is owned.
         stale: Ids of what is of another boot: of it nothing is expected below the run directory.
     """
 
@@ -89,13 +95,20 @@ class Owned:
     pins: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     layers: frozenset[str] = frozenset()
+    quarantined: Mapping[str, str] = field(default_factory=dict)
     stale: frozenset[str] = frozenset()
 
     def owns(self, thing: Thing) -> bool:
-        """Whether any record owns this thing."""
+        """Whether any record owns this thing, be it one that cannot be read."""
+        if self.unreadable(thing):
+            return True
         if thing.what in ("layer", "broken layer"):
             return thing.key in self.layers or any(thing.key in layers for layers in self.images.values())
         return thing.key in self.sandboxes or thing.key in self.containers
+
+    def unreadable(self, thing: Thing) -> bool:
+        """Whether this thing is of a record that cannot be read."""
+        return any(f"{kind}/{thing.key}" in self.quarantined for kind in (SandboxRecord.KIND, ContainerRecord.KIND))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +150,7 @@ def compare(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> tuple[Findin
     findings += _missing_layers(first, looks, last)
     findings += _missing_pins(first, looks, last)
     findings += _missing_bundles(first, looks, last)
+    findings += _unreadable(first, both, last)
     return tuple(findings)
 
 
@@ -225,6 +239,26 @@ def _missing_bundles(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> lis
     return findings
 
 
+def _unreadable(first: Owned, both: frozenset[Thing], last: Owned) -> list[Finding]:
+    """Each record that cannot be read, with what there is of it: only together they may go."""
+    findings = []
+    for name, reason in sorted(last.quarantined.items()):
+        if name not in first.quarantined:
+            continue
+        kind, _, record_id = name.partition("/")
+        of_it = tuple(sorted(thing for thing in both if thing.key == record_id and thing.what in _MENDS))
+        if (kind, record_id) == LOST:
+            mend = "takes everything that is in no record for residue, from then on"
+        elif of_it:
+            things = ", ".join(f"{thing.what} {thing.where}" for thing in of_it)
+            mend = f"forgets the {kind}, and removes with it: {things}"
+        else:
+            mend = f"forgets the {kind}; nothing is there of it"
+        thing = Thing(what="record", key=record_id, where=name)
+        findings.append(Finding(kind=Kind.DAMAGE, thing=thing, detail=reason, mend=mend, with_it=of_it))
+    return findings
+
+
 # --- what the records own, without a server -----------------------------------------------------------------------
 
 
@@ -234,28 +268,28 @@ async def owned_by_journal(layout: Layout, boot_id: str) -> tuple[Owned, tuple[F
     Raises:
         OperationError: It cannot be read, or it is in use.
     """
-    path, copy = Path(layout.journal), Path(layout.journal_copy)
-    if not path.exists() and not copy.exists():
+    path, copy, files = Path(layout.journal), Path(layout.journal_copy), RecordFiles(layout)
+    if not path.exists() and not copy.exists() and not files.traces():
         return Owned(), ()
     with tempfile.TemporaryDirectory(prefix="crio-check-") as scratch:
         first, second = Path(scratch) / "first", Path(scratch) / "second"
         await mounts.in_thread(f"copy {path}", _copy_journal, path, first)
         await mounts.in_thread(f"copy {copy}", _copy_journal, copy, second)
-        journal, loaded = await Journal.open(first, second)
+        journal, loaded = await Journal.open(first, second, files, keep_files=False)
         await journal.close()
     mend = "is done by the server when it starts"
     findings = [
         _journal_damage(path, repair.replace(str(first), str(path)).replace(str(second), str(copy)), mend)
         for repair in loaded.repairs
     ]
-    findings += [_journal_damage(path, f"{kind} {name}: {why}", "") for kind, name, why in loaded.quarantined]
+    quarantined = {f"{kind}/{name}": why for kind, name, why in loaded.quarantined}
     records = []
     for row in loaded.rows:
         try:
             records.append(decode(row.kind, row.data))
         except LocalError as error:
-            findings.append(_journal_damage(path, f"{row.kind} {row.id}: {error}", ""))
-    return owned_by_records(records, boot_id), tuple(findings)
+            quarantined[f"{row.kind}/{row.id}"] = str(error)
+    return replace(owned_by_records(records, boot_id), quarantined=quarantined), tuple(findings)
 
 
 def _journal_damage(path: Path, detail: str, mend: str) -> Finding:

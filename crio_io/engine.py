@@ -39,6 +39,7 @@ from crio_io.images import ImageStore, RegistryOptions
 from crio_io.journal import Journal
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
+from crio_io.record_files import RecordFiles
 from crio_io.recorder import Recorder
 from crio_io.runtime import OciRuntime
 from crio_io.stats import StatsReader
@@ -117,6 +118,8 @@ class Engine:
         self._host = here
         self._zygote = zygote
         self.recorder: Recorder | None = None
+        self.journal_repairs: tuple[str, ...] = ()
+        """What was wrong with the journal when the engine was opened, and was mended, in sentences."""
         self._networks = NetworkConfigs("", ())
         self._last_network = ("", "")
 
@@ -376,19 +379,17 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
     monitors = monitors_of(options, layout, here.cgroups, zygote)
     vault = Vault()
     async with AsyncExitStack() as stack:
-        journal, loaded = await Journal.open(Path(layout.journal), Path(layout.journal_copy))
+        files = RecordFiles(layout)
+        journal, loaded = await Journal.open(Path(layout.journal), Path(layout.journal_copy), files)
         stack.push_async_callback(journal.close)
         for repair in loaded.repairs:
             log.warning("journal: %s", repair)
+        for kind, record_id, reason in loaded.quarantined:
+            log.error("journal: %s %s: %s: `crio check` lists what it may own", kind, record_id, reason)
         images = await stack.enter_async_context(ImageStore.opened(layout, options.registries, vault))
         sweeper = Sweeper(layout, images, tuple(monitors.values()))
         await sweeper.look()
         quarantined = {f"{kind}/{record_id}": reason for kind, record_id, reason in loaded.quarantined}
-        if sweeper.containers and not loaded.rows and not quarantined:
-            # Without a record nothing is known to be residue: what runs goes on running.
-            lost = f"all records are lost, and there are {len(sweeper.containers)} containers: `crio check` lists them"
-            quarantined[f"journal/{layout.journal}"] = lost
-            log.error("journal: %s", lost)
         executor = HostExecutor(
             layout=layout,
             journal=journal,
@@ -404,6 +405,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
         engine = Engine(driver, executor, vault, here, zygote)
         engine.configure(options)
+        engine.journal_repairs = loaded.repairs
         engine.recorder = Recorder(driver.node, version=options.version, path=options.record)
         stack.push_async_callback(engine.recorder.aclose)
         driver.on_step = engine.recorder.note

@@ -11,7 +11,9 @@ container. What destroys or fills one file system leaves the other.
 - Damage never stops the opening (R9, R10). Every row has a checksum over its kind, id and data, and every commit
   stores a number, the count of rows and the sum of their checksums. So a copy from which anything is missing is known,
   be it a flipped bit, a lost page or a lost file; the other copy then speaks, and the bad file is moved aside and made
-  anew. Only when both are damaged are rows picked one by one, and what fails its checksum goes into quarantine.
+  anew. Only when both are damaged or lost are rows picked one by one, and joined by the copies that lie beside what
+  they tell of (`record_files.py`). What is damaged there too goes into quarantine, and stays there, whatever is opened
+  how often, until its row is written anew or deleted (`crio check --repair`).
 """
 
 import os
@@ -29,7 +31,9 @@ from pathlib import Path
 import anyio
 
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.records import LOST
 from crio_io import mounts
+from crio_io.record_files import DURABLE, RecordFiles, checksum
 
 SCHEMA_VERSION = 1
 BEHIND_MAX = 4096
@@ -83,7 +87,7 @@ class Put:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """Remove a row; absent is success."""
+    """Remove a row, also one in quarantine; absent is success."""
 
     kind: str
     id: str
@@ -104,7 +108,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadResult:
-    """What an opening found: good rows, rows that had to be put away (kind, id, reason), and repairs, in sentences."""
+    """What an opening found: good rows, what is in quarantine (kind, id, reason), and repairs, in sentences.
+
+    `LOST` is the kind and id of what is in quarantine when nobody knows how many rows are missing.
+    """
 
     rows: tuple[Row, ...]
     quarantined: tuple[tuple[str, str, str], ...]
@@ -127,18 +134,22 @@ class Journal:
         self._thread.start()
 
     @classmethod
-    async def open(cls, path: Path, copy: Path | None = None) -> tuple["Journal", LoadResult]:
+    async def open(
+        cls, path: Path, copy: Path | None = None, files: RecordFiles | None = None, *, keep_files: bool = True
+    ) -> tuple["Journal", LoadResult]:
         """Open or make a journal and read all of it.
 
         Args:
             path: The first file. Both have mode 0600.
             copy: The second, which may be absent after a reboot; beside the first when it is not given.
+            files: Where a copy of each record is kept, and looked for when both are damaged or lost.
+            keep_files: Whether these copies may be changed; otherwise they are only read.
 
         Raises:
             OperationError: JOURNAL_UNAVAILABLE (in use, no permission, disk full) or JOURNAL_TOO_NEW; never for damage.
         """
         copy = copy or path.with_name(path.name + "-copy")
-        store, result = await mounts.in_thread(f"open journal {path}", _open, (path, copy))
+        store, result = await mounts.in_thread(f"open journal {path}", _open, (path, copy), files, keep_files)
         return cls(store), result
 
     async def write(self, changes: Sequence[Change]) -> None:
@@ -266,11 +277,21 @@ class _Store:
     """
 
     def __init__(
-        self, paths: tuple[Path, Path], commits: int, checksums: dict[_Key, int], behind: Collection[Path]
+        self,
+        paths: tuple[Path, Path],
+        commits: int,
+        checksums: dict[_Key, int],
+        *,
+        aside: frozenset[_Key],
+        behind: Collection[Path],
+        files: RecordFiles | None,
     ) -> None:
         self._paths = paths
         self._commits = commits
         self._checksums = checksums
+        self._aside = aside
+        """What was in quarantine when the files were opened."""
+        self._files = files
         self._total = sum(checksums.values())
         self._copies = [
             None if path in behind else _connect(path, durable=index == DISK) for index, path in enumerate(paths)
@@ -289,12 +310,13 @@ class _Store:
             return True
         final, after, head = self._plan(changes)
         try:
-            _apply(memory, final, after, head)
+            _apply(memory, final, after, head, self._aside & final.keys())
         except sqlite3.Error:
             return False  # Why is looked into by the thread, which meets it again.
         with self._lock:
             self._adopt(final, after, head)
             self._behind[DISK].update(final)
+        self._copy_beside(final, MEMORY)
         return True
 
     def catch_up(self) -> None:
@@ -307,11 +329,12 @@ class _Store:
         if disk is None or not owed:
             return
         try:
-            _apply(disk, owed, checksums, head)
+            _apply(disk, owed, checksums, head, self._aside & owed.keys())
         except sqlite3.Error as error:
             if _is_damage(error) or len(owed) > BEHIND_MAX:
                 self._give_up(DISK, error)  # Made anew by the next write, which comes through the thread.
             return
+        self._copy_beside(owed, DISK)
         with self._lock:
             behind = self._behind[DISK]
             for key, change in owed.items():
@@ -337,7 +360,8 @@ class _Store:
             if copy is not None:
                 due = self._behind[index] | final
                 try:
-                    _apply(copy, due, self._checksums | after if len(due) > len(final) else after, head)
+                    sums = self._checksums | after if len(due) > len(final) else after
+                    _apply(copy, due, sums, head, self._aside & due.keys())
                 except sqlite3.Error as error:
                     refusals[index] = error
         if len(refusals) == sum(copy is not None for copy in self._copies):
@@ -350,12 +374,25 @@ class _Store:
                 self._give_up(index, refusals[index])  # Made anew from the other before the next write.
             else:
                 owed.update(final)
+        for index in (DISK, MEMORY):
+            self._copy_beside(final, index)
         return None
+
+    def _copy_beside(self, changes: Mapping[_Key, Change], index: int) -> None:
+        """Keep copies of what was committed beside what it tells of, of that which lies on disk or in memory."""
+        if self._files is None:
+            return
+        for (kind, name), change in changes.items():
+            if (kind in DURABLE) == (index == DISK):
+                if isinstance(change, Put):
+                    self._files.put(kind, name, change.data)
+                else:
+                    self._files.remove(kind, name)
 
     def _plan(self, changes: Sequence[Change]) -> tuple[dict[_Key, Change], dict[_Key, int], "_Head"]:
         """The last change of each row, the checksums of what is put, and what the head says once that is committed."""
         final = {(change.kind, change.id): change for change in changes}
-        after = {key: _checksum(*key, change.data) for key, change in final.items() if isinstance(change, Put)}
+        after = {key: checksum(*key, change.data) for key, change in final.items() if isinstance(change, Put)}
         before = [self._checksums[key] for key in final if key in self._checksums]
         total = self._total - sum(before) + sum(after.values())
         return final, after, _Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
@@ -395,9 +432,13 @@ class _Store:
 
 
 def _apply(
-    copy: sqlite3.Connection, changes: Mapping[_Key, Change], checksums: Mapping[_Key, int], head: _Head
+    copy: sqlite3.Connection,
+    changes: Mapping[_Key, Change],
+    checksums: Mapping[_Key, int],
+    head: _Head,
+    cleared: Collection[_Key],
 ) -> None:
-    """One transaction: the last change of each row, and the head."""
+    """One transaction: the last change of each row, and the head; `cleared` is in quarantine no longer."""
     copy.execute("BEGIN IMMEDIATE")
     try:
         for key, change in changes.items():
@@ -406,6 +447,7 @@ def _apply(
                 copy.execute("INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)", row)
             else:
                 copy.execute("DELETE FROM record WHERE kind = ? AND id = ?", key)
+        copy.executemany("DELETE FROM quarantine WHERE kind = ? AND id = ?", cleared)
         _write_head(copy, head)
         copy.execute("COMMIT")
     except BaseException:
@@ -423,6 +465,8 @@ class _Copy:
     head: _Head | None = None
     rows: dict[_Key, tuple[bytes, int]] = field(default_factory=dict)
     damaged: dict[_Key, tuple[bytes, str]] = field(default_factory=dict)
+    aside: dict[_Key, tuple[bytes, str]] = field(default_factory=dict)
+    """What an earlier opening has put into quarantine."""
     trouble: str = ""
 
     @property
@@ -433,33 +477,62 @@ class _Copy:
         return head.rows == len(self.rows) and head.total == sum(checksum for _, checksum in self.rows.values())
 
     @property
+    def counted(self) -> bool:
+        """Whether no row is missing, though some may be damaged."""
+        found = len(self.rows) + len(self.damaged)
+        return self.head is not None and not self.trouble and self.head.rows == found
+
+    @property
     def rank(self) -> tuple[bool, int, int]:
         return self.whole, self.head.commits if self.head is not None else -1, len(self.rows)
 
 
-def _open(paths: tuple[Path, Path]) -> tuple[_Store, LoadResult]:
+def _open(paths: tuple[Path, Path], files: RecordFiles | None, keep_files: bool) -> tuple[_Store, LoadResult]:
     try:
         for path in paths:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         copies = tuple(_read(each) for each in paths)
         best, other = sorted(copies, key=lambda copy: copy.rank, reverse=True)
-        rows, quarantined = best.rows, best.damaged
+        rows, quarantined, rebuilt = best.rows, best.aside, ""
         if not best.whole:
-            # Both are damaged, or there is none yet: all that is good in either. A row that was deleted just before may
-            # come back this way; a record of something that is not there is found out by looking.
-            rows = other.rows | best.rows
-            quarantined = {key: bad for key, bad in (other.damaged | best.damaged).items() if key not in rows}
+            rows, quarantined, rebuilt = _salvaged(best, other, files)
         head = best.head if best.whole and best.head is not None else _head_of(rows, copies)
         repairs, behind = _make_whole(copies, best, rows, quarantined, head)
+        if not keep_files:
+            files = None
+        if files is not None:
+            files.complete({key: data for key, (data, _) in rows.items()})
         result = LoadResult(
             rows=tuple(Row(kind=kind, id=name, data=data) for (kind, name), (data, _) in rows.items()),
             quarantined=tuple((kind, name, reason) for (kind, name), (_, reason) in quarantined.items()),
-            repairs=repairs,
+            repairs=(*repairs, rebuilt) if rebuilt else repairs,
         )
-        checksums = {key: checksum for key, (_, checksum) in rows.items()}
-        return _Store(paths, head.commits, checksums, behind), result
+        checksums = {key: value for key, (_, value) in rows.items()}
+        aside = frozenset(quarantined)
+        return _Store(paths, head.commits, checksums, aside=aside, behind=behind, files=files), result
     except (sqlite3.Error, OSError) as error:
         raise OperationError(Code.UNAVAILABLE, "JOURNAL_UNAVAILABLE", f"{paths[0]}: {error}") from error
+
+
+def _salvaged(
+    best: _Copy, other: _Copy, files: RecordFiles | None
+) -> tuple[dict[_Key, tuple[bytes, int]], dict[_Key, tuple[bytes, str]], str]:
+    """Rows, quarantine, and what was rebuilt, when both files are damaged or there is none (yet).
+
+    All that is good anywhere. A row that was deleted just before may come back this way; a record of something that is
+    not there is found out by looking. A copy counts more than a row, which may be of a file that lost its newest pages.
+    """
+    good, bad = files.read() if files is not None else ({}, {})
+    rows = other.rows | best.rows | {key: (data, checksum(*key, data)) for key, data in good.items()}
+    put_away = bad | other.damaged | best.damaged | other.aside | best.aside
+    quarantined = {key: reason for key, reason in put_away.items() if key not in rows}
+    used = any(copy.present for copy in (best, other)) or (files is not None and files.traces())
+    if used and not best.counted:
+        # Whatever is in no record may have been in a row that is gone.
+        reason = f"the journal was lost or damaged; {len(rows)} records are known, others may have been lost with it"
+        quarantined[LOST] = (b"", reason)
+    rebuilt = good.keys() - best.rows.keys() - other.rows.keys()
+    return rows, quarantined, f"{len(rebuilt)} records were rebuilt from their copies" if rebuilt else ""
 
 
 def _make_whole(
@@ -517,6 +590,8 @@ def _read(path: Path) -> _Copy:
             _read_head(connection, copy)
             for row in connection.execute("SELECT kind, id, data, checksum FROM record"):
                 _take(copy, *row)
+            for *key, data, reason in connection.execute("SELECT kind, id, data, reason FROM quarantine"):
+                copy.aside[_text(key[0]), _text(key[1])] = (data, _text(reason))
     except sqlite3.Error as error:
         if not _is_damage(error):
             raise
@@ -540,15 +615,12 @@ def _read_head(connection: sqlite3.Connection, copy: _Copy) -> None:
     copy.head = head
 
 
-def _take(copy: _Copy, raw_kind: object, raw_name: object, raw_data: object, checksum: object) -> None:
+def _take(copy: _Copy, raw_kind: object, raw_name: object, raw_data: object, raw_sum: object) -> None:
     """Sort one row into good or damaged; nothing about it is to be trusted, not even its types."""
-    kind, name = (
-        word.decode("utf-8", "backslashreplace") if isinstance(word, bytes) else repr(word)
-        for word in (raw_kind, raw_name)
-    )
+    kind, name = _text(raw_kind), _text(raw_name)
     data = raw_data if isinstance(raw_data, bytes) else repr(raw_data).encode()
-    if isinstance(checksum, int) and _checksum(kind, name, data) == checksum:
-        copy.rows[kind, name] = (data, checksum)
+    if isinstance(raw_sum, int) and checksum(kind, name, data) == raw_sum:
+        copy.rows[kind, name] = (data, raw_sum)
     else:
         copy.damaged[kind, name] = (data, "checksum does not match")
 
@@ -632,8 +704,8 @@ def _remove_files(path: Path) -> None:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
-def _checksum(kind: str, name: str, data: bytes) -> int:
-    return zlib.crc32(data, zlib.crc32(f"{kind}\0{name}\0".encode("utf-8", "surrogatepass")))
+def _text(word: object) -> str:
+    return word.decode("utf-8", "backslashreplace") if isinstance(word, bytes) else repr(word)
 
 
 def _check(change: Change) -> None:

@@ -13,14 +13,15 @@ from crio_core.errors import OperationError
 from crio_core.image.digest import parse_digest
 from crio_core.layout import Layout
 from crio_core.oci.facts import CgroupDriver
-from crio_core.records import ImageRecord
+from crio_core.records import LOST, ImageRecord
 from crio_io import mounts, namespaces, sandbox_files
 from crio_io.bundle import remove_bundle
 from crio_io.cgroups import Cgroups
-from crio_io.check import Finding
+from crio_io.check import Finding, Thing
 from crio_io.journal import Delete, Journal
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
+from crio_io.record_files import RecordFiles
 from crio_io.runtime import processes
 from crio_io.storage.files import delete_tree
 from crio_io.storage.store import Store
@@ -36,16 +37,18 @@ async def repair(
     Raises:
         OperationError: JOURNAL_UNAVAILABLE, a server is running.
     """
-    journal, _ = await Journal.open(Path(layout.journal), Path(layout.journal_copy))
+    journal, _ = await Journal.open(Path(layout.journal), Path(layout.journal_copy), RecordFiles(layout))
     store = Store(Path(layout.storage))
     failed: list[tuple[Finding, str]] = []
     try:
         await store.open()
         mender = _Mender(layout, monitors, journal, store)
         for finding in sorted(findings, key=_order):
-            if finding.mend:
+            if finding.mend and not (failed and finding.thing.where == "/".join(LOST)):
                 try:
-                    await mender.mend(finding)
+                    for thing in sorted(finding.with_it, key=_rank):
+                        await mender.mend(thing)
+                    await mender.mend(finding.thing)
                 except OperationError as error:
                     failed.append((finding, error.message))
                 except OSError as error:
@@ -58,8 +61,16 @@ async def repair(
 
 def _order(finding: Finding) -> int:
     """Whole containers first, then what is left of them, then what they used."""
-    order = ("bundle", "runtime state", "monitor", "mount", "writable layer", "control group")
-    return order.index(finding.thing.what) if finding.thing.what in order else len(order)
+    if finding.thing.where == "/".join(LOST):
+        return len(_ORDER) + 1  # From here on what is left counts as residue: only when nothing failed before.
+    return _rank(finding.thing)
+
+
+_ORDER = ("record", "bundle", "runtime state", "monitor", "mount", "writable layer", "control group")
+
+
+def _rank(thing: Thing) -> int:
+    return _ORDER.index(thing.what) if thing.what in _ORDER else len(_ORDER)
 
 
 class _Mender:
@@ -69,13 +80,13 @@ class _Mender:
         self._journal = journal
         self._store = store
 
-    async def mend(self, finding: Finding) -> None:
-        key, where = finding.thing.key, Path(finding.thing.where)
-        match finding.thing.what:
+    async def mend(self, thing: Thing) -> None:
+        key, where = thing.key, Path(thing.where)
+        match thing.what:
             case "bundle" | "runtime state":
                 await self._container(key)
             case "monitor":
-                await mounts.in_thread(f"end process {where}", _end, int(finding.thing.where), key)
+                await mounts.in_thread(f"end process {where}", _end, int(thing.where), key)
             case "mount":
                 await mounts.detach(str(where))
             case "writable layer":
@@ -94,6 +105,9 @@ class _Mender:
                 await self._store.remove_layer(parse_digest(key))
             case "broken layer" | "half layer":
                 await mounts.in_thread(f"delete {where}", delete_tree, where)
+            case "record":
+                kind, _, record_id = thing.where.partition("/")
+                await self._journal.write((Delete(kind=kind, id=record_id),))
             case "image":
                 await self._journal.write((Delete(kind=ImageRecord.KIND, id=key),))
             case _:

@@ -33,11 +33,6 @@ class Sweeper:
         """Note what is there. Before the node serves: what comes later is never swept."""
         self._found = await mounts.in_thread("list the node's directories", self._look)
 
-    @property
-    def containers(self) -> tuple[str, ...]:
-        """Ids of the containers that have a bundle, as `look` found them."""
-        return self._found[self._layout.containers]
-
     def _look(self) -> dict[PurePosixPath, tuple[str, ...]]:
         layout = self._layout
         writable = self._images.writable_layers

@@ -210,6 +210,7 @@ class _Serving:
             },
             "pid": os.getpid(),
             "running": self._running(),
+            "journal": {"repairs": list(self._engine.journal_repairs) if self._engine is not None else []},
         }
 
     def _running(self) -> list[dict[str, object]]:

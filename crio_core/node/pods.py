@@ -23,6 +23,7 @@ from crio_core.lifecycle.session import SESSION, Session
 from crio_core.node import images, specs
 from crio_core.node.state import ContainerKey, SandboxKey, State
 from crio_core.records import (
+    LOST,
     ContainerRecord,
     ContainerState,
     Failure,
@@ -389,7 +390,9 @@ def resume(state: State) -> None:
             # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
-        quarantined = f"{SandboxRecord.KIND}/{container.sandbox_id}" in state.quarantined
+        quarantined = any(
+            key in state.quarantined for key in (f"{SandboxRecord.KIND}/{container.sandbox_id}", "/".join(LOST))
+        )
         if (pod is None and not quarantined) or (pod is not None and _has_removed(pod, container)):
             _remove_orphan(state, container.id)
     for sandbox in state.sandboxes.values():

@@ -44,6 +44,7 @@ async def ask_owned(path: str, root: str) -> "Owned":
         raise _unusable(path, error.format_message()) from error
     try:
         config, owned = json.loads(status.info["config"]), json.loads(status.info["owned"])
+        quarantined = json.loads(status.info["node"])["quarantined"]
     except (KeyError, ValueError) as error:
         raise _unusable(path, "it does not say what it owns") from error
     if config["root"] != root:
@@ -54,6 +55,7 @@ async def ask_owned(path: str, root: str) -> "Owned":
         pins=owned["pins"],
         images={key: tuple(layers) for key, layers in owned["images"].items()},
         layers=frozenset(owned["layers"]),
+        quarantined=quarantined,
     )
 
 

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+import psutil
 import pytest
 
-from crio_io.journal import Delete, Journal
+from crio_io.journal import Delete, Journal, Put
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
 from tests.integration.harness import REPOSITORY, Crio, Site
@@ -204,6 +205,35 @@ def test_a_damaged_journal_is_found_and_not_touched(stopped: Crio) -> None:
     assert [one["kind"] for one in found] == ["damage"]
     assert str(copy) in found[0]["detail"]
     assert copy.read_bytes() == data
+
+
+def test_what_an_unreadable_record_owns_is_no_residue_and_goes_only_together_with_it(stopped: Crio) -> None:
+    """R9: the server leaves such a container alone, so must the check; whoever gives it up is shown what that means."""
+    marks = stopped.site.marks
+    (bundle,) = (marks.runroot / "containers").iterdir()
+    container = bundle.name
+
+    async def garble() -> None:
+        journal, _ = await Journal.open(marks.root / "state.db", marks.runroot / "state.db")
+        await journal.write([Put(kind="container", id=container, data=b"{}")])
+        await journal.close()
+
+    anyio.run(garble)
+    (found,) = _findings(stopped)
+    assert (found["kind"], found["what"], found["where"]) == ("damage", "record", f"container/{container}")
+    assert "cannot be read" in found["detail"]
+    for what in ("bundle", "mount", "monitor", "runtime state", "writable layer", "control group"):
+        assert f"{what} /" in found["mend"] or f"{what} " in found["mend"]
+    pid = int((bundle / "pidfile").read_text())
+    stopped.start()
+    (live,) = _findings(stopped)
+    assert live == found
+    assert psutil.pid_exists(pid)
+    stopped.end()
+    assert psutil.pid_exists(pid)
+    assert _crio(stopped, "check", "--repair", "-y").returncode == 0
+    assert not psutil.pid_exists(pid)
+    assert _findings(stopped) == []
 
 
 def test_namespaces_lost_under_a_ready_pod_are_damage(stopped: Crio) -> None:

@@ -1,5 +1,6 @@
 """The server ends, cleanly or not, at any moment; containers go on, and whoever asks again gets what they wanted."""
 
+import json
 import os
 import random
 import signal
@@ -105,8 +106,7 @@ def test_a_journal_file_that_is_lost_costs_nothing(crio: Crio, place: str, damag
     journal = getattr(crio.site.marks, place) / "state.db"
     spoil(journal, damage)
     crio.start()
-    for aside in journal.parent.glob("state.db.damaged-*"):
-        aside.rmdir() if aside.is_dir() else aside.unlink()
+    drop_damaged(crio)
     assert crio.status(container) == before
     assert crio.client(pb.ExecSyncRequest(container_id=container, cmd=["true"], timeout=30)).exit_code == 0
     crio.stop(container)
@@ -114,8 +114,66 @@ def test_a_journal_file_that_is_lost_costs_nothing(crio: Crio, place: str, damag
     crio.remove(pod)
 
 
+@pytest.mark.parametrize("damage", ["zeroed", "missing"])
+def test_pods_are_rebuilt_when_both_journal_files_are_lost(own_crio: Crio, damage: str) -> None:
+    """R10: beside everything lies a copy of its record. The same ids, states, exit codes; no call notices anything."""
+    crio = own_crio
+    pod = crio.run_pod(port_mappings=[pb.PortMapping(container_port=80, host_port=38081)])
+    container = crio.begin(pod, ["sh", "-c", "trap 'exit 7' TERM; while :; do sleep 0.02; done"])
+    ended = crio.begin(pod, ["sh", "-c", "exit 9"], "ended")
+    crio.ended(ended)
+
+    def everything() -> list[object]:
+        statuses = [crio.status(one) for one in (container, ended)]
+        pods = crio.client(pb.PodSandboxStatusRequest(pod_sandbox_id=pod)).status
+        return [statuses, pods, crio.info(container), crio.client(pb.ListImagesRequest()).images]
+
+    before = everything()
+    crio.end(signal.SIGKILL)
+    lose(crio, damage)
+    for _ in range(2):
+        crio.start()
+        assert everything() == before
+        told = crio.client(pb.StatusRequest(verbose=True)).info
+        assert "journal/lost" in told["node"]
+        crio.end(signal.SIGKILL)
+    crio.start()
+    assert crio.exec(container, "true").exit_code == 0
+    crio.stop(container, 20)
+    assert crio.status(container).exit_code == 7
+    crio.remove(pod)
+    drop_damaged(crio)
+    crio.assert_clean()
+    assert repaired(crio) == 0
+    assert "journal/lost" not in crio.client(pb.StatusRequest(verbose=True)).info["node"]
+
+
+def lose(crio: Crio, damage: str) -> None:
+    """Damage both files of the journal of a server that has ended."""
+    for place in (crio.site.marks.root, crio.site.marks.runroot):
+        spoil(place / "state.db", damage)
+
+
+def repaired(crio: Crio) -> int:
+    """Stop the server, let `crio check` mend everything, and start it again; the check's exit code."""
+    crio.end()
+    repair = [*crio.argv, "check", "--repair", "-y"]
+    done = subprocess.run(repair, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
+    crio.start()
+    drop_damaged(crio)
+    return done.returncode
+
+
+def drop_damaged(crio: Crio) -> None:
+    """Remove the damaged journal files that were kept: no residue of a pod's."""
+    for place in (crio.site.marks.root, crio.site.marks.runroot):
+        for aside in place.glob("state.db.damaged-*"):
+            aside.rmdir() if aside.is_dir() else aside.unlink()
+
+
 def test_containers_go_on_running_when_every_record_is_lost(own_crio: Crio) -> None:
-    """R10: without records nothing can be told to be residue, so nothing is killed; the log and `crio check` say so."""
+    """R10: without records nothing can be told to be residue, so nothing is killed, however often the server starts and
+    whatever is recorded meanwhile; `Status` and `crio check` say so, and only its repair ends it."""
     crio = own_crio
     # Without its record a pod's network cannot be given back: only its plugins know their packet filter rules.
     options = pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER)
@@ -125,19 +183,24 @@ def test_containers_go_on_running_when_every_record_is_lost(own_crio: Crio) -> N
     container = crio.begin(pod, ["sleep", "600"], linux=pb.LinuxContainerConfig(security_context=context))
     process = psutil.Process(crio.info(container)["pid"])
     crio.end(signal.SIGKILL)
-    for place in (crio.site.marks.root, crio.site.marks.runroot):
-        spoil(place / "state.db", "missing")
+    lose(crio, "missing")
+    for copy in (*crio.site.marks.runroot.glob("*/*/record"), *(crio.site.marks.root / "images").iterdir()):
+        copy.unlink()
     crio.start()
-    assert process.is_running()
-    status = crio.client(pb.StatusRequest(verbose=True))
-    assert "all records are lost" in str(status.info)
-    assert crio.client(pb.ListContainersRequest()).containers == []
-    crio.end()
-    repair = [*crio.argv, "check", "--repair", "-y"]
-    done = subprocess.run(repair, capture_output=True, text=True, timeout=60, cwd=REPOSITORY, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    crio.pull(crio.images.busybox)
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        crio.restart(number)
+        wait_for(
+            "the end of a sweep, if there is any",
+            lambda: "SweepStorage" not in crio.client(pb.StatusRequest(verbose=True)).info["running"],
+        )
+        quarantined = json.loads(crio.client(pb.StatusRequest(verbose=True)).info["node"])["quarantined"]
+        assert quarantined.keys() == {"journal/lost", f"sandbox/{pod}", f"container/{container}"}
+        assert crio.client(pb.ListContainersRequest()).containers == []
+        assert process.is_running()
+    assert repaired(crio) == 0
     assert not process.is_running()
-    crio.start()
+    assert json.loads(crio.client(pb.StatusRequest(verbose=True)).info["node"])["quarantined"] == {}
     crio.assert_clean()
 
 
