@@ -1,8 +1,9 @@
 """Takes the values of environment variables, and the output of commands, out of what is written down.
 
 Keys stay, values are replaced by what a mask makes of them. Everything that the core knows is covered, wherever the
-value hides: in a request, in the JSON text of a record, in a spec, in the configuration of an image. Credentials never
-enter the core; meeting some here is a bug.
+value hides: in a request, in the JSON text of a record, in a spec, in the configuration of an image, and in the
+annotation in which kubectl keeps a whole pod as it was applied. Credentials never enter the core; meeting some here is
+a bug.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,12 +16,14 @@ import orjson
 from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import replies as rp
-from crio_core.cri import AuthConfig, KeyValue
+from crio_core.cri import AuthConfig, ContainerConfig, ImageSpec, KeyValue, PodSandboxConfig
 from crio_core.errors import LocalError
 from crio_core.oci.facts import SpecDefaults
-from crio_core.records import ContainerRecord, ImageRecord, decode, encode
+from crio_core.records import ContainerRecord, ImageRecord, SandboxRecord, decode, encode
 
 Mask = Callable[[str], str]
+APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+"""The annotation with a pod's whole manifest, its variables among it (Kubernetes, well-known annotations)."""
 MASK_BYTES = 8
 LONG_CHARS = 1024
 """Values of up to this length all get a mask of one length; of longer ones it matters how long they are."""
@@ -82,14 +85,35 @@ def _spec_bytes(data: bytes, mask: Mask) -> bytes:
     spec = orjson.loads(data)
     if isinstance(spec, dict):
         _process(spec.get("process"), mask)
-    return orjson.dumps(spec)
+    return orjson.dumps(_without_applied(spec, mask))
+
+
+def _without_applied(values: Any, mask: Mask) -> Any:
+    """JSON values with the manifest masked, in whatever map it is."""
+    if isinstance(values, dict):
+        return {
+            key: mask(one) if key == APPLIED and isinstance(one, str) else _without_applied(one, mask)
+            for key, one in values.items()
+        }
+    return [_without_applied(one, mask) for one in values] if isinstance(values, list) else values
+
+
+def _noted(annotations: Mapping[str, str], mask: Mask) -> Mapping[str, str]:
+    if APPLIED not in annotations:
+        return annotations
+    return {**annotations, APPLIED: mask(annotations[APPLIED])}
+
+
+def _annotated(value: Any, mask: Mask) -> object:
+    """Something that has annotations, and nothing else to hide."""
+    return replace(value, annotations=_noted(value.annotations, mask))
 
 
 def _request_text(text: str, mask: Mask) -> str:
     request = orjson.loads(text) if text else {}
     for pair in request.get("envs") or ():
         pair["value"] = mask(pair["value"])
-    return orjson.dumps(request).decode() if text else text
+    return orjson.dumps(_without_applied(request, mask)).decode() if text else text
 
 
 def _config_text(text: str, mask: Mask) -> str:
@@ -108,7 +132,13 @@ def _config_text(text: str, mask: Mask) -> str:
 
 
 def _container(record: ContainerRecord, mask: Mask) -> ContainerRecord:
-    return replace(record, request=_request_text(record.request, mask), process=_process_text(record.process, mask))
+    request, process = _request_text(record.request, mask), _process_text(record.process, mask)
+    return replace(record, annotations=_noted(record.annotations, mask), request=request, process=process)
+
+
+def _sandbox(record: SandboxRecord, mask: Mask) -> SandboxRecord:
+    annotations = _noted(record.annotations, mask)
+    return replace(record, annotations=annotations, request=_request_text(record.request, mask))
 
 
 def _image(record: ImageRecord, mask: Mask) -> ImageRecord:
@@ -140,6 +170,11 @@ _HIDERS: Mapping[type, Callable[[Any, Mask], object]] = {
     SpecDefaults: lambda value, mask: replace(
         value, default_env=tuple(_pair(entry, mask) for entry in value.default_env)
     ),
+    ImageSpec: _annotated,
+    PodSandboxConfig: _annotated,
+    ContainerConfig: _annotated,
+    fx.AttachNetwork: _annotated,
+    SandboxRecord: _sandbox,
     ContainerRecord: _container,
     ImageRecord: _image,
     ev.JournalLoaded: _journal,

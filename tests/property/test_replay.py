@@ -1,5 +1,7 @@
 """Recordings: what the core was told, told again, gives the same effects; and no secret is in what is written."""
 
+import base64
+import re
 from dataclasses import replace
 
 import orjson
@@ -16,7 +18,7 @@ from crio_core.errors import LocalError, OperationError
 from crio_core.node import Node
 from crio_core.node.checkpoint import restore, take
 from crio_core.records import ContainerRecord
-from crio_core.redact import keyed_mask, no_value
+from crio_core.redact import APPLIED, keyed_mask, no_value
 from crio_core.replay import explanations, is_question, replay, segment_line, settings_line, step_line
 from crio_core.replies import Created
 from crio_core.sim import SETTINGS, Simulation, image
@@ -249,6 +251,34 @@ def test_a_checkpoint_restored_is_the_same_node() -> None:
     assert take(restore(node.settings, checkpoint)) == checkpoint
     masked = from_values(load_line(dump_line(to_values(checkpoint.tables, MASK))))
     assert to_values(masked, no_value) == to_values(checkpoint.tables, no_value)
+
+
+def test_the_manifest_in_kubectls_annotation_is_never_recorded() -> None:
+    """It repeats the variables of every container: in requests, records, orders, and specs that are let have it."""
+    manifest = orjson.dumps({"spec": {"containers": [{"env": [{"name": "PASSWORD", "value": SECRET}]}]}}).decode()
+    noted = {APPLIED: manifest, "example.com/harmless": "kept"}
+    (handler,) = SETTINGS.handlers.values()
+    handler = replace(handler, allowed_annotations=("kubectl.kubernetes.io/*",))
+    sim = Simulation(3, settings=replace(SETTINGS, handlers={handler.name: handler}))
+    orders: list[fx.Order] = []
+    sim.on_event = lambda event, effects: orders.extend(effect.order for effect in effects)
+    tape = Tape(sim)
+    sim.ask(rq.PullImage(image=ImageSpec(image=APP, annotations=noted)))
+    pod = sim.ask(rq.RunPodSandbox(config=replace(pod_config(0), annotations=noted)))
+    assert isinstance(pod, Created)
+    config = replace(container_config(0, 0), image=ImageSpec(image=APP), annotations=noted)
+    sim.ask(rq.CreateContainer(sandbox_id=pod.id, config=config))
+    sim.crash_server()
+    sim.start_server()
+    sim.run()
+    # Orders are recorded as sums of what they are without secrets; rows of the journal and specs are bytes.
+    text = b"".join((*tape.lines, dump_line([to_values(order, MASK) for order in orders])))
+    text += b"".join(map(base64.b64decode, re.findall(rb'"\$bytes":"([^"]*)"', text)))
+    assert SECRET.encode() not in text
+    assert {type(order).__name__ for order in orders} >= {"AttachNetwork", "SaveRecord", "CreateContainer"}
+    assert text.count(MASK(manifest).encode()) == text.count(APPLIED.encode()) >= 9
+    assert b"kept" in text
+    assert not replay(tape.lines).differences
 
 
 def test_records_in_a_recording_keep_everything_but_secrets() -> None:
