@@ -6,8 +6,10 @@ the CRI has deprecated. Field names and units are the CRI's own, so that one gen
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
+
+from crio_core.values import dataclass
 
 
 class ProfileType(IntEnum):

@@ -7,10 +7,10 @@ that it is answered with; any order can be answered with `Failed` instead (`crio
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping
 from crio_core.records import Failure, ImageVolume, Pin, Record
+from crio_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,11 +5,11 @@ for what is reported; the two never mix.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from crio_core.oci.facts import HostDevice, RootfsFacts
 from crio_core.records import Failure, Pin
 from crio_core.requests import Request
+from crio_core.values import dataclass
 
 # --- requests -----------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,9 @@
 `root` survives a reboot (images, writable layers); `runroot` does not (bundles, namespaces, sockets).
 """
 
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from crio_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ Source: kubernetes/community, contributors/design-proposals/node/kubelet-cri-log
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from crio_core.rfc3339 import parse_rfc3339_ns
+from crio_core.values import dataclass
 
 HEADER_BYTES_MAX = 256  # time, stream and tag; a longer start without a record in it is damage
 

@@ -8,7 +8,7 @@ agrees with dataclasses-json, whose methods records have for other programs.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from functools import lru_cache
 from typing import Any, ClassVar, Self, TypeVar
@@ -19,6 +19,7 @@ from dataclasses_json import DataClassJsonMixin
 from crio_core.cri import ContainerMetadata, PodSandboxMetadata
 from crio_core.errors import Code, LocalError, OperationError
 from crio_core.reader import read
+from crio_core.values import dataclass
 
 T = TypeVar("T")
 REQUESTS_KEPT_MAX = 128

@@ -9,7 +9,6 @@ Questions (lists, statuses) change nothing and are only counted.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
@@ -20,6 +19,7 @@ from crio_core.errors import Code, LocalError, OperationError
 from crio_core.node import QUESTIONS, Node, Settings, explain
 from crio_core.node.checkpoint import Checkpoint, restore, skip_answers
 from crio_core.redact import Mask, no_value
+from crio_core.values import dataclass
 
 FORMAT = 1
 DIFFERENCES_MAX = 20

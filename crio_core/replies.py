@@ -1,7 +1,6 @@
 """What callers are answered: values that the server turns into CRI messages."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from crio_core.records import (
     ContainerRecord,
@@ -11,6 +10,7 @@ from crio_core.records import (
     SandboxRecord,
     SandboxState,
 )
+from crio_core.values import dataclass
 
 READY_STATES = frozenset({SandboxState.READY})
 LISTED_SANDBOX_STATES = frozenset(

@@ -1,9 +1,10 @@
 """What callers ask, one class for each CRI call that the core decides about. Ids may be unique prefixes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from crio_core.cri import ContainerConfig, ImageSpec, PodSandboxConfig
+from crio_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,8 @@ of the CRI's ContainerStats and PodSandboxStats: bytes, nanoseconds, and nano co
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from crio_core.values import dataclass
 
 UNLIMITED_BYTES = 1 << 62
 """Version 1 writes "no limit" as the largest number of whole pages, which depends on the machine."""

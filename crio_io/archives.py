@@ -11,7 +11,6 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +29,7 @@ from crio_core.image.manifest import (
 from crio_core.image.platform import Platform, choose
 from crio_core.image.reference import normalise
 from crio_core.image.resolved import LayerDescriptor, match_layers
+from crio_core.values import dataclass
 
 MEMBERS_MAX = 100_000
 IMAGES_MAX = 256

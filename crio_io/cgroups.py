@@ -11,11 +11,11 @@ import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.values import dataclass
 from crio_io import mounts, spawn
 
 CONTROLLERS_V1 = frozenset(

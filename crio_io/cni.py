@@ -14,7 +14,6 @@ How it works:
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -25,6 +24,7 @@ from crio_core.cni.errors import plugin_failed, plugin_not_found, timed_out
 from crio_core.cni.result import RESULT_MAX_BYTES
 from crio_core.cni.stats import PluginStats
 from crio_core.errors import Code, OperationError
+from crio_core.values import dataclass
 from crio_io import mounts, spawn
 from crio_io.runtime import processes
 

@@ -14,7 +14,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -24,6 +23,7 @@ from crio_core.cni import ConfFile, Loaded, Network, choose, load
 from crio_core.cni.config import CONF_FILES_MAX, CONF_MAX_BYTES, SUFFIXES
 from crio_core.cni.errors import not_configured, plugin_not_found
 from crio_core.errors import OperationError
+from crio_core.values import dataclass
 from crio_io.cni import find_plugins
 
 UNSETTLED_NS = 100_000_000

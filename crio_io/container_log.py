@@ -1,11 +1,11 @@
 """Reads what a container wrote, out of the log file that its monitor keeps in the CRI's format."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from crio_core.errors import Code, OperationError
 from crio_core.logformat import LogParser, Piece
+from crio_core.values import dataclass
 
 READ_BYTES_MAX = 16 * 1024 * 1024
 """As much of the end of a log file is read at one time."""

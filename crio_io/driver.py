@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 import anyio
@@ -24,6 +23,7 @@ from crio_core.node import Node
 from crio_core.records import Failure
 from crio_core.replies import Result
 from crio_core.requests import CreateContainer, Request, RunPodSandbox
+from crio_core.values import dataclass
 
 log = logging.getLogger(__name__)
 

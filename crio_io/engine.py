@@ -10,7 +10,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path, PurePosixPath
 
 import anyio
@@ -26,6 +26,7 @@ from crio_core.node.images import canonical_names
 from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
 from crio_core.records import ContainerRecord, ContainerState
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
+from crio_core.values import dataclass
 from crio_io import host, mounts
 from crio_io.archives import FORMS
 from crio_io.cgroups import Cgroups

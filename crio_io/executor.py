@@ -5,7 +5,7 @@ into the outcome `Failed`.
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import assert_never
 
@@ -18,6 +18,7 @@ from crio_core.errors import LocalError
 from crio_core.layout import Layout
 from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
+from crio_core.values import dataclass
 from crio_io import devices, mounts, namespaces, rootfs, sandbox_files
 from crio_io.apparmor import AppArmor
 from crio_io.bundle import make_mount_sources, remove_bundle, write_bundle

@@ -9,11 +9,11 @@ its number later is younger.
 import os
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 
+from crio_core.values import dataclass
 from crio_io import mounts
 from crio_io.cgroups import Cgroups
 from crio_io.runtime import processes

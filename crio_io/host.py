@@ -4,11 +4,11 @@ import os
 import platform
 import resource
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from crio_core.oci.capabilities import from_mask
 from crio_core.oci.facts import CgroupDriver, CgroupMode, HostFacts, Rlimit
+from crio_core.values import dataclass
 from crio_io import mounts
 from crio_io.cgroups import Cgroups, Mode
 

@@ -5,7 +5,6 @@ import platform as host_platform
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath
 
@@ -24,6 +23,7 @@ from crio_core.image.registries import RegistriesConfig, candidates, parse_regis
 from crio_core.image.resolved import LayerDescriptor, ResolvedImage
 from crio_core.layout import Layout
 from crio_core.records import ImageRecord, ImageVolume
+from crio_core.values import dataclass
 from crio_io import archives, mounts, rootfs
 from crio_io.archives import LocalImage
 from crio_io.registry.blob import Progress

@@ -24,7 +24,7 @@ import time
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum, auto
 from pathlib import Path
 
@@ -32,6 +32,7 @@ import anyio
 
 from crio_core.errors import Code, LocalError, OperationError
 from crio_core.records import LOST
+from crio_core.values import dataclass
 from crio_io import mounts
 from crio_io.record_files import DURABLE, RecordFiles, checksum
 

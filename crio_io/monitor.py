@@ -14,7 +14,7 @@ import stat
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import anyio
 import orjson
 
 from crio_core.errors import Code, OperationError, RemoteError
+from crio_core.values import dataclass
 from crio_io import mounts, spawn
 from crio_io.cgroups import Cgroups
 from crio_io.moves import Moves

@@ -10,7 +10,6 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -19,6 +18,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from crio_core.errors import Code, OperationError
+from crio_core.values import dataclass
 
 MS_RDONLY = 0x1
 MS_NOSUID = 0x2

@@ -13,11 +13,11 @@ import struct
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from crio_core.errors import Code, LocalError, OperationError, invalid
+from crio_core.values import dataclass
 from crio_io import mounts
 
 CLONE_FLAGS: Mapping[str, int] = MappingProxyType({"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000})

@@ -13,7 +13,7 @@ import queue
 import stat
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from secrets import token_bytes
@@ -27,6 +27,7 @@ from crio_core.node import Node, Settings
 from crio_core.node.checkpoint import Checkpoint, take
 from crio_core.redact import Mask, keyed_mask
 from crio_core.replay import is_question, segment_line, settings_line, step_line
+from crio_core.values import dataclass
 from crio_io import mounts
 
 log = logging.getLogger(__name__)

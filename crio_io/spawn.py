@@ -18,11 +18,11 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 
 import anyio
 
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.values import dataclass
 
 READ_BYTES = 65536
 DRAIN_S = 0.1

@@ -13,13 +13,13 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
 from crio_core.errors import Code, OperationError, RemoteError
+from crio_core.values import dataclass
 
 START_S = 10.0
 """How long a new zygote may take until it answers."""

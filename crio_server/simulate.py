@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from crio_core.rfc3339 import rfc3339
 from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, EveryImage, Simulation, usage
 from crio_core.sim.hands import LAYER_BYTES, LIFE_ANNOTATION, said_by, words_of
 from crio_core.stats import Interface, LayerUsage, Usage
+from crio_core.values import dataclass
 from crio_io import mounts
 from crio_io.vault import Vault
 from crio_server.commands.version import VERSION

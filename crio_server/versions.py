@@ -4,9 +4,9 @@ Two files say it: one below the run directory, which a reboot removes, and one b
 server writes both when it starts.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from crio_core.values import dataclass
 from crio_server.commands.version import VERSION
 
 PERSISTENT_NAME = "version"

@@ -5,7 +5,7 @@ behind. So an `Attachment` carries everything that the plugins were told. It is 
 (`plan`) and can be stored then: a DEL is owed from that moment on, whether ADD returns or not.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from crio_core.cni.config import Network, stored_network
 from crio_core.cni.document import FieldError, JsonObject, read_object, text_of, write
@@ -14,6 +14,7 @@ from crio_core.cni.pod import PodNetwork, capability_args, check_identity, cni_a
 from crio_core.cni.result import Result, parse, pod_ips
 from crio_core.cni.version import IMPLIED
 from crio_core.errors import Code, OperationError
+from crio_core.values import dataclass
 
 STORED_MAX_BYTES = 8 << 20
 _FIELDS = ("network", "conf", "sandbox_id", "ifname", "args", "capabilities", "result")

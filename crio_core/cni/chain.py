@@ -17,7 +17,6 @@ the plugins behind the failure never ran, and one that is missing must not keep 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from typing import assert_never
 
@@ -27,6 +26,7 @@ from crio_core.cni.config import Network, Plugin
 from crio_core.cni.document import FieldError, JsonObject, number_of, read_object, text_of, write
 from crio_core.cni.errors import plugin_failed, printable
 from crio_core.errors import LocalError, OperationError
+from crio_core.values import dataclass
 
 VALID_ATTACHMENTS_MAX = 4096
 

@@ -11,7 +11,6 @@ Sources: CNI SPEC 1.1.0 section 1; CVE-2021-20206 for the names of plugins.
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from crio_core.cni import version
 from crio_core.cni.document import (
@@ -27,6 +26,7 @@ from crio_core.cni.document import (
 )
 from crio_core.cni.errors import config_invalid, not_configured
 from crio_core.errors import OperationError
+from crio_core.values import dataclass
 
 SUFFIXES = (".conf", ".conflist", ".json")
 CONF_MAX_BYTES = 256 * 1024

@@ -7,11 +7,12 @@ Sources: CNI SPEC 1.1.0 section 2 (parameters), CNI CONVENTIONS.md (runtimeConfi
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from crio_core.cni.document import JsonObject
 from crio_core.cri import DNSConfig, PortMapping
 from crio_core.errors import invalid
+from crio_core.values import dataclass
 
 IFNAME_DEFAULT = "eth0"
 IFNAME_MAX_CHARS = 15

@@ -12,7 +12,7 @@ version can say. Source: CNI SPEC section 5 of 1.1.0, and the sections "Result" 
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from crio_core.cni import version
@@ -27,6 +27,7 @@ from crio_core.cni.document import (
     texts_of,
     write,
 )
+from crio_core.values import dataclass
 
 RESULT_MAX_BYTES = 64 * 1024
 INTERFACES_MAX = 256

@@ -1,6 +1,8 @@
 """How long plugins take and what went wrong last, per plugin and verb: for status and metrics."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from crio_core.values import dataclass
 
 SERIES_MAX = 128
 """Pairs of plugin and verb that are kept; the one unused for longest makes room."""

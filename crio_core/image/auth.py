@@ -10,7 +10,7 @@ import binascii
 import ipaddress
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from urllib.parse import urlencode, urlsplit
 
@@ -18,6 +18,7 @@ from crio_core.cri import AuthConfig
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.image.reference import host_name
 from crio_core.image.resolved import Candidate
+from crio_core.values import dataclass
 
 AUTH_FILE_BYTES_MAX = 1024 * 1024
 CHALLENGE_CHARS_MAX = 8192

@@ -6,12 +6,13 @@ every member is checked for its kind and bounded, and unknown members are ignore
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from crio_core.errors import Code, OperationError
 from crio_core.image.digest import Digest, parse_digest
+from crio_core.values import dataclass
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
 LAYERS_MAX = 512

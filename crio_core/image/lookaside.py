@@ -6,13 +6,13 @@ sigstore signatures, as tags of the same repository.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from crio_core.errors import Code, OperationError
 from crio_core.image.digest import Digest
 from crio_core.image.policy import scopes_of
 from crio_core.image.reference import Reference
+from crio_core.values import dataclass
 
 SECTIONS_MAX = 10_000
 SIGNATURES_MAX = 128

@@ -6,13 +6,13 @@ inside, and the members it has. A document that can be read both ways is refused
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from crio_core.errors import Code, OperationError
 from crio_core.image.config import CONFIG_BYTES_MAX, LAYERS_MAX
 from crio_core.image.digest import Digest, parse_digest
 from crio_core.image.platform import Platform
+from crio_core.values import dataclass
 
 MANIFEST_BYTES_MAX = 4 * 1024 * 1024
 LAYER_BYTES_MAX = 64 * 1024**3

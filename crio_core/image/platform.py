@@ -4,8 +4,10 @@ Variants are ordered: a machine runs its own variant and the older ones, and tak
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol, TypeVar
+
+from crio_core.values import dataclass
 
 _MACHINES = {
     "x86_64": ("amd64", ""),

@@ -11,13 +11,14 @@ import binascii
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from crio_core.errors import Code, OperationError
 from crio_core.image.digest import Digest, parse_digest
 from crio_core.image.reference import Reference, parse_reference
+from crio_core.values import dataclass
 
 POLICY_BYTES_MAX = 4 * 1024 * 1024
 PAYLOAD_BYTES_MAX = 1024 * 1024

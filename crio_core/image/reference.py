@@ -6,10 +6,11 @@ grammar is that of the distribution project's reference package; every part is b
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from crio_core.errors import invalid
 from crio_core.image.digest import Digest, parse_digest
+from crio_core.values import dataclass
 
 REFERENCE_CHARS_MAX = 512
 NAME_CHARS_MAX = 255

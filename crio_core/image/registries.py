@@ -7,13 +7,14 @@ registry with the same prefix, the search list, an alias (an empty alias removes
 import ipaddress
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any, Literal
 
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.image.reference import DEFAULT_DOMAIN, Reference, host_name, is_domain, parse_reference
 from crio_core.image.resolved import Candidate
+from crio_core.values import dataclass
 
 CONFIG_FILE_BYTES_MAX = 1024 * 1024
 REGISTRIES_MAX = 1000

@@ -1,13 +1,12 @@
 """What a pull knows once the documents are read: the image, its layers, and where their bytes can be had."""
 
-from dataclasses import dataclass
-
 from crio_core.errors import Code, OperationError
 from crio_core.image.config import ImageConfig
 from crio_core.image.digest import Digest
 from crio_core.image.manifest import Manifest, refuse
 from crio_core.image.platform import Platform, fitness
 from crio_core.image.reference import Reference
+from crio_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ While it is resolved an image has no id yet and is known by the pull that makes 
 its layers are durable and its record is in the journal.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -12,6 +12,7 @@ from crio_core import effects as fx
 from crio_core.events import ImageResolved, LayerDescriptor, RecordDeleted, RecordSaved
 from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.records import Failure, ImageRecord, ImageState
+from crio_core.values import dataclass
 
 S = ImageState
 

@@ -4,7 +4,7 @@ A layer has no record of its own in the journal: the images that are recorded na
 store without being named is swept.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from enum import Enum
 from typing import Any
 
@@ -13,6 +13,7 @@ from crio_core.events import LayerApplied, LayerDescriptor, LayerFetched
 from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns, retry_timer
 from crio_core.records import Failure, LayerState
+from crio_core.values import dataclass
 
 S = LayerState
 

@@ -2,9 +2,8 @@
 not go.
 """
 
-from dataclasses import dataclass
-
 from crio_core.records import Failure, Part
+from crio_core.values import dataclass
 
 RETRY_FIRST_NS = 1_000_000_000
 RETRY_LIMIT_NS = 300_000_000_000

@@ -9,7 +9,7 @@ A part that cannot be given back, such as a network whose plugin is missing, sta
 growing pauses, also after the sandbox was removed and across restarts. What the client sees does not wait for it.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -27,6 +27,7 @@ from crio_core.lifecycle.release import (
     retry_timer,
 )
 from crio_core.records import Failure, Part, Pin, SandboxRecord, SandboxState, decode_request
+from crio_core.values import dataclass
 
 SHM_BYTES = 64 * 1024 * 1024
 """Size of a pod's /dev/shm, as Kubernetes users expect it."""

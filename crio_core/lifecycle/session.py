@@ -5,7 +5,6 @@ process that it left behind may hold the pipe open for ever. The session is no r
 client, and a restarted server has no client to answer.
 """
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -13,6 +12,7 @@ from crio_core import effects as fx
 from crio_core.events import ExecFinished
 from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.records import Failure, SessionState
+from crio_core.values import dataclass
 
 DRAIN_LIMIT_NS = 1_000_000_000
 """How long after its time limit a command's result is waited for."""

@@ -1,11 +1,11 @@
 """A node's whole state at one moment, as a value, and a node made from it again: where a recording begins."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from crio_core.node import Node, Settings
 from crio_core.node.state import TABLES
 from crio_core.node.table import Table
+from crio_core.values import dataclass
 
 SCALARS = ("next_effect", "at_ns", "wall_ns", "boot_id", "network", "network_reason", "pod_cidr")
 HISTORY_TABLES = ("paths", "troubles", "ordered_effects", "lanes", "timers", "departed")

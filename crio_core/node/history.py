@@ -5,7 +5,7 @@ bounded, and what is only needed to answer a question is worked out when the que
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
 from crio_core.node.table import Table
 from crio_core.records import ContainerRecord, Failure, ImageRecord, LayerState, SandboxRecord
+from crio_core.values import dataclass
 
 PATH_MAX = 32
 """Transitions that are remembered of one record, the latest."""

@@ -1,11 +1,12 @@
 """What the core needs to know of the configuration and of the host."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from crio_core.cri import Device
 from crio_core.layout import Layout
 from crio_core.oci.facts import HostFacts, SpecDefaults
+from crio_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

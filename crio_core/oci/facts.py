@@ -5,12 +5,13 @@ in one of these classes, so that the builder stays a function.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
 from crio_core.oci.capabilities import ALL_CAPABILITIES, DEFAULT_CAPABILITIES
+from crio_core.values import dataclass
 
 ROOTFS_FILE_BYTES_MAX = 1024 * 1024
 

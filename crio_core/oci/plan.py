@@ -1,13 +1,14 @@
 """Everything that one container's spec is made of, in one value."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from types import MappingProxyType
 from typing import Any
 
 from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
 from crio_core.image.config import ImageConfig
 from crio_core.oci.facts import BindMount, HostDevice, HostFacts, RootfsFacts, SpecDefaults
+from crio_core.values import dataclass
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 

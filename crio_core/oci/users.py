@@ -5,11 +5,11 @@ number outside 0..2^31-1 is taken, whoever says it: a wrapped id is root (CVE-20
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from crio_core.cri import LinuxContainerSecurityContext, SupplementalGroupsPolicy
 from crio_core.errors import invalid
 from crio_core.oci.facts import ROOTFS_FILE_BYTES_MAX, RootfsFacts
+from crio_core.values import dataclass
 
 ID_MAX = 2**31 - 1
 NAME_BYTES_MAX = 256

@@ -10,7 +10,6 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import anyio
@@ -19,6 +18,7 @@ from crio_core.errors import Code, OperationError
 from crio_core.image.auth import Credentials
 from crio_core.image.digest import Digest
 from crio_core.image.resolved import Candidate, LayerDescriptor
+from crio_core.values import dataclass
 from crio_io.mounts import in_thread
 from crio_io.registry.retry import ATTEMPTS_MAX, MIRROR_ATTEMPTS_MAX, RegistryError, backoff_s
 from crio_io.registry.transport import Transport, body_of

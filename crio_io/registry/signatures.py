@@ -10,7 +10,6 @@ import binascii
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -24,6 +23,7 @@ from crio_core.image.lookaside import SIGNATURES_MAX, Lookasides, attachment_tag
 from crio_core.image.manifest import MANIFEST_BYTES_MAX, OCI_MANIFEST
 from crio_core.image.policy import Claim, Kind, Policy, Requirement
 from crio_core.image.resolved import ResolvedImage
+from crio_core.values import dataclass
 from crio_io.mounts import in_thread
 from crio_io.registry.client import RegistryClient
 from crio_io.registry.retry import RegistryError

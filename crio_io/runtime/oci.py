@@ -8,7 +8,6 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import anyio
 import orjson
 
 from crio_core.errors import Code, OperationError, RemoteError
+from crio_core.values import dataclass
 from crio_io import mounts, spawn
 from crio_io.runtime import messages, processes
 

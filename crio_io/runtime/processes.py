@@ -3,8 +3,9 @@
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from crio_core.values import dataclass
 
 PROCESSES_MAX = 10_000
 """How many processes one exec may have before the rest are left to the container's own end."""

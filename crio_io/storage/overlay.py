@@ -9,10 +9,10 @@ import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from crio_core.errors import Code, OperationError
+from crio_core.values import dataclass
 from crio_io.mounts import MS_RDONLY, is_mounted, mount
 
 OPTIONS_BYTES_MAX = 4095

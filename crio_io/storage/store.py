@@ -20,7 +20,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from crio_core.errors import Code, LocalError, OperationError, not_found
 from crio_core.image.digest import Digest, parse_digest, verify
 from crio_core.image.manifest import MANIFEST_BYTES_MAX
 from crio_core.image.resolved import LayerDescriptor
+from crio_core.values import dataclass
 from crio_io.mounts import in_thread, unmount_or_report
 from crio_io.storage.files import delete_tree, make_directory, sync_directory, sync_filesystem, write_durably
 from crio_io.storage.layer_tree import disk_bytes

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
@@ -19,6 +18,7 @@ from crio_core.errors import Code, OperationError
 from crio_core.image.digest import Digest, parse_digest
 from crio_core.image.manifest import layer_compression
 from crio_core.image.resolved import LayerDescriptor
+from crio_core.values import dataclass
 from crio_io.spawn import REAP_S, kill_group, start
 
 ANSWER_BYTES_MAX = 64 * 1024 * 1024

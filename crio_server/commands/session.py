@@ -1,10 +1,11 @@
 """What the flags of `crio` said, for whichever subcommand runs."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import click
 
 from crio_core.errors import OperationError
+from crio_core.values import dataclass
 from crio_server.config import ConfigWarning, Loaded, Sources, load
 
 EXIT_FAILED = 1

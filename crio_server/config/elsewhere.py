@@ -6,7 +6,8 @@ still have.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+from crio_core.values import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,8 +1,8 @@
 """A runtime handler: one OCI runtime and how to run it."""
 
-from dataclasses import dataclass
 from typing import TypeVar
 
+from crio_core.values import dataclass
 from crio_server.config.kinds import Choice, FilePath, Kind, ListOf, Switch, Text
 from crio_server.config.option import Option, option, rows
 

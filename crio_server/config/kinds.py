@@ -7,8 +7,9 @@ of what was expected; the loader knows the file and the key and makes a sentence
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from pathlib import PurePosixPath
+
+from crio_core.values import dataclass
 
 TEXT_CHARS_MAX = 65536
 """Longest string accepted as one value; seccomp and policy live in files of their own, so nothing real comes near."""

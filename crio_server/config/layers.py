@@ -4,9 +4,10 @@ Nothing here decides which source wins; `load` does.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import PurePosixPath
 
+from crio_core.values import dataclass
 from crio_server.config.elsewhere import MISSING_HANDLER_KEYS, MISSING_KEYS
 from crio_server.config.handler import HANDLER_NAME, HANDLER_OPTIONS, RUNTIMES_TABLE
 from crio_server.config.kinds import Choice, FilePath, Kind, ListOf, Refused, Switch, Text

@@ -8,11 +8,12 @@ is reported at once, and nothing of a configuration with something wrong in it i
 import stat
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from crio_core.errors import Code, OperationError
+from crio_core.values import dataclass
 from crio_server.config.handler import RUNTIMES_TABLE, RuntimeHandler
 from crio_server.config.layers import (
     INHERIT,

@@ -1,8 +1,9 @@
 """What one row of the table of options says, and how a dataclass field carries it."""
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from typing import Any, TypeVar
 
+from crio_core.values import dataclass
 from crio_server.config.kinds import Kind
 
 T = TypeVar("T")

@@ -5,9 +5,8 @@ reference page are all made from it. Table and key names, flags and environment 
 crio(8)); options that CRI-O has and this runtime does not act on are in `elsewhere`.
 """
 
-from dataclasses import dataclass
-
 from crio_core.errors import invalid
+from crio_core.values import dataclass
 from crio_server.config.handler import ENVIRONMENT, HANDLER_NAME, MONITOR_CGROUP, NAMES, RuntimeHandler
 from crio_server.config.kinds import Choice, FilePath, Integer, ListOf, Switch, Text
 from crio_server.config.option import Option, option, rows

@@ -4,8 +4,9 @@ SIGHUP reads all sources again. A bad one raises in `load`, and the server keeps
 here: changes of live options are applied together, the others are named and wait for a restart.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from crio_core.values import dataclass
 from crio_server.config.handler import RUNTIMES_TABLE
 from crio_server.config.options import OPTIONS, Config
 

@@ -1,7 +1,6 @@
 """The CRI's RuntimeService, as far as it is implemented."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -11,6 +10,7 @@ from crio_core import requests as rq
 from crio_core.errors import invalid
 from crio_core.records import ContainerRecord, SandboxRecord
 from crio_core.replies import ContainerFound, Containers, Created, Executed, NodeStatus, Sandboxes, SandboxFound
+from crio_core.values import dataclass
 from crio_io.driver import Caller
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
