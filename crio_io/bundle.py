@@ -8,7 +8,7 @@ from posixpath import normpath
 import orjson
 
 from crio_core.errors import Code, OperationError
-from crio_io.storage.files import delete_tree
+from crio_io.storage import deep
 
 
 def write_bundle(bundle: Path, spec: bytes, log_path: str) -> None:
@@ -56,6 +56,6 @@ def remove_bundle(bundle: Path) -> None:
         OperationError: BUNDLE_FAILED.
     """
     try:
-        delete_tree(bundle)
+        deep.delete(bundle)
     except OSError as error:
         raise OperationError(Code.INTERNAL, "BUNDLE_FAILED", f"removing bundle {bundle}: {error}") from error

@@ -200,7 +200,7 @@ class ImageStore:
                 rate = copied_bytes / max(time.monotonic() - began_s, 0.001)
                 anyio.from_thread.run_sync(self._note, order.diff_id, copied_bytes, rate, str(place.path))
 
-            target = self.store.blob_path(layer.digest)
+            target = self.store.blob_path(layer)
             await mounts.in_thread(f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note)
         return ev.LayerFetched()
 
@@ -288,7 +288,7 @@ class ImageStore:
 
     async def sweep(self) -> tuple[str, ...]:
         """Delete half layers and old half downloads. Whole layers and writable layers are the core's business."""
-        return await self.store.sweep(None, frozenset(), None, PARTIAL_BLOB_AGE_S)
+        return await self.store.sweep(None, None, PARTIAL_BLOB_AGE_S)
 
     def usage(self) -> Usage:
         """What all layers take on disk."""

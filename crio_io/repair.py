@@ -23,7 +23,7 @@ from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles
 from crio_io.runtime import processes
-from crio_io.storage.files import delete_tree
+from crio_io.storage import deep
 from crio_io.storage.store import Store
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ class _Mender:
             case "layer":
                 await self._store.remove_layer(parse_digest(key))
             case "broken layer" | "half layer":
-                await mounts.in_thread(f"delete {where}", delete_tree, where)
+                await mounts.in_thread(f"delete {where}", deep.delete, where)
             case "record":
                 kind, _, record_id = thing.where.partition("/")
                 await self._journal.write((Delete(kind=kind, id=record_id),))

@@ -5,7 +5,6 @@ the kernel with the root as their ceiling (openat2(2), RESOLVE_IN_ROOT), file by
 before they are opened, and read up to a bound (CVE-2025-4437, CVE-2024-9676, CVE-2024-5154).
 """
 
-import ctypes
 import errno
 import os
 import stat
@@ -19,20 +18,12 @@ import anyio.to_thread
 from crio_core.errors import Code, OperationError
 from crio_core.oci.facts import ROOTFS_FILE_BYTES_MAX, RootfsFacts
 from crio_core.oci.paths import clean_path, is_within
+from crio_io.openat2 import IN_ROOT, NO_SYMLINKS, openat2
 
 LINKS_MAX = 40  # what the kernel itself follows
 PARTS_MAX = 2048
-_AGAIN_MAX = 16  # openat2 answers EAGAIN when a rename passed by
 
 _KERNEL_DIRECTORIES = ("dev", "proc", "sys")
-_SYS_OPENAT2 = 437  # the same number on every architecture
-_RESOLVE_NO_MAGICLINKS, _RESOLVE_NO_SYMLINKS, _RESOLVE_IN_ROOT = 0x02, 0x04, 0x10
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _OpenHow(ctypes.Structure):
-    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
 async def gather(rootfs: Path) -> RootfsFacts:
@@ -137,17 +128,7 @@ def _refused(path: str, why: str) -> OperationError:
 
 def _openat2(root: int, path: str, flags: int, resolve: int) -> int:
     """Open a path below a directory that it cannot leave."""
-    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve | _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-    name = os.fsencode(path)
-    number = errno.EAGAIN
-    for _ in range(_AGAIN_MAX):
-        descriptor = int(_libc.syscall(_SYS_OPENAT2, root, name, ctypes.byref(how), ctypes.sizeof(how)))
-        if descriptor >= 0:
-            return descriptor
-        number = ctypes.get_errno()
-        if number not in (errno.EAGAIN, errno.EINTR):
-            break
-    raise OSError(number, os.strerror(number), path)
+    return openat2(root, path, flags, resolve | IN_ROOT)
 
 
 def open_inside(root: int, path: str, flags: int) -> int:
@@ -218,7 +199,7 @@ def _resolve(root: int, path: str) -> str:
 def _read_link(root: int, parents: list[str], name: str) -> str | None:
     """Where a link points; None for what is no link, or not there."""
     try:
-        parent = _openat2(root, "/" + "/".join(parents), os.O_PATH | os.O_DIRECTORY, _RESOLVE_NO_SYMLINKS)
+        parent = _openat2(root, "/" + "/".join(parents), os.O_PATH | os.O_DIRECTORY, NO_SYMLINKS)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
@@ -262,16 +243,16 @@ def _refuse_link(root: int, name: str) -> None:
 def _make_directory(root: int, resolved: str) -> int:
     """Open a directory by a path without links, making what is missing of it."""
     flags = os.O_PATH | os.O_DIRECTORY
-    current = _openat2(root, "/", flags, _RESOLVE_NO_SYMLINKS)
+    current = _openat2(root, "/", flags, NO_SYMLINKS)
     try:
         for part in resolved.split("/")[1:]:
             if not part:
                 continue
             try:
-                following = _openat2(current, part, flags, _RESOLVE_NO_SYMLINKS)
+                following = _openat2(current, part, flags, NO_SYMLINKS)
             except FileNotFoundError:
                 os.mkdir(part, 0o755, dir_fd=current)
-                following = _openat2(current, part, flags, _RESOLVE_NO_SYMLINKS)
+                following = _openat2(current, part, flags, NO_SYMLINKS)
                 os.chmod(f"/proc/self/fd/{following}", 0o755)  # whatever the umask took away
             os.close(current)
             current = following

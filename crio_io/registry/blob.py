@@ -229,7 +229,7 @@ class Fetcher:
             self._unpacking.available(min(self._written_bytes, self._layer.size_bytes - 1))
 
     def _open(self) -> None:
-        path = self._store.blob_path(self._layer.digest)
+        path = self._store.blob_path(self._layer)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(path, flags, 0o600)
         size_bytes = os.fstat(self._fd).st_size

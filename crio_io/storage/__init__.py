@@ -1,1 +1,1 @@
-"""Image content on disk: partial downloads, unpacked layers, documents, and the root filesystems mounted from them."""
+"""Image content on disk: partial downloads, unpacked layers, and the root filesystems mounted from them."""

@@ -1,8 +1,7 @@
-"""Small file operations that last: written whole or not at all, deleted by renaming first."""
+"""Directories that only root enters, and names and contents that last."""
 
 import ctypes
 import os
-import shutil
 from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,35 +32,3 @@ def sync_filesystem(path: Path) -> None:
             raise OSError(number, os.strerror(number), str(path))
     finally:
         os.close(fd)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there whole, or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    fd = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    fresh.rename(path)
-    sync_directory(path.parent)
-
-
-def _raise_unless_absent(_function: object, _path: str, failure: tuple[object, BaseException, object]) -> None:
-    if not isinstance(failure[1], FileNotFoundError):
-        raise failure[1]
-
-
-def delete_tree(path: Path) -> None:
-    """Delete a tree without following links out of it; absent is success, also when somebody else deletes it too.
-
-    Raises:
-        OSError: As the kernel said.
-    """
-    if path.is_symlink() or path.is_file():
-        path.unlink(missing_ok=True)
-    elif path.exists():
-        shutil.rmtree(path, onerror=_raise_unless_absent)

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from crio_core.image import tar
+from crio_io.storage.deep import delete
 
 CHUNK_BYTES = 512 * 1024
 DEPTH_MAX = 256
@@ -43,6 +44,8 @@ class Tree:
         self.implied: dict[bytes, None] = {b".": None}
         self._directory_times: dict[bytes, tuple[int, int]] = {}
         self._whiteouts: set[bytes] = set()
+        # Through links a short name leads deep, so it is by inodes that it is known how deep a directory is.
+        self._depths = {os.stat(".").st_ino: 0}
 
     def count(self) -> None:
         """Take one from the budget of inodes."""
@@ -97,10 +100,17 @@ class Tree:
 
     def _make_directory(self, path: bytes) -> None:
         try:
-            os.mkdir(path, 0o700)
+            self._mkdir(path, 0o700)
         except FileExistsError:
             if not stat.S_ISDIR(os.lstat(path).st_mode):
                 raise
+
+    def _mkdir(self, path: bytes, mode: int) -> None:
+        os.mkdir(path, mode)
+        depth = self._depths[os.stat(path.rpartition(b"/")[0] or b".").st_ino] + 1
+        if depth > DEPTH_MAX:
+            raise LayerRefusedError("ARCHIVE_INVALID", f"{shown(path)} leads more than {DEPTH_MAX} directories deep")
+        self._depths[os.lstat(path).st_ino] = depth
 
     def _make_file(self, path: bytes, entry: tar.Entry, reader: tar.TarReader) -> None:
         if entry.real_bytes > self._file_bytes_max:
@@ -120,7 +130,7 @@ class Tree:
             os.fchown(fd, entry.uid, entry.gid)
             os.fchmod(fd, entry.mode)
             for name, value in entry.xattrs:
-                set_xattr(fd, name, value)
+                set_xattr(path, name, value, fd)
             os.utime(fd, ns=times_of(entry))
         finally:
             os.close(fd)
@@ -151,7 +161,7 @@ class Tree:
             except NotADirectoryError:
                 self._make_parents(path)
             except FileExistsError:
-                remove(path)
+                delete(path)
         raise LayerRefusedError("ARCHIVE_INVALID", f"{shown(path)} cannot be made")
 
     def _make_parents(self, path: bytes) -> None:
@@ -169,7 +179,7 @@ class Tree:
                 mode = os.lstat(here).st_mode
             except FileNotFoundError:
                 self.count()
-                os.mkdir(here, 0o755)
+                self._mkdir(here, 0o755)
                 self.implied[here] = None
                 if len(self.implied) > IMPLIED_MAX:
                     message = f"more than {IMPLIED_MAX} directories are left out"
@@ -185,9 +195,9 @@ class Tree:
                     parts.extendleft(reversed([word for word in link.split(b"/") if word not in (b"", b".")]))
                     continue
                 if not stat.S_ISDIR(mode):
-                    remove(here)
+                    delete(here)
                     self._whiteouts.discard(here)
-                    os.mkdir(here, 0o755)
+                    self._mkdir(here, 0o755)
                     os.setxattr(here, OPAQUE_XATTR, b"y")
             done = here
 
@@ -217,9 +227,9 @@ class Tree:
     def _take_whiteout(self, path: bytes, entry: tar.Entry) -> None:
         """The layer has something where it hid a lower name: a directory then hides the lower one's content."""
         self._whiteouts.discard(path)
-        remove(path)
+        delete(path)
         if entry.kind == tar.DIRECTORY:
-            os.mkdir(path, 0o700)
+            self._mkdir(path, 0o700)
             os.setxattr(path, OPAQUE_XATTR, b"y")
 
 
@@ -240,40 +250,27 @@ def clean(name: bytes) -> bytes:
     return b"/".join(parts) or b"."
 
 
-def remove(path: bytes) -> None:
-    """Take away whatever is under a name, without following links."""
-    try:
-        os.unlink(path)
-    except IsADirectoryError:
-        pending = [path]
-        while pending:
-            here = pending[-1]
-            inner = []
-            with os.scandir(here) as found:
-                for item in found:
-                    if item.is_dir(follow_symlinks=False):
-                        inner.append(item.path)
-                    else:
-                        os.unlink(item.path)
-            if inner:
-                pending += inner
-            else:
-                os.rmdir(pending.pop())
+def set_xattr(path: bytes, name: bytes, value: bytes, fd: int | None = None) -> None:
+    """Set an attribute that an image may have; what overlayfs or the host's policy would act on is dropped.
 
-
-def set_xattr(target: bytes | int, name: bytes, value: bytes) -> None:
-    """Set an attribute that an image may have; what overlayfs or the host's policy would act on is dropped."""
+    Args:
+        fd: Of a regular file, which is open.
+    """
     of_user = name.startswith(b"user.") and not name.startswith(b"user.overlay.")
     if not of_user and name != b"security.capability" and not name.startswith(b"system.posix_acl_"):
         return
     try:
-        if isinstance(target, int):
-            os.setxattr(target, name, value)
+        if fd is None:
+            os.setxattr(path, name, value, follow_symlinks=False)
         else:
-            os.setxattr(target, name, value, follow_symlinks=False)
+            os.setxattr(fd, name, value)
     except OSError as error:
         if error.errno not in (errno.ENOTSUP, errno.EPERM):  # links and devices cannot have them
             raise
+        if fd is not None and name == b"security.capability":
+            # A program without its capabilities would fail later, and far from the reason.
+            message = f"the capabilities of {shown(path)} cannot be stored: {error.strerror}"
+            raise LayerRefusedError("CAPABILITIES_UNSUPPORTED", message) from error
 
 
 def times_of(entry: tar.Entry) -> tuple[int, int]:
@@ -290,27 +287,3 @@ def write_all(fd: int, data: memoryview) -> None:
 def shown(path: bytes) -> str:
     """A path for a message."""
     return ascii(path.decode("utf-8", "backslashreplace"))[:200]
-
-
-def disk_bytes(path: str) -> tuple[int, int]:
-    """Bytes and inodes that a tree takes on disk; a file with several names counts once."""
-    total_bytes = inodes = 0
-    seen: set[int] = set()
-    pending = [path]
-    while pending:
-        here = pending.pop()
-        inodes += 1
-        total_bytes += os.lstat(here).st_blocks * 512
-        with os.scandir(here) as found:
-            for item in found:
-                if item.is_dir(follow_symlinks=False):
-                    pending.append(item.path)
-                    continue
-                info = item.stat(follow_symlinks=False)
-                if info.st_nlink > 1:
-                    if info.st_ino in seen:
-                        continue
-                    seen.add(info.st_ino)
-                inodes += 1
-                total_bytes += info.st_blocks * 512
-    return total_bytes, inodes

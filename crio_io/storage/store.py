@@ -1,9 +1,8 @@
-"""The store of image content: layers unpacked once by diff id, small documents, and containers' root filesystems.
+"""The store of image content: layers unpacked once by diff id, and containers' root filesystems.
 
     ingest/      blobs while they are fetched, whole or partial; deleted once they are unpacked
     unpacking/   layers while they are unpacked
     layers/      one directory for each layer: `fs` (its content) and `layer.json`
-    documents/   manifests and configurations by digest: with the layers, all that saving an image needs
     containers/  what each container writes
     trash/       what is being deleted
 
@@ -15,11 +14,13 @@ complete (R11, R12). It disappears by one rename to `trash/`. A compressed blob 
 import base64
 import errno
 import json
+import logging
 import os
 import re
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
@@ -27,13 +28,12 @@ from pathlib import Path
 import anyio
 
 from crio_core.errors import Code, LocalError, OperationError, not_found
-from crio_core.image.digest import Digest, parse_digest, verify
-from crio_core.image.manifest import MANIFEST_BYTES_MAX
+from crio_core.image.digest import Digest, parse_digest
 from crio_core.image.resolved import LayerDescriptor
 from crio_core.values import dataclass
 from crio_io.mounts import in_thread, unmount_or_report
-from crio_io.storage.files import delete_tree, make_directory, sync_directory, sync_filesystem, write_durably
-from crio_io.storage.layer_tree import disk_bytes
+from crio_io.storage import deep
+from crio_io.storage.files import make_directory, sync_directory, sync_filesystem
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
 from crio_io.storage.recipe import pack_layer
 from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_unpacking
@@ -41,8 +41,9 @@ from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_
 UNPACKINGS_MAX = 4
 LAYER_RECORD_BYTES_MAX = 64 * 1024 * 1024
 _NAME_BITS = 100
+log = logging.getLogger(__name__)
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
-_ROOMS = ("ingest", "unpacking", "layers", "documents", "containers", "trash")
+_ROOMS = ("ingest", "unpacking", "layers", "containers", "trash")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class Store:
         self._template_users = 0
         self._names = count()
         self._token = secrets.token_hex(4)  # A name of an earlier server's is never made again: see `_left`.
-        self._left: dict[str, frozenset[str]] = {}
+        self._left: frozenset[str] = frozenset()
         self._slots = anyio.CapacityLimiter(UNPACKINGS_MAX)
         self._sync_lock = anyio.Lock()
         self._syncs_asked = 0
@@ -100,9 +101,9 @@ class Store:
 
     # Blobs
 
-    def blob_path(self, digest: Digest) -> Path:
-        """Where a blob's bytes are while it is fetched."""
-        return self.root / "ingest" / f"{digest.algorithm}-{digest.hex}"
+    def blob_path(self, layer: LayerDescriptor) -> Path:
+        """Where the bytes of a layer's blob are while it is fetched."""
+        return self.root / "ingest" / blob_name(layer)
 
     async def start_unpacking(self, layer: LayerDescriptor) -> Unpacking | None:
         """Begin to unpack a blob that is still being fetched, if a process may be started now.
@@ -121,9 +122,9 @@ class Store:
         if unpacking is not None:
             await self._give_up(unpacking)
 
-    async def forget_blob(self, digest: Digest) -> None:
-        """Delete a blob's bytes; absent is success."""
-        await in_thread(f"delete blob {digest}", lambda: self.blob_path(digest).unlink(missing_ok=True))
+    async def forget_blob(self, layer: LayerDescriptor) -> None:
+        """Delete the bytes of a layer's blob; absent is success."""
+        await in_thread(f"delete blob {layer.digest}", lambda: self.blob_path(layer).unlink(missing_ok=True))
 
     # Layers
 
@@ -135,7 +136,7 @@ class Store:
                 is full (NO_SPACE). Nothing of it stays, except the blob when trying again makes sense.
         """
         if (info := self._infos.get(layer.diff_id)) is not None:
-            await self.forget_blob(layer.digest)
+            await self.forget_blob(layer)
             return info
         unpacking = self._unpackings.get(layer.diff_id)  # before anything waits: a cancellation must find it
         try:
@@ -146,7 +147,7 @@ class Store:
             return await self._put_in_place(layer, unpacking, unpacked)
         except OperationError as error:
             if error.code not in (Code.INTERNAL, Code.RESOURCE_EXHAUSTED) or error.reason == "LAYER_TOO_LARGE":
-                await self.forget_blob(layer.digest)
+                await self.forget_blob(layer)
             raise
         except OSError as error:
             raise _disk_failed(f"layer {layer.diff_id}", error) from error
@@ -178,31 +179,6 @@ class Store:
             OperationError: LAYER_NOT_REPRODUCIBLE.
         """
         return await in_thread(f"pack layer {diff_id}", pack_layer, self.layers / layer_name(diff_id), diff_id, output)
-
-    # Documents
-
-    async def put_document(self, digest: Digest, data: bytes) -> None:
-        """Keep a manifest or configuration, durably."""
-        verify(data, digest, "document")
-        path = self._document(digest)
-        await in_thread(f"write document {digest}", write_durably, path, data)
-
-    async def get_document(self, digest: Digest) -> bytes:
-        """Read a document back, checked against its digest.
-
-        Raises:
-            OperationError: NOT_FOUND, or DATA_LOSS when it was damaged.
-        """
-        try:
-            data = await in_thread(f"read document {digest}", self._document(digest).read_bytes)
-        except FileNotFoundError:
-            raise not_found("document", str(digest)) from None
-        verify(data[: MANIFEST_BYTES_MAX + 1], digest, "document")
-        return data
-
-    async def remove_document(self, digest: Digest) -> None:
-        """Delete a document; absent is success."""
-        await in_thread(f"remove document {digest}", lambda: self._document(digest).unlink(missing_ok=True))
 
     # Root filesystems
 
@@ -266,7 +242,7 @@ class Store:
         """What a container wrote; nothing when it has no root filesystem."""
         upper = self.upper(container_id)
         try:
-            size_bytes, inodes = await in_thread(f"measure {upper}", disk_bytes, str(upper))
+            size_bytes, inodes = await in_thread(f"measure {upper}", deep.measure, upper)
         except FileNotFoundError:
             return Usage(size_bytes=0, inodes=0)
         return Usage(size_bytes=size_bytes, inodes=inodes)
@@ -274,18 +250,17 @@ class Store:
     async def sweep(
         self,
         layers: frozenset[Digest] | None,
-        documents: frozenset[Digest],
         containers: frozenset[str] | None,
         blobs_max_age_s: float,
     ) -> tuple[str, ...]:
         """Delete what no record owns and what a crash left; the arguments name what is owned, None all of its kind.
 
-        Returns what it deleted.
+        Returns what it deleted; what cannot be deleted is logged, and does not keep the rest.
 
         Partial blobs younger than `blobs_max_age_s` stay, so that the next pull goes on with them. A container that is
         not owned must not be mounted any more.
         """
-        removed = await in_thread("sweep store", self._sweep, layers, documents, containers, blobs_max_age_s)
+        removed = await in_thread("sweep store", self._sweep, layers, containers, blobs_max_age_s)
         if layers is not None:
             for diff_id in set(self._infos) - layers:
                 del self._infos[diff_id]
@@ -302,8 +277,7 @@ class Store:
             make_directory(self.root / room)
         make_directory(self.root)
         # Pulls go on while the rest is swept: only what was there before them is a crash's.
-        rooms = ("documents", "unpacking")
-        self._left = {room: frozenset(place.name for place in (self.root / room).iterdir()) for room in rooms}
+        self._left = frozenset(place.name for place in (self.root / "unpacking").iterdir())
         make_directory(self.layers / "empty")
         (self.layers / "empty").chmod(0o755)
         for place in sorted(self.layers.iterdir()):
@@ -313,13 +287,13 @@ class Store:
 
     def _start(self, layer: LayerDescriptor) -> Unpacking:
         place = self.root / "unpacking" / f"{layer_name(layer.diff_id)}.{self._token}.{next(self._names)}"
-        delete_tree(place)
+        deep.delete(place)
         directory = place / "fs"
         place.mkdir(mode=0o700)
         directory.mkdir(mode=0o755)
         directory.chmod(0o755)
         try:
-            return start_unpacking(self._template, layer, self.blob_path(layer.digest), directory, self._limits)
+            return start_unpacking(self._template, layer, self.blob_path(layer), directory, self._limits)
         except FileNotFoundError:
             raise not_found("blob", str(layer.digest)) from None
 
@@ -349,8 +323,12 @@ class Store:
         del self._unpackings[unpacking.layer.diff_id]
         with anyio.CancelScope(shield=True):
             await unpacking.end()
-            await in_thread(f"delete {unpacking.directory}", self._discard, unpacking.directory.parent)
-            await self._leave_template()
+            try:
+                await in_thread(f"delete {unpacking.directory}", self._discard, unpacking.directory.parent)
+            except OperationError as error:  # how the unpacking ended is what matters; a sweep tries this again
+                log.warning("what was unpacked of %s stays: %s", unpacking.layer.digest, error.message)
+            finally:
+                await self._leave_template()
 
     async def _put_in_place(self, layer: LayerDescriptor, unpacking: Unpacking, unpacked: Unpacked) -> LayerInfo:
         info = LayerInfo(
@@ -363,11 +341,12 @@ class Store:
         place = unpacking.directory.parent
         record = json.dumps({"schema": 1, **asdict(info), "diff_id": str(info.diff_id)}).encode()
         await in_thread(f"write {place}", (place / "layer.json").write_bytes, record)
-        await self.forget_blob(layer.digest)  # before the sync, so that its bytes need not reach the disk
         await self._sync()
         with anyio.CancelScope(shield=True):
             await in_thread(f"put layer {layer.diff_id} in place", self._rename, place, layer.diff_id)
             self._infos[info.diff_id] = info
+            # Not before: a server that is killed during the sync would have neither the layer nor its blob.
+            await self.forget_blob(layer)
         return info
 
     async def _sync(self) -> None:
@@ -395,29 +374,24 @@ class Store:
         """Rename away, then delete: what is half deleted is never seen under its own name."""
         trash = self.root / "trash" / f"{os.getpid()}.{next(self._names)}"
         try:
-            delete_tree(trash)
+            deep.delete(trash)
             place.rename(trash)
         except FileNotFoundError:
             return
         except OSError as error:
             raise _remove_failed(place, error) from error
         try:
-            delete_tree(trash)
+            deep.delete(trash)
         except OSError as error:
             raise _remove_failed(place, error) from error
 
     def _sweep(
         self,
         layers: frozenset[Digest] | None,
-        documents: frozenset[Digest],
         containers: frozenset[str] | None,
         blobs_max_age_s: float,
     ) -> tuple[str, ...]:
-        keep = {
-            "documents": {f"{digest.algorithm}-{digest.hex}" for digest in documents},
-            "unpacking": set[str](),
-            "trash": set[str](),
-        }
+        keep = {"unpacking": set[str](), "trash": set[str]()}
         if layers is not None:
             keep["layers"] = {"empty"} | {layer_name(diff_id) for diff_id in layers}
         if containers is not None:
@@ -425,14 +399,20 @@ class Store:
         removed = []
         for room, names in keep.items():
             for place in sorted((self.root / room).iterdir()):
-                if place.name not in names and place.name in self._left.get(room, (place.name,)):
-                    delete_tree(place) if room == "trash" else self._discard(place)
+                if place.name in names or (room == "unpacking" and place.name not in self._left):
+                    continue
+                try:
+                    deep.delete(place) if room == "trash" else self._discard(place)
+                except (OSError, OperationError) as error:
+                    log.warning("%s is left over and cannot be deleted: %s", place, error)
+                else:
                     removed.append(f"{room}/{place.name}")
         now_s = time.time()
         for place in sorted((self.root / "ingest").iterdir()):
-            if now_s - place.stat().st_mtime > blobs_max_age_s:
-                place.unlink(missing_ok=True)
-                removed.append(f"ingest/{place.name}")
+            with suppress(FileNotFoundError):  # a pull has just ended
+                if now_s - place.stat().st_mtime > blobs_max_age_s:
+                    place.unlink()
+                    removed.append(f"ingest/{place.name}")
         return tuple(removed)
 
     def _lowers(self, diff_ids: Sequence[Digest]) -> tuple[Lower, ...]:
@@ -449,13 +429,19 @@ class Store:
             raise LocalError(f"{container_id!r} is not a container id")
         return self.root / "containers" / container_id
 
-    def _document(self, digest: Digest) -> Path:
-        return self.root / "documents" / f"{digest.algorithm}-{digest.hex}"
-
 
 def layer_name(diff_id: Digest) -> str:
     """The short name of a layer's directory: 100 bits of its diff id, so that 128 of them fit in a mount's options."""
     return base64.b32encode(bytes.fromhex(diff_id.hex))[: _NAME_BITS // 5].decode().lower()
+
+
+def blob_name(layer: LayerDescriptor) -> str:
+    """The name of a download.
+
+    The diff id is in it, for an image may lie about what a blob unpacks to: it then shares no file with one that is
+    honest.
+    """
+    return f"{layer.digest.algorithm}-{layer.digest.hex}.{layer_name(layer.diff_id)}"
 
 
 def layers_in(root: Path) -> Mapping[str, LayerInfo | None]:

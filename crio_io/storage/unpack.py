@@ -27,6 +27,8 @@ UNPACKED_BYTES_FLOOR = 1024**3
 UNPACKED_RATIO_MAX = 200
 ENTRIES_MAX = 1_000_000
 DISK_RESERVE_BYTES = 64 * 1024 * 1024
+CPU_S_FLOOR = 600
+CPU_BYTES_PER_S = 1024 * 1024
 # The package's own `__init__` is passed over: it offers the whole engine, which the template has no use for.
 _PROGRAM = (
     "import sys,types;sys.path[:0]=sys.argv[2:];package=types.ModuleType('crio_io');"
@@ -37,11 +39,16 @@ _PROGRAM = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What one layer may take. A layer may unpack to `ratio` times its blob, and to `floor_bytes` in any case."""
+    """What one layer may take.
+
+    A layer may unpack to `ratio` times its blob, and to `floor_bytes` in any case. Its work may take a processor
+    `cpu_s`, and a second more for each megabyte of its blob: the slowest machine needs a tenth of that for honest ones.
+    """
 
     floor_bytes: int = UNPACKED_BYTES_FLOOR
     ratio: int = UNPACKED_RATIO_MAX
     entries: int = ENTRIES_MAX
+    cpu_s: int = CPU_S_FLOOR
 
     def unpacked_bytes(self, blob_bytes: int, free_bytes: int) -> int:
         """The most that a blob may unpack to, given what the disk has."""
@@ -205,6 +212,7 @@ class Unpacking:
             "NO_SPACE": Code.RESOURCE_EXHAUSTED,
             "LAYER_TOO_LARGE": Code.RESOURCE_EXHAUSTED,
             "DIFF_ID_MISMATCH": Code.DATA_LOSS,
+            "CAPABILITIES_UNSUPPORTED": Code.FAILED_PRECONDITION,
             "UNPACK_FAILED": Code.INTERNAL,
             "ABORTED": Code.INTERNAL,
         }.get(reason, Code.INVALID_ARGUMENT)
@@ -227,6 +235,8 @@ def start_unpacking(
         "algorithm": layer.diff_id.algorithm,
         "bytes_max": limits.unpacked_bytes(layer.size_bytes, free.f_bavail * free.f_frsize),
         "entries_max": limits.entries,
+        "reserve_bytes": DISK_RESERVE_BYTES,
+        "cpu_s": limits.cpu_s + layer.size_bytes // CPU_BYTES_PER_S,
     }
     with contextlib.ExitStack() as stack:
 

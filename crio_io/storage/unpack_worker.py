@@ -4,23 +4,27 @@ It is forked by `unpack_template.py`. It follows the blob's file while that is s
 one thread, and writes files in the other. The directory is its root (chroot), so no name, link or race in an archive
 leads outside (CVE-2025-47290, CVE-2021-32760).
 
-Its arguments: `root_fd`, `blob_fd`, `control_fd`, `answer_fd`, `size_bytes`, `compression`, `algorithm`, `bytes_max`
-and `entries_max`. The control pipe carries the number of bytes of the blob that can be read, one decimal a line; its
-end before the whole size means to give up. The answer is one JSON object: `diff_id`, `entries`, `implied`, `size_bytes`
-and `inodes` as on disk, or `error` and `reason`.
+Its arguments: `root_fd`, `blob_fd`, `control_fd`, `answer_fd`, `size_bytes`, `compression`, `algorithm`; and what it
+may take: `bytes_max`, `entries_max`, `cpu_s` of a processor, and the disk but for `reserve_bytes`, which it looks at
+itself, as it is not alone in filling it. The control pipe carries the number of bytes of the blob that can be read, one
+decimal a line; its end before the whole size means to give up. The answer is one JSON object: `diff_id`, `entries`,
+`implied`, `size_bytes` and `inodes` as on disk, or `error` and `reason`.
 """
 
 import errno
 import json
 import os
+import resource
 import select
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from crio_core.image import tar
-from crio_io.storage.layer_tree import CHUNK_BYTES, LayerRefusedError, Tree, disk_bytes, write_all
+from crio_io.storage import deep
+from crio_io.storage.layer_tree import CHUNK_BYTES, LayerRefusedError, Tree, write_all
 from crio_io.storage.recipe import FILE_NAME, Recorder
 
 READ_BYTES = 128 * 1024
@@ -28,6 +32,15 @@ QUEUE_CHUNKS_MAX = 8
 GZIP_MEMBERS_MAX = 1_000_000
 ZSTD_WINDOW_BYTES_MAX = 128 * 1024 * 1024
 MESSAGE_CHARS_MAX = 500
+ROOM_BYTES = 8 * 1024 * 1024
+CPU_S_TO_ANSWER = 5
+_REASONS = {
+    errno.ENOSPC: "NO_SPACE",
+    errno.EDQUOT: "NO_SPACE",
+    # Names that no kernel takes are the archive's fault: trying again is no use.
+    errno.ENAMETOOLONG: "ARCHIVE_INVALID",
+    errno.ELOOP: "ARCHIVE_INVALID",
+}
 
 Decompressor = Callable[["Blob"], Iterator[bytes]]
 
@@ -133,12 +146,13 @@ def _zstd() -> Decompressor:
 class Stream:
     """The decompressed archive: produced and hashed in a thread of its own, read by the unpacker."""
 
-    def __init__(self, chunks: Iterator[bytes], algorithm: str, bytes_max: int) -> None:
+    def __init__(self, chunks: Iterator[bytes], algorithm: str, bytes_max: int, reserve_bytes: int) -> None:
         import hashlib
 
         self._hash = hashlib.new(algorithm)
         self._chunks = chunks
         self._bytes_max = bytes_max
+        self._reserve_bytes = reserve_bytes
         self._queue: deque[bytes] = deque()
         self._room = threading.Semaphore(QUEUE_CHUNKS_MAX)
         self._ready = threading.Semaphore(0)
@@ -149,10 +163,14 @@ class Stream:
         self._thread.start()
 
     def _produce(self) -> None:
-        total = 0
+        total = unlooked = 0
         try:
             for chunk in self._chunks:
                 total += len(chunk)
+                unlooked += len(chunk)
+                if unlooked >= ROOM_BYTES:
+                    unlooked = 0
+                    self._look_for_room()
                 if total > self._bytes_max:
                     message = f"the layer unpacks to more than {self._bytes_max} bytes"
                     raise LayerRefusedError("LAYER_TOO_LARGE", message)
@@ -163,6 +181,11 @@ class Stream:
         except BaseException as error:  # carried to the other thread, which raises it
             self._failure = error
         self._ready.release()
+
+    def _look_for_room(self) -> None:
+        disk = os.statvfs(".")  # the layer's directory
+        if disk.f_bavail * disk.f_frsize < self._reserve_bytes:
+            raise LayerRefusedError("NO_SPACE", f"less than {self._reserve_bytes} bytes are left on the disk")
 
     def _fill(self) -> bool:
         """Have bytes at hand; False at the end."""
@@ -224,11 +247,11 @@ def unpack(arguments: dict[str, int | str]) -> dict[str, object]:
     algorithm = str(arguments["algorithm"])
     blob = Blob(number["blob_fd"], number["control_fd"], number["size_bytes"])
     chunks = decompressor(str(arguments["compression"]))(blob)
-    stream = Stream(chunks, algorithm, number["bytes_max"])
+    os.fchdir(number["root_fd"])
+    stream = Stream(chunks, algorithm, number["bytes_max"], number["reserve_bytes"])
     # A file's descriptor, unlike a directory's, is no way out of the new root.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     recorder = Recorder(os.open(f"../{FILE_NAME}", flags, 0o600, dir_fd=number["root_fd"]), stream)
-    os.fchdir(number["root_fd"])
     os.chroot(".")
     os.close(number["root_fd"])
     os.umask(0)
@@ -240,7 +263,7 @@ def unpack(arguments: dict[str, int | str]) -> dict[str, object]:
         tree.add(entry, reader)
     tree.finish()
     found = f"{algorithm}:{recorder.finish()}"
-    size_bytes, inodes = disk_bytes(".")
+    size_bytes, inodes = deep.measure(".")
     return {
         "diff_id": found,
         "entries": tree.entries,
@@ -256,17 +279,29 @@ def preload() -> None:
     __import__("hashlib")
 
 
+def _limit_work(cpu_s: int) -> None:
+    """End this process when it has worked for so long: first by a signal, so that it can say why, then by force."""
+
+    def refuse(_signal: int, _frame: object) -> None:
+        signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+        raise LayerRefusedError("TOO_MUCH_WORK", f"it takes a processor more than {cpu_s} s to unpack")
+
+    signal.signal(signal.SIGXCPU, refuse)
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + CPU_S_TO_ANSWER))
+
+
 def work(arguments: dict[str, int | str]) -> NoReturn:
     """Unpack, answer on `answer_fd`, and end the process."""
     answer: dict[str, object]
     try:
+        _limit_work(int(arguments["cpu_s"]))
         answer = unpack(arguments)
     except LayerRefusedError as error:
         answer = {"error": str(error), "reason": error.reason}
     except tar.TarInvalidError as error:
         answer = {"error": str(error), "reason": "ARCHIVE_INVALID"}
     except OSError as error:
-        answer = {"error": str(error), "reason": "NO_SPACE" if error.errno == errno.ENOSPC else "UNPACK_FAILED"}
+        answer = {"error": str(error), "reason": _REASONS.get(error.errno or 0, "UNPACK_FAILED")}
     except (RecursionError, MemoryError, ValueError, OverflowError) as error:
         answer = {"error": f"{type(error).__name__}: {error}", "reason": "ARCHIVE_INVALID"}
     except BaseException as error:  # a bug here, which must not become a second process that forks

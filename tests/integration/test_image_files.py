@@ -48,7 +48,7 @@ def remove(crio: Crio, name: str) -> None:
 def stored(crio: Crio) -> set[str]:
     """What is in the store, by room and name."""
     root = crio.site.marks.root / "storage"
-    rooms = ("ingest", "unpacking", "layers", "documents", "trash")
+    rooms = ("ingest", "unpacking", "layers", "trash")
     return {f"{room}/{name}" for room in rooms for name in os.listdir(root / room)}
 
 

@@ -18,7 +18,6 @@ import pytest
 from crio_core.cri import AuthConfig
 from crio_core.errors import OperationError
 from crio_core.image.auth import Auth
-from crio_core.image.digest import parse_digest
 from crio_core.image.platform import Platform, platform_of_machine
 from crio_core.image.reference import parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates
@@ -27,6 +26,7 @@ from crio_io.registry.client import Progress, Rates, RegistryClient
 from crio_io.storage.store import Store, layer_name
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
 from tests.integration.registry_fixture import LocalRegistry, archive, busybox_archive, digest, pack
+from tests.integration.storage_fixture import descriptor
 
 pytestmark = [
     pytest.mark.integration,
@@ -213,7 +213,7 @@ async def test_r12_next_pull_fetches_only_what_is_missing(client: RegistryClient
     with MisbehavingRegistry() as good:
         reference = good.put("a", BIG)
         kept = int(len(BIG.blob) * share)
-        store.blob_path(parse_digest(BIG.digest)).write_bytes(BIG.blob[:kept])
+        store.blob_path(descriptor(BIG)).write_bytes(BIG.blob[:kept])
         await pull(client, store, places(reference))
         blob_bytes = good.sent_bytes - sum(
             len(body) for path, (body, _) in good.content.items() if BIG.digest not in path
@@ -225,7 +225,7 @@ async def test_r12_partial_blob_that_is_wrong_is_begun_anew(client: RegistryClie
     """R12: a power cut can leave zeros in the partial file: the pull recovers by itself."""
     with MisbehavingRegistry() as good:
         reference = good.put("a", BIG)
-        store.blob_path(parse_digest(BIG.digest)).write_bytes(bytes(len(BIG.blob) // 2))
+        store.blob_path(descriptor(BIG)).write_bytes(bytes(len(BIG.blob) // 2))
         await pull(client, store, places(reference))
 
 
@@ -508,7 +508,7 @@ async def test_r12_killed_server_leaves_no_process_and_its_blob_is_gone_on_with(
         assert store.list_layers() == ()
         again = Store(store.root)
         await again.open()
-        await again.sweep(frozenset(), frozenset(), frozenset(), blobs_max_age_s=3600)
+        await again.sweep(frozenset(), frozenset(), blobs_max_age_s=3600)
         before_bytes = slow.sent_bytes
         client = RegistryClient()
         await pull(client, again, places(reference))

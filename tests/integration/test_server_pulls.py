@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
+from crio_io.storage.store import blob_name
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import Crio, Refused, Site, wait_for
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
 from tests.integration.registry_fixture import Layer, archive, pack
+from tests.integration.storage_fixture import descriptor
 
 pytestmark = pytest.mark.integration
 POINTS = 20
@@ -71,7 +73,7 @@ def spec(reference: str) -> pb.ImageSpec:
 
 def blob(crio: Crio, layer: Layer) -> Path:
     """Where the server keeps what has come of a blob."""
-    return crio.site.marks.root / "storage" / "ingest" / layer.digest.replace(":", "-")
+    return crio.site.marks.root / "storage" / "ingest" / blob_name(descriptor(layer))
 
 
 def came_bytes(crio: Crio, layer: Layer) -> int:
