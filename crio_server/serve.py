@@ -20,19 +20,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from grpclib.server import Server
-
 from crio_core.errors import Code, OperationError
-from crio_io.engine import Engine, open_engine
+from crio_io.engine import Engine, layout_of, open_engine
 from crio_io.mounts import running_steps
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
+from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
+from crio_server.listener import SocketServer
 from crio_server.options import engine_options
 from crio_server.services.image import ImageService
-from crio_server.services.rpc import CachedCodec, Servable
+from crio_server.services.rpc import Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService
 from crio_server.services.transfer import ImagesBase, Transfer
+from crio_server.status import StatusPages
 from crio_server.versions import write_versions
 
 log = logging.getLogger("crio")
@@ -160,7 +161,7 @@ class _Serving:
             write_versions(self._config.version_file, self._config.root)
         except OSError as error:
             log.warning("crio wipe will take this for a rebooted machine: %s", error)
-        server = Server(self._services(engine), codec=CachedCodec())
+        server = SocketServer(self._services(engine), self._pages(engine))
         await server.start(sock=listening)
         # What was allocated until now lives as long as the process: the collector need not look at it again.
         gc.collect()
@@ -193,6 +194,16 @@ class _Serving:
             Servable(ImagesBase, Transfer(engine)),
             Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage)),
         ]
+
+    def _pages(self, engine: Engine) -> StatusPages:
+        layout = layout_of(engine_options(self._config))
+        return StatusPages(
+            driver=engine.driver,
+            config=lambda: to_toml(self._config),
+            storage_root=str(engine.images.store.root),
+            cgroup_driver=self._config.cgroup_manager,
+            rootfs=lambda container_id: str(layout.rootfs(container_id)),
+        )
 
     def _verbose(self) -> Mapping[str, Any]:
         config = self._config

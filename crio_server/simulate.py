@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-from grpclib.server import Server
 
 from crio_core import effects as fx
 from crio_core import events as ev
@@ -36,11 +35,14 @@ from crio_io import mounts
 from crio_io.vault import Vault
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning
+from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
+from crio_server.listener import SocketServer
 from crio_server.serve import STOP_S, bound_socket, set_up_logging
 from crio_server.services.image import ImageService
-from crio_server.services.rpc import CachedCodec, Servable
+from crio_server.services.rpc import Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService
+from crio_server.status import StatusPages
 
 log = logging.getLogger("crio")
 
@@ -280,6 +282,17 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
     ]
 
 
+def pages_of(live: LiveSimulation, config: Config) -> StatusPages:
+    """What a simulated node answers over HTTP."""
+    return StatusPages(
+        driver=live,
+        config=lambda: to_toml(config),
+        storage_root=FILESYSTEM,
+        cgroup_driver=config.cgroup_manager,
+        rootfs=lambda container_id: str(SETTINGS.layout.rootfs(container_id)),
+    )
+
+
 @asynccontextmanager
 async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulation]:
     """Serve a simulated node at the socket of a configuration until the block ends; many fit in one process.
@@ -293,7 +306,7 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
         live = LiveSimulation(simulation_of(config, profile))
         LogWriter(live.sim)
         async with live.running():
-            server = Server(services_of(live, config, profile), codec=CachedCodec())
+            server = SocketServer(services_of(live, config, profile), pages_of(live, config))
             await server.start(sock=listening)
             yield live
             server.close()
