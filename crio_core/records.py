@@ -3,8 +3,8 @@
 A record is flat and holds what listing needs. What the caller said in full stays beside it as JSON text (`request`)
 and is decoded only when a status or a container's spec asks for it: starting with a thousand records need not.
 
-Writing is `orjson.dumps` of the record; reading is `crio_core.reader`, which checks types by the annotations here and
-agrees with dataclasses-json, whose methods records have for other programs.
+The stored form is that of dataclasses-json, whose methods records have (`json_methods.py`). The server writes it by
+`orjson.dumps` and reads it by `crio_core.reader`, which checks types by the annotations here.
 """
 
 from collections.abc import Mapping
@@ -14,10 +14,10 @@ from functools import lru_cache
 from typing import Any, ClassVar, Self, TypeVar
 
 import orjson
-from dataclasses_json import DataClassJsonMixin
 
 from crio_core.cri import ContainerMetadata, PodSandboxMetadata
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.json_methods import JsonMethods
 from crio_core.reader import read
 from crio_core.values import dataclass
 
@@ -145,7 +145,7 @@ class ImageVolume:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SandboxRecord(DataClassJsonMixin):
+class SandboxRecord(JsonMethods):
     """A pod sandbox. Times are wall-clock nanoseconds since 1970; `holds` is in order of taking."""
 
     SCHEMA: ClassVar[int] = 1
@@ -175,7 +175,7 @@ class SandboxRecord(DataClassJsonMixin):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContainerRecord(DataClassJsonMixin):
+class ContainerRecord(JsonMethods):
     """A container. Times are wall-clock nanoseconds since 1970, 0 when it has not happened yet."""
 
     SCHEMA: ClassVar[int] = 1
@@ -233,7 +233,7 @@ class ContainerRecord(DataClassJsonMixin):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageRecord(DataClassJsonMixin):
+class ImageRecord(JsonMethods):
     """An image in the store; its id is the digest of its configuration. Sizes are bytes as stored."""
 
     SCHEMA: ClassVar[int] = 1

@@ -1,5 +1,7 @@
 """The compiled reader of records and requests: nothing is lost, and it agrees with dataclasses-json."""
 
+import subprocess
+import sys
 from typing import Any
 
 import orjson
@@ -25,6 +27,24 @@ REQUESTS = st.one_of(st.builds(cri.PodSandboxConfig), st.builds(cri.ContainerCon
 def test_record_written_and_read_is_the_same(record: Record) -> None:
     """What a server knows after a restart is what it knew before."""
     assert decode(record.KIND, encode(record)) == record
+
+
+@given(record=RECORDS)
+def test_record_written_by_either_is_read_by_the_other(record: Record) -> None:
+    """Records are stored in the form of dataclasses-json: other programs may read and write them by the library."""
+    assert orjson.loads(record.to_json()) == record.to_dict(encode_json=True) == orjson.loads(encode(record))
+    assert type(record).from_json(encode(record)) == record
+    assert type(record).from_dict(orjson.loads(encode(record))) == record
+    assert decode(record.KIND, record.to_json().encode()) == record
+
+
+def test_server_imported_has_not_loaded_the_library() -> None:
+    """What only other programs need costs a server neither memory nor a longer start."""
+    program = (
+        "import sys, crio_server.main, crio_server.serve; print({'dataclasses_json', 'marshmallow'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 @given(request=REQUESTS)
