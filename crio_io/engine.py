@@ -70,6 +70,8 @@ class RuntimeOptions:
     monitor_path: str = ""
     """A program with conmon's command line; empty for the monitors that are built in."""
     monitor_env: Mapping[str, str] = field(default_factory=dict)
+    monitor_cgroup: str = ""
+    """A path, or a slice of systemd's; empty leaves monitors where the engine is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +83,6 @@ class EngineOptions:
     runtimes: Mapping[str, RuntimeOptions] = field(default_factory=lambda: {"runc": RuntimeOptions()})
     default_runtime: str = "runc"
     systemd_cgroup: bool = False
-    monitor_cgroup: str = ""
     cni_config_dir: str = "/etc/cni/net.d"
     cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
     cni_default_network: str = ""
@@ -124,15 +125,22 @@ class Engine:
         self._networks = NetworkConfigs("", ())
         self._last_network = ("", "")
 
-    def configure(self, options: EngineOptions) -> None:
+    @property
+    def handlers(self) -> tuple[str, ...]:
+        """Names of the runtime handlers that pods can have."""
+        return tuple(self.driver.node.settings.handlers)
+
+    async def configure(self, options: EngineOptions) -> None:
         """Go by other options from now on, as far as they are not about where everything lies.
 
         Containers keep the runtime that they were made with. Nothing changes when anything is wrong.
 
         Raises:
-            OperationError: A runtime's program is missing.
+            OperationError: The default runtime's program is missing, or a monitor's.
         """
-        monitors = monitors_of(options, self._executor.layout, self._host.cgroups, self._zygote)
+        options, monitors = await mounts.in_thread(
+            "look for runtimes", set_up_runtimes, options, self._executor.layout, self._host.cgroups, self._zygote
+        )
         facts = self._host.facts
         if not options.selinux:
             facts = replace(facts, selinux=False)
@@ -276,19 +284,30 @@ def _program(path: str, what: str) -> str:
     return os.path.realpath(found) if os.path.isabs(path) else found
 
 
-def monitors_of(
+def set_up_runtimes(
     options: EngineOptions, layout: Layout, cgroups: Cgroups, zygote: ZygoteClient
-) -> dict[str, ConmonMonitor]:
-    """The monitors of every runtime handler, by its name.
+) -> tuple[EngineOptions, dict[str, ConmonMonitor]]:
+    """The options without the runtime handlers whose program is missing, and the monitors of all, by handler.
+
+    Containers may be left of a handler that has lost its program: they are looked after as well as can be.
 
     Raises:
-        OperationError: PROGRAM_NOT_FOUND.
+        OperationError: PROGRAM_NOT_FOUND, the default runtime's or a monitor's.
     """
     monitors = {}
+    usable = dict(options.runtimes)
     for name, runtime in options.runtimes.items():
+        path = runtime.path
+        try:
+            path = _program(runtime.path, f"runtime {name}")
+        except OperationError as error:
+            if name == options.default_runtime:
+                raise
+            log.warning("pods cannot have runtime handler %s: %s", name, error.message)
+            del usable[name]
         oci = OciRuntime(
             name,
-            _program(runtime.path, f"runtime {name}"),
+            path,
             runtime.root,
             systemd_cgroup=options.systemd_cgroup,
             scratch=Path(layout.scratch),
@@ -299,10 +318,12 @@ def monitors_of(
             exit_dir=Path(layout.exits),
             socket_dir=Path(layout.attach),
             cgroups=cgroups,
+            cgroup=runtime.monitor_cgroup,
+            log_size_max_bytes=options.log_size_max_bytes,
             env=runtime.monitor_env or {"PATH": os.environ.get("PATH", os.defpath)},
             zygote=None if runtime.monitor_path else zygote,
         )
-    return monitors
+    return replace(options, runtimes=usable), monitors
 
 
 def layout_of(options: EngineOptions) -> Layout:
@@ -377,7 +398,9 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
     cgroup_driver = CgroupDriver.SYSTEMD if options.systemd_cgroup else CgroupDriver.CGROUPFS
     here = await host.look(cgroup_driver)
     zygote = ZygoteClient(Path(layout.zygote))
-    monitors = monitors_of(options, layout, here.cgroups, zygote)
+    options, monitors = await mounts.in_thread(
+        "look for runtimes", set_up_runtimes, options, layout, here.cgroups, zygote
+    )
     vault = Vault()
     async with AsyncExitStack() as stack:
         files = RecordFiles(layout)
@@ -400,12 +423,10 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
             images=images,
             pod_cgroups=PodCgroups(here.cgroups, cgroup_driver, Path(layout.scratch) / "cgroups"),
             sweeper=sweeper,
-            monitor_cgroup=options.monitor_cgroup,
-            log_size_max_bytes=options.log_size_max_bytes,
         )
         driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
         engine = Engine(driver, executor, vault, here, zygote)
-        engine.configure(options)
+        await engine.configure(options)
         engine.journal_repairs = loaded.repairs
         engine.recorder = Recorder(driver.node, version=options.version, path=options.record)
         stack.push_async_callback(engine.recorder.aclose)

@@ -48,8 +48,6 @@ class HostExecutor:
         images: Registries and layers.
         pod_cgroups: Looks after parent cgroups that exist for pods only.
         sweeper: Removes what no record owns.
-        monitor_cgroup: Where monitors are put; empty leaves them where the server is.
-        log_size_max_bytes: Where monitors rotate a log; negative for never.
         apparmor: The profiles of the kernel.
         looks: How many pods are looked at at the same time when a server starts.
     """
@@ -62,8 +60,6 @@ class HostExecutor:
     images: ImageStore
     pod_cgroups: PodCgroups
     sweeper: Sweeper
-    monitor_cgroup: str = ""
-    log_size_max_bytes: int = -1
     apparmor: AppArmor = field(default_factory=AppArmor)
     looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(LOOKS_MAX))
 
@@ -246,8 +242,6 @@ class HostExecutor:
                 terminal=order.terminal,
                 stdin=order.stdin,
                 stdin_once=order.stdin_once,
-                log_size_max_bytes=self.log_size_max_bytes,
-                cgroup=self.monitor_cgroup,
             )
         )
         return ev.ContainerCreated(

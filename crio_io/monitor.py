@@ -24,7 +24,7 @@ import orjson
 from crio_core.errors import Code, OperationError, RemoteError
 from crio_core.values import dataclass
 from crio_io import mounts, spawn
-from crio_io.cgroups import Cgroups
+from crio_io.cgroups import Cgroups, systemd_scope
 from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime, messages, processes
 from crio_io.zygote import ZygoteClient
@@ -37,6 +37,8 @@ REOPEN_S = 5.0
 STOP_S = 2.0
 """How long a monitor may take to notice that its container is gone, before it is killed."""
 POLL_S = 0.005
+SCOPE = "crio-conmon"
+"""What the scopes of monitors are called, before the container's id."""
 PROCESSES_FILE = "monitor.json"
 
 _REOPEN_LOG = b"2 0 0\n"
@@ -51,8 +53,7 @@ _LEFTOVERS = (
 class MonitorRequest:
     """One container to create.
 
-    `bundle` holds its `config.json`; `log_path` is empty for no log; `cgroup` is the monitor's own, or empty to stay in
-    ours.
+    `bundle` holds its `config.json`; `log_path` is empty for no log.
     """
 
     container_id: str
@@ -62,8 +63,6 @@ class MonitorRequest:
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
-    log_size_max_bytes: int = -1
-    cgroup: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +84,8 @@ class ConmonMonitor:
         exit_dir: Where it writes exit codes, one file a container.
         socket_dir: Where it links the directories of its attach sockets; a short path, as sockets need.
         cgroups: For moving it into its cgroup.
+        cgroup: Its own: an absolute path, or a slice that systemd is to make a scope in; empty leaves it where we are.
+        log_size_max_bytes: Where it rotates a log; negative for never.
         env: Its environment, besides what it needs to talk to us.
         zygote: Forks monitors of our own, in place of executing `path`.
     """
@@ -97,6 +98,8 @@ class ConmonMonitor:
         exit_dir: Path,
         socket_dir: Path,
         cgroups: Cgroups,
+        cgroup: str = "",
+        log_size_max_bytes: int = -1,
         env: Mapping[str, str] | None = None,
         zygote: ZygoteClient | None = None,
     ) -> None:
@@ -106,6 +109,8 @@ class ConmonMonitor:
         self._exit_dir = exit_dir
         self._socket_dir = socket_dir
         self._cgroups = cgroups
+        self._cgroup = cgroup
+        self._log_size_max_bytes = log_size_max_bytes
         self._moves = Moves(cgroups)
         self._env = dict(env or {})
 
@@ -201,8 +206,8 @@ class ConmonMonitor:
         ]
         if self.runtime.systemd_cgroup:
             argv.append("-s")
-        if request.log_size_max_bytes >= 0:
-            argv += ("--log-size-max", str(request.log_size_max_bytes))
+        if self._log_size_max_bytes >= 0:
+            argv += ("--log-size-max", str(self._log_size_max_bytes))
         if request.terminal:
             argv.append("-t")
         if request.stdin:
@@ -221,8 +226,8 @@ class ConmonMonitor:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._clear(request.container_id, request.bundle)
         (self._exit_dir / request.container_id).unlink(missing_ok=True)
-        if request.cgroup:
-            self._cgroups.create(request.cgroup)
+        if self._cgroup.startswith("/"):
+            self._cgroups.create(self._cgroup)
 
     async def _create(self, request: MonitorRequest) -> Created:
         self._moves.expect()
@@ -271,9 +276,11 @@ class ConmonMonitor:
     async def _let_go(self, request: MonitorRequest, pipes: "_Pipes", monitor_pid: int) -> None:
         """Put a monitor that waits at its start pipe into its cgroup, and let it begin."""
         pipes.close_theirs()
-        if request.cgroup:
+        if self._cgroup.startswith("/"):
             step = f"move the monitor of {request.container_id}"
-            await mounts.in_thread(step, self._cgroups.join, request.cgroup, monitor_pid)
+            await mounts.in_thread(step, self._cgroups.join, self._cgroup, monitor_pid)
+        elif self._cgroup:
+            await systemd_scope(f"{SCOPE}-{request.container_id}.scope", parent_slice=self._cgroup, pid=monitor_pid)
         with suppress(BrokenPipeError):  # It ended already; its complaint is read from the other pipe.
             os.write(pipes.start_write, b"\0")
         pipes.close_start()

@@ -27,7 +27,6 @@ def engine_options(config: Config) -> EngineOptions:
         runtimes={one.name: _runtime(config, one) for one in config.runtimes},
         default_runtime=config.default_runtime,
         systemd_cgroup=config.cgroup_manager == "systemd",
-        monitor_cgroup=config.conmon_cgroup if config.conmon_cgroup.startswith("/") else "",
         cni_config_dir=config.network_dir,
         cni_plugin_dirs=config.plugin_dirs,
         cni_default_network=config.cni_default_network,
@@ -49,6 +48,7 @@ def engine_options(config: Config) -> EngineOptions:
 
 
 def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:
+    cgroup = handler.monitor_cgroup or config.conmon_cgroup
     return RuntimeOptions(
         path=handler.command,
         root=handler.runtime_root,
@@ -57,6 +57,7 @@ def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:
         privileged_without_host_devices=handler.privileged_without_host_devices,
         monitor_path=handler.monitor_path or config.conmon,
         monitor_env=dict(item.split("=", 1) for item in handler.monitor_env or config.conmon_env),
+        monitor_cgroup="" if cgroup == "pod" else cgroup,
     )
 
 

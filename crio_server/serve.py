@@ -22,7 +22,7 @@ from typing import Any
 
 from crio_core.errors import Code, OperationError
 from crio_io.engine import Engine, layout_of, open_engine
-from crio_io.mounts import running_steps
+from crio_io.mounts import in_thread, running_steps
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.config.render import to_toml
@@ -136,6 +136,8 @@ class _Serving:
         self._reread = reread
         self._record = Path(record) if record else None
         self._dumping: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._hung_up = False
         self._engine: Engine | None = None
         self._ended = asyncio.Event()
 
@@ -144,7 +146,7 @@ class _Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         loop.add_signal_handler(signal.SIGUSR1, self._dump)
         listening = bound_socket(self._config.listen)
         try:
@@ -181,7 +183,7 @@ class _Serving:
         facts = NodeFacts(
             version=VERSION,
             systemd_cgroup=config.cgroup_manager == "systemd",
-            handlers=tuple(one.name for one in config.runtimes),
+            handlers=lambda: engine.handlers,
             verbose=self._verbose,
         )
 
@@ -253,12 +255,21 @@ class _Serving:
 
         self._dumping = asyncio.create_task(dump())
 
-    def _reload(self) -> None:
-        """SIGHUP: take what can be taken now; a configuration that is wrong changes nothing."""
-        if self._reread is None or self._engine is None:
-            return
+    def _hang_up(self) -> None:
+        """SIGHUP: reload, one at a time; what is told meanwhile is one more."""
+        self._hung_up = True
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.create_task(self._reload())
+
+    async def _reload(self) -> None:
+        """Take what can be taken now, as often as somebody asks; a configuration that is wrong changes nothing."""
+        while self._hung_up and self._reread is not None and self._engine is not None:
+            self._hung_up = False
+            await self._reload_once(self._reread, self._engine)
+
+    async def _reload_once(self, reread: Callable[[], Loaded], engine: Engine) -> None:
         try:
-            loaded = self._reread()
+            loaded = await in_thread("read the configuration", reread)
         except OperationError as error:
             log.error("reload: the configuration in force is kept: %s", error.message)
             return
@@ -271,7 +282,7 @@ class _Serving:
             log.warning("reload: needs a restart: %s", change)
         config = apply_changes(self._config, loaded.config)
         try:
-            self._engine.configure(engine_options(config))
+            await engine.configure(await in_thread("read the configuration", engine_options, config))
         except OperationError as error:
             log.error("reload: the configuration in force is kept: %s", error.message)
             return

@@ -274,7 +274,10 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
         return FILESYSTEM, layers * LAYER_BYTES, layers
 
     facts = NodeFacts(
-        version=VERSION, systemd_cgroup=False, handlers=tuple(one.name for one in config.runtimes), verbose=verbose
+        version=VERSION,
+        systemd_cgroup=False,
+        handlers=lambda: tuple(one.name for one in config.runtimes),
+        verbose=verbose,
     )
     return [
         Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, SimulatedUsage(live.sim))),

@@ -127,7 +127,7 @@ def _show(findings: Sequence["Finding"], live: bool, form: str) -> None:
 
 async def _mend(options: "EngineOptions", findings: Sequence["Finding"], *, yes: bool) -> int:
     from crio_io import host
-    from crio_io.engine import layout_of, monitors_of
+    from crio_io.engine import layout_of, set_up_runtimes
     from crio_io.repair import repair
     from crio_io.zygote import ZygoteClient
 
@@ -144,7 +144,7 @@ async def _mend(options: "EngineOptions", findings: Sequence["Finding"], *, yes:
         click.confirm("Go on?", abort=True, err=True)
     layout = layout_of(options)
     here = await host.look()
-    monitors = monitors_of(options, layout, here.cgroups, ZygoteClient(Path(layout.zygote)))
+    _, monitors = set_up_runtimes(options, layout, here.cgroups, ZygoteClient(Path(layout.zygote)))
     failed = await repair(layout, tuple(monitors.values()), mendable)
     for one, why in failed:
         click.echo(f"crio: {one.thing.what} {one.thing.key} could not be mended: {why}", err=True)

@@ -236,12 +236,10 @@ class _Merged:
     def _resolve_monitor_cgroup(self, values: dict[str, Any], key: str, where: str) -> None:
         """A slice is something that only systemd has; system.slice is what CRI-O's own files say without it, too."""
         manager, cgroup = self.values["cgroup_manager"], values.get(key, "")
-        if manager == "systemd" and not cgroup and key == "conmon_cgroup":
-            values[key] = "system.slice"
-        elif manager == "cgroupfs" and cgroup == "system.slice":
+        if manager == "cgroupfs" and cgroup == "system.slice":
             values[key] = ""
-        elif manager == "cgroupfs" and cgroup.endswith(".slice"):
-            self.problems.append(problem(where, cgroup, "pod or nothing, because cgroup_manager is cgroupfs"))
+        elif manager == "cgroupfs" and cgroup.endswith(".slice") and not cgroup.startswith("/"):
+            self.problems.append(problem(where, cgroup, "a path, pod or nothing, because cgroup_manager is cgroupfs"))
 
 
 _NEW_NAMES = {

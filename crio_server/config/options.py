@@ -124,8 +124,8 @@ class Config:
         "",
         _RUNTIME,
         MONITOR_CGROUP,
-        "Cgroup of the monitors, a slice or a path. Empty, and `pod`: the server's own, since a monitor must not share "
-        "its pod's limits.",
+        "Cgroup of the monitors: a path, or a slice, in which systemd makes each a scope. Empty, and `pod`: the "
+        "server's own, since a monitor must not share its pod's limits.",
     )
     conmon_env: tuple[str, ...] = option(
         ("PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",),

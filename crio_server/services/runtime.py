@@ -30,7 +30,8 @@ class NodeFacts:
 
     version: str
     systemd_cgroup: bool
-    handlers: tuple[str, ...]
+    handlers: Callable[[], tuple[str, ...]]
+    """Names of the runtime handlers; a reload may change them."""
     verbose: Callable[[], Mapping[str, Any]]
     """What verbose Status adds, by name; each value is sent as JSON."""
 
@@ -110,7 +111,9 @@ class RuntimeService(StatsMethods):
                 message="" if status.network_ready else status.network_reason,
             ),
         ]
-        handlers = [pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in self._facts.handlers]
+        # The default handler is listed twice, once without a name (CRI, RuntimeHandler).
+        names = ("", *self._facts.handlers())
+        handlers = [pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in names]
         answer = pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
             runtime_handlers=handlers,

@@ -45,18 +45,18 @@ class Site:
         self.monitor = self.monitor_of(CONMON)
         self.watcher = ExitWatcher(root / "exits", root / "bundles", self.groups)
 
-    def monitor_of(self, path: str) -> ConmonMonitor:
-        """A monitor by another program."""
+    def monitor_of(self, path: str, cgroup: str = MONITOR_CGROUP) -> ConmonMonitor:
+        """A monitor by another program, or in another place."""
         exit_dir, socket_dir = self.root / "exits", self.root / "att"
-        return ConmonMonitor(path, self.runtime, exit_dir=exit_dir, socket_dir=socket_dir, cgroups=self.groups)
+        return ConmonMonitor(
+            path, self.runtime, exit_dir=exit_dir, socket_dir=socket_dir, cgroups=self.groups, cgroup=cgroup
+        )
 
     def request(self, name: str, *args: str, terminal: bool = False, memory_bytes: int = 0) -> MonitorRequest:
         """A bundle and the request to create it."""
         bundle = self.bundles.make(name, *args, terminal=terminal, memory_bytes=memory_bytes)
         log = str(self.root / f"{name}.log")
-        return MonitorRequest(
-            container_id=name, name=name, bundle=bundle, log_path=log, terminal=terminal, cgroup=MONITOR_CGROUP
-        )
+        return MonitorRequest(container_id=name, name=name, bundle=bundle, log_path=log, terminal=terminal)
 
     async def started(self, request: MonitorRequest) -> Created:
         """Create and start."""
@@ -152,6 +152,54 @@ async def test_monitor_lives_outside_of_the_pod(site: Site) -> None:
     lines = Path(f"/proc/{created.monitor_pid}/cgroup").read_text().splitlines()
     assert {line.split(":", 2)[2] for line in lines} == {MONITOR_CGROUP}
     assert site.groups.memory_path(created.pid) == f"{CGROUP_PARENT}/criotest-cgroup"
+
+
+BUSCTL = f"""#!/bin/sh
+echo "$@" >> {{calls}}
+case "$*" in *ResetFailedUnit*) exit 1 ;; esac
+for group in /sys/fs/cgroup/*/ /sys/fs/cgroup/; do
+  [ -e "$group/cgroup.procs" ] || continue
+  mkdir -p "$group{MONITOR_CGROUP}" && echo {{last_pid}} > "$group{MONITOR_CGROUP}/cgroup.procs"
+done
+exit {{code}}
+"""
+"""Stands for systemd: what it was told, and the process moved."""
+
+
+def systemd(site: Site, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> Path:
+    """Put a stub for systemd's client into $PATH; returns the file with what it was told."""
+    calls, program = site.root / "calls", site.root / "bin" / "busctl"
+    program.parent.mkdir()
+    last_pid = "$(echo $* | sed 's/.* PIDs au 1 //; s/ .*//')"
+    program.write_text(BUSCTL.format(calls=calls, last_pid=last_pid, code=code))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return calls
+
+
+async def test_monitor_of_a_slice_is_in_a_scope_before_it_does_anything(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CVE-2019-14891, where systemd arranges: it is told the slice, the name and the one process."""
+    calls = systemd(site, monkeypatch)
+    site.monitor = site.monitor_of(CONMON, "criotest.slice")
+    created = await site.started(site.request("criotest-slice", "sleep", "600"))
+    reset, start = calls.read_text().splitlines()
+    assert reset.endswith("ResetFailedUnit s crio-conmon-criotest-slice.scope")
+    assert " StartTransientUnit ssa(sv)a(sa(sv)) crio-conmon-criotest-slice.scope replace 5 " in start
+    assert " Slice s criotest.slice " in start
+    # The monitor that was moved has forked since: it and its child are both in there.
+    assert created.monitor_pid in site.groups.pids(MONITOR_CGROUP)
+
+
+async def test_scope_that_systemd_does_not_make_is_a_failure_that_leaves_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A monitor in the wrong place would be found out by its victims; the fixture checks what is left."""
+    systemd(site, monkeypatch, code=1)
+    site.monitor = site.monitor_of(CONMON, "criotest.slice")
+    with pytest.raises(OperationError, match=r"did not make scope crio-conmon-criotest-refused\.scope in"):
+        await site.monitor.create(site.request("criotest-refused", "sleep", "600"))
 
 
 async def test_missing_program_is_the_runtimes_complaint(site: Site) -> None:

@@ -1,12 +1,15 @@
 """How the server begins, reloads and ends: its socket, its signals, its configuration, and its own bugs."""
 
 import os
+import shutil
 import signal
 import socket
 import stat
 import subprocess
+from pathlib import Path
 
 import anyio
+import grpc
 import pytest
 
 from crio_core import effects as fx
@@ -26,6 +29,7 @@ from crio_core.replies import Done
 from crio_core.sim.simulation import SETTINGS
 from crio_io.driver import Driver
 from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration import residue
 from tests.integration.harness import Crio, Site, wait_for
 
 pytestmark = pytest.mark.integration
@@ -99,6 +103,60 @@ def test_hangup_takes_what_can_be_taken_and_serving_goes_on(site: Site) -> None:
             code, text = crio.run(pod, "echo $RELOADED", "after")
             assert (code, text) == (0, "yes\n")
             assert crio.output(container, "echo", "alive") == "alive\n"
+
+
+def handlers(crio: Crio) -> list[str]:
+    return [one.name for one in crio.client(pb.StatusRequest()).runtime_handlers]
+
+
+def test_hangup_brings_handlers_and_limits_that_the_next_pod_and_container_have(site: Site) -> None:
+    """What a reload says that it took must count: in Status, for a pod that asks, and for the next log."""
+    runc = shutil.which("runc")
+    assert runc is not None
+    with Crio(site) as crio:
+        crio.pull(crio.images.busybox)
+        assert handlers(crio) == ["", "runc"]
+        write(
+            site,
+            f"""
+[crio.runtime]
+log_size_max = 8192
+[crio.runtime.runtimes.other]
+runtime_path = "{runc}"
+runtime_root = "{site.marks.runtime_root}"
+monitor_cgroup = "/{site.marks.name}/monitors"
+""",
+        )
+        crio.signal(signal.SIGHUP)
+        wait_for("the new handler", lambda: handlers(crio) == ["", "runc", "other"])
+        config = crio.pod_config()
+        request = pb.RunPodSandboxRequest(config=config, runtime_handler="other")
+        pod = crio.client(request).pod_sandbox_id
+        code, text = crio.run(pod, "yes 1234567 | head -n 10000", "talker")
+        assert (code, text[-8:]) == (0, "1234567\n")
+        assert len(text) < 8192, "the log was never started anew"
+        container = crio.begin(pod, ["sleep", "600"])
+        monitor = Path(f"/proc/{crio.info(container)['monitorPid']}/cgroup").read_text()
+        assert f"/{site.marks.name}/monitors" in monitor
+        crio.remove(pod)
+    for path in residue.cgroups(site.marks):  # the configuration's own, so nobody else removes it
+        path.rmdir()
+
+
+def test_missing_program_of_one_handler_costs_its_pods_only(site: Site) -> None:
+    """A node whose second runtime was uninstalled serves all others, and says what is missing."""
+    write(site, "[crio.runtime.runtimes.other]\nruntime_path = '/no/such/runtime'\n")
+    with Crio(site) as crio:
+        crio.pull(crio.images.busybox)
+        assert "/no/such/runtime" in crio.tail()
+        assert handlers(crio) == ["", "runc"]
+        refused = crio.client.refusal(pb.RunPodSandboxRequest(config=crio.pod_config(), runtime_handler="other"))
+        assert (refused.code, "'other'" in refused.message) == (grpc.StatusCode.NOT_FOUND, True)
+        with crio.pod():
+            pass
+    write(site, "[crio.runtime]\ndefault_runtime = 'other'\n[crio.runtime.runtimes.other]\nruntime_path = '/no/such'\n")
+    done = subprocess.run(Crio(site).argv, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, "/no/such" in done.stderr) == (1, True)
 
 
 @pytest.mark.parametrize(

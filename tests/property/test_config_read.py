@@ -87,7 +87,11 @@ def configs(draw: st.DrawFn) -> Config:
     names = draw(st.lists(WORDS | st.sampled_from(["kata.fc", "a-b_c"]), max_size=3, unique=True))
     values["cgroup_manager"] = draw(st.sampled_from(["systemd", "cgroupfs"]))
     values["conmon_cgroup"] = draw(
-        st.sampled_from(["pod", "system.slice", "x.slice"] if values["cgroup_manager"] == "systemd" else ["", "pod"])
+        st.sampled_from(
+            ["pod", "system.slice", "x.slice", "/x"]
+            if values["cgroup_manager"] == "systemd"
+            else ["", "pod", "/a.slice"]
+        )
     )
     runtimes = tuple(draw(handlers(name)) for name in ["runc", *(name for name in names if name != "runc")])
     values["default_runtime"] = draw(st.sampled_from([handler.name for handler in runtimes]))
@@ -184,7 +188,11 @@ def test_wrong_type_of_any_option_names_file_key_value_and_expected(row: Option)
         ("[crio.runtime]\ndefault_runtime = 'crun'", "'crun' is not valid: expected a handler that has a table"),
         (
             "[crio.runtime]\ncgroup_manager = 'cgroupfs'\nconmon_cgroup = 'x.slice'",
-            "'x.slice' is not valid: expected pod or nothing",
+            "'x.slice' is not valid: expected a path, pod or nothing",
+        ),
+        (
+            "[crio.runtime]\ncgroup_manager = 'cgroupfs'\nconmon_cgroup = '/x/../..'",
+            "'/x/../..' is not valid: expected pod, NAME.slice or an absolute path",
         ),
     ],
 )
@@ -344,13 +352,11 @@ def test_followed_directories_move_with_runroot_and_root() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("has_systemd", "manager", "cgroup"), [(True, "systemd", "system.slice"), (False, "cgroupfs", "")]
-)
-def test_cgroup_manager_not_chosen_is_decided_and_said(has_systemd: bool, manager: str, cgroup: str) -> None:
+@pytest.mark.parametrize(("has_systemd", "manager"), [(True, "systemd"), (False, "cgroupfs")])
+def test_cgroup_manager_not_chosen_is_decided_and_said(has_systemd: bool, manager: str) -> None:
     """The kubelet's cgroup driver must agree with it, so a silent choice costs somebody an afternoon."""
     result = loaded(has_systemd=has_systemd)
-    assert (result.config.cgroup_manager, result.config.conmon_cgroup) == (manager, cgroup)
+    assert (result.config.cgroup_manager, result.config.conmon_cgroup) == (manager, "")
     assert len(result.notices) == 1
     assert manager in result.notices[0]
     chosen = loaded(
@@ -507,7 +513,7 @@ def test_reload_that_changes_the_cgroup_manager_keeps_the_handlers_checked_for_t
     new = loaded(text, flags={"default_runtime": ("kata",)}).config
     changes, refused = reload(old, new)
     assert changes == ()
-    assert {change.name for change in refused} == {"cgroup_manager", "conmon_cgroup", "default_runtime", "runtimes"}
+    assert {change.name for change in refused} == {"cgroup_manager", "default_runtime", "runtimes"}
     assert apply_changes(old, new) == old
     assert str(refused[0]).startswith("crio.runtime.")
 
