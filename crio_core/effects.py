@@ -59,6 +59,7 @@ class PrepareSandbox:
     namespaces: tuple[str, ...]
     """Kinds to make anew, of `net`, `uts` and `ipc`."""
     hostname: str
+    """Empty where the pod has the node's."""
     sysctls: Mapping[str, str]
     dns: DNSConfig
     shm_bytes: int

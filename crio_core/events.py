@@ -86,6 +86,8 @@ class RootfsMounted:
     """The text of the Localhost profile that was asked for, JSON."""
     image_mounts: tuple[tuple[str, str], ...] = ()
     """Where each image volume is on the host, by its path in the container."""
+    node_name: str = ""
+    """What the node is called now."""
     apparmor: bool = True
     """Whether the AppArmor profile can be had; if not, and it is the runtime's own default, there is none."""
 

@@ -163,6 +163,8 @@ class SandboxRecord(JsonMethods):
     network: str = ""
     """The network configuration that was current when the sandbox was reserved; empty for host network."""
     plan: tuple[Part, ...] = ()
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """What is set in its namespaces: the configuration's defaults, and its own."""
     holds: tuple[Part, ...] = ()
     pins: tuple[Pin, ...] = ()
     attachment: str = ""

@@ -4,6 +4,7 @@ Each order becomes one call of the module that knows how; its failure is an `Ope
 into the outcome `Failed`.
 """
 
+import os
 import time
 from dataclasses import field
 from pathlib import Path
@@ -153,7 +154,7 @@ class HostExecutor:
         host = await mounts.in_thread("read host resolv.conf", _read_or_empty, HOST_RESOLV_CONF)
         files = {
             "resolv.conf": resolv_conf(order.dns, host),
-            "hostname": hostname_text(order.hostname),
+            "hostname": hostname_text(order.hostname) if order.hostname else f"{os.uname().nodename}\n".encode(),
         }
         await sandbox_files.create(Path(self.layout.sandbox(order.sandbox_id)), files=files, shm_bytes=order.shm_bytes)
         pins = await namespaces.create(
@@ -223,6 +224,7 @@ class HostExecutor:
             seccomp_profile=await devices.seccomp_profile(order.seccomp_path) if order.seccomp_path else "",
             image_mounts=await self.images.mount_volumes(order.container_id, order.volumes) if order.volumes else (),
             apparmor=apparmor,
+            node_name=os.uname().nodename,
         )
 
     async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:

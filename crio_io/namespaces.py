@@ -7,7 +7,6 @@ after a crash can tell whether to keep or to begin anew.
 import ctypes
 import fcntl
 import os
-import re
 import socket
 import struct
 import threading
@@ -17,24 +16,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from crio_core.errors import Code, LocalError, OperationError, invalid
+from crio_core.oci.sysctls import Owner, check
 from crio_core.values import dataclass
 from crio_io import mounts
 
 CLONE_FLAGS: Mapping[str, int] = MappingProxyType({"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000})
 """The kinds of namespaces that a thread can take without a new process, with their unshare(2) flags."""
 HOSTNAME_MAX_BYTES = 64
-SYSCTLS_MAX = 256
-SYSCTL_VALUE_MAX_BYTES = 4096
 
-_SYSCTL_NAME = re.compile(r"[A-Za-z0-9_-]+(?:[./][A-Za-z0-9_.@:-]+)+")
-_SYSCTL_OWNERS: tuple[tuple[str, str], ...] = (
-    ("net/", "net"),
-    ("kernel/shm", "ipc"),
-    ("kernel/msg", "ipc"),
-    ("kernel/sem", "ipc"),
-    ("fs/mqueue/", "ipc"),
-    ("kernel/domainname", "uts"),
-)
+_KINDS: Mapping[Owner, str] = MappingProxyType({Owner.NETWORK: "net", Owner.IPC: "ipc", Owner.UTS: "uts"})
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _IFREQ = struct.Struct("16sH22x")
 
@@ -71,7 +61,7 @@ async def create(
         raise LocalError(f"no thread can make a namespace of kind {unknown[0]!r}")
     if len(os.fsencode(hostname)) > HOSTNAME_MAX_BYTES or "\0" in hostname:
         raise invalid("hostname", hostname, f"up to {HOSTNAME_MAX_BYTES} bytes")
-    settings = _checked_sysctls(sysctls, kinds)
+    settings = _settings(sysctls, kinds)
     return await mounts.in_thread(f"pin namespaces in {directory}", _create, directory, kinds, hostname, settings)
 
 
@@ -89,37 +79,15 @@ async def observe(directory: Path) -> Mapping[str, int]:
     return await mounts.in_thread(f"look at namespaces in {directory}", _observe, directory)
 
 
-def _checked_sysctls(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapping[str, str]:
-    """Settings by their path below /proc/sys, every one of them proven to be a namespace's own (CVE-2022-0811)."""
-    if len(sysctls) > SYSCTLS_MAX:
-        raise invalid("sysctls", len(sysctls), f"up to {SYSCTLS_MAX} of them")
-    checked: dict[str, str] = {}
+def _settings(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapping[str, str]:
+    """Settings by their path below /proc/sys: the core has checked them, and here they become paths."""
+    paths = {}
     for name, value in sysctls.items():
-        path = _sysctl_path(name)
-        owner = next((kind for prefix, kind in _SYSCTL_OWNERS if path.startswith(prefix)), None)
-        if owner is None:
-            raise invalid("sysctls", name, "a setting that belongs to a network, IPC or UTS namespace")
-        if owner not in kinds:
-            raise invalid(
-                "sysctls", name, f"no {owner} settings, since the pod does not have its own {owner} namespace"
-            )
-        if len(value) > SYSCTL_VALUE_MAX_BYTES or not value.replace("\t", " ").isprintable():
-            raise invalid(f"sysctls[{name}]", value[:80], "one line of text")
-        checked[path] = value
-    return checked
-
-
-def _sysctl_path(name: str) -> str:
-    """A path from `net.ipv4.ip_forward` or `net/ipv4/conf/eth0.1/x`; the first separator tells which (sysctl.d(5))."""
-    if not _SYSCTL_NAME.fullmatch(name):
-        raise invalid("sysctls", name, "a name such as net.ipv4.ip_forward")
-    dotted = name.find(".")
-    slashed = name.find("/")
-    if slashed == -1 or -1 < dotted < slashed:
-        name = name.translate(str.maketrans("./", "/."))
-    if any(part in ("", ".", "..") for part in name.split("/")):
-        raise invalid("sysctls", name, "a name such as net.ipv4.ip_forward")
-    return name
+        kind = _KINDS[check("sysctls", name, value)]
+        if kind not in kinds:
+            raise invalid("sysctls", name, f"no {kind} settings, since the pod does not have its own {kind} namespace")
+        paths[name.replace(".", "/")] = value
+    return paths
 
 
 def _create(

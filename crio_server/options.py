@@ -7,6 +7,7 @@ from typing import Any
 
 from crio_core.cri import Device
 from crio_core.errors import Code, OperationError
+from crio_core.oci import sysctls
 from crio_core.oci.facts import Rlimit, SpecDefaults
 from crio_io.engine import EngineOptions, RuntimeOptions
 from crio_io.images import RegistryOptions
@@ -65,13 +66,20 @@ def _defaults(config: Config) -> SpecDefaults:
     return SpecDefaults(
         default_capabilities=tuple(f"CAP_{name}" for name in config.default_capabilities),
         default_env=config.default_env,
-        default_sysctls=dict(item.split("=", 1) for item in config.default_sysctls),
+        default_sysctls=_sysctls(config.default_sysctls),
         default_ulimits=tuple(_ulimit(item) for item in config.default_ulimits),
         seccomp_profile=_profile(config.seccomp_profile) if config.seccomp_profile else None,
         apparmor_profile=config.apparmor_profile,
         pids_limit=config.pids_limit,
         read_only=config.read_only,
     )
+
+
+def _sysctls(items: tuple[str, ...]) -> dict[str, str]:
+    found = dict(item.split("=", 1) for item in items)
+    for name, value in found.items():
+        sysctls.check("crio.runtime.default_sysctls", name, value)
+    return found
 
 
 def _device(item: str) -> Device:

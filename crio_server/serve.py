@@ -6,6 +6,7 @@ what the node was told lately into a file, for `crio replay`.
 
 import asyncio
 import gc
+import json
 import logging
 import os
 import signal
@@ -76,16 +77,28 @@ def set_up_logging(config: Config) -> None:
     """Log as the configuration says."""
     handler: logging.Handler
     handler = logging.FileHandler(config.log_file) if config.log_file else logging.StreamHandler()
-    if config.log_format == "json":
-        text = '{"time":"%(asctime)s","level":"%(levelname)s","name":"%(name)s","msg":"%(message)s"}'
-    else:
-        text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    handler.setFormatter(logging.Formatter(text))
+    text = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    handler.setFormatter(_JsonFormatter() if config.log_format == "json" else logging.Formatter(text))
     logging.basicConfig(level=_LEVELS[config.log_level], handlers=[handler], force=True)
     if config.log_level != "trace":
         # What libraries say at INFO is about themselves.
         for name in ("asyncio", "hpack", "httpcore", "httpx", "transitions"):
             logging.getLogger(name).setLevel(logging.WARNING)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One object a line, whatever is in the message; a traceback is a member."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = {
+            "time": self.formatTime(record),
+            "level": record.levelname,
+            "name": record.name,
+            "msg": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
 def _end_at_once() -> None:

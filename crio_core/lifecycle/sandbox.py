@@ -29,6 +29,8 @@ from crio_core.lifecycle.release import (
 from crio_core.records import Failure, Part, Pin, SandboxRecord, SandboxState, decode_request
 from crio_core.values import dataclass
 
+HOSTNAME_CHARS = 12
+"""How much of its id a pod is called by that says nothing else."""
 SHM_BYTES = 64 * 1024 * 1024
 """Size of a pod's /dev/shm, as Kubernetes users expect it."""
 
@@ -210,8 +212,8 @@ def _prepare(record: SandboxRecord) -> Arrival[SandboxRecord]:
     order = fx.PrepareSandbox(
         sandbox_id=record.id,
         namespaces=tuple(kinds),
-        hostname=config.hostname or record.id[:12],
-        sysctls=config.linux.sysctls,
+        hostname=config.hostname or (record.id[:HOSTNAME_CHARS] if "uts" in kinds else ""),
+        sysctls=record.sysctls,
         dns=config.dns_config,
         shm_bytes=SHM_BYTES if "ipc" in kinds else 0,
         cgroup_parent=config.linux.cgroup_parent,

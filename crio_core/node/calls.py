@@ -21,6 +21,7 @@ from crio_core.node.pods import (
 )
 from crio_core.node.queries import find_container, find_sandbox
 from crio_core.node.state import State
+from crio_core.oci.sysctls import sandbox_sysctls
 from crio_core.records import (
     ContainerRecord,
     ContainerState,
@@ -65,6 +66,7 @@ def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: s
         boot_id=state.boot_id,
         network="" if host_network else state.network,
         plan=tuple(plan),
+        sysctls=sandbox_sysctls(config, state.settings.defaults.default_sysctls),
     )
     state.sandboxes.put(new_id, record)
     state.members.put(new_id, ())
@@ -161,7 +163,9 @@ def create_container(state: State, call_id: int, request: rq.CreateContainer, ne
             "SANDBOX_NOT_READY",
             f"pod_sandbox_id: sandbox {sandbox.id} is {sandbox.state.value}: expected a ready one",
         )
-    within = specs.within_pod(config, sb.sandbox_request(sandbox)).linux.security_context.namespace_options
+    pod = sb.sandbox_request(sandbox)
+    checks.within(config, pod)
+    within = specs.within_pod(config, pod).linux.security_context.namespace_options
     if within.pid is NamespaceMode.POD and Part.INFRA not in sandbox.plan:
         raise invalid(
             "config.linux.security_context.namespace_options.pid",

@@ -93,6 +93,24 @@ def _no_user_namespace(options: NamespaceOption) -> None:
         )
 
 
+def within(config: ContainerConfig, pod: PodSandboxConfig) -> None:
+    """Refuse a container that is given more of the node than its pod: whoever allowed the pod has not allowed that.
+
+    A kubelet says the same for both.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT.
+    """
+    field = "config.linux.security_context"
+    asked, given = config.linux.security_context, pod.linux.security_context
+    if asked.privileged and not given.privileged:
+        raise invalid(f"{field}.privileged", True, "a privileged pod for a privileged container")
+    for name in ("network", "pid", "ipc"):
+        mode = getattr(given.namespace_options, name)
+        if getattr(asked.namespace_options, name) is NamespaceMode.NODE and mode is not NamespaceMode.NODE:
+            raise invalid(f"{field}.namespace_options.{name}", "NODE", f"{mode.name}, as its pod has it")
+
+
 def container(config: ContainerConfig) -> None:
     """Check what CreateContainer was told, as far as that needs nothing but the request.
 

@@ -13,7 +13,7 @@ from crio_core.errors import Code, OperationError, invalid
 from crio_core.events import RootfsMounted
 from crio_core.image.config import ImageConfig, parse_image_config
 from crio_core.lifecycle.container import SpecBuilt
-from crio_core.lifecycle.sandbox import sandbox_request
+from crio_core.lifecycle.sandbox import HOSTNAME_CHARS, sandbox_request
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.oci import signals
@@ -169,6 +169,12 @@ def _defaults(state: State, mounted: RootfsMounted) -> SpecDefaults:
     return defaults if mounted.apparmor else replace(defaults, apparmor_profile="")
 
 
+def _hostname(sandbox: SandboxRecord, request: PodSandboxConfig, mounted: RootfsMounted) -> str:
+    """What the pod is called: as it says, else by its id, or as the node where it shares the node's network."""
+    on_node = request.linux.security_context.namespace_options.network is NamespaceMode.NODE
+    return request.hostname or (mounted.node_name if on_node else sandbox.id[:HOSTNAME_CHARS])
+
+
 def _plan(
     state: State,
     container: ContainerRecord,
@@ -190,7 +196,7 @@ def _plan(
         container_id=container.id,
         # A VM runtime knows the pod by the container that started it.
         sandbox_id=infra_id(sandbox.id) if Part.INFRA in sandbox.plan else sandbox.id,
-        sandbox=request,
+        sandbox=replace(request, hostname=_hostname(sandbox, request, mounted)),
         config=config,
         rootfs_path=mounted.path,
         image=image_config(image),

@@ -100,15 +100,6 @@ class HostDevice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BindMount:
-    """A mount that the runtime itself decided on, such as an image volume: `source` on the host, `target` inside."""
-
-    source: str
-    target: str
-    readonly: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SpecDefaults:
     """What the configuration says about every container, in CRI-O's words ([crio.runtime]).
 

@@ -132,8 +132,6 @@ def _etc_mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
     files = (
         ("/etc/resolv.conf", plan.resolv_conf_path),
         ("/etc/hostname", plan.hostname_path),
-        ("/etc/hosts", plan.hosts_path),
-        ("/etc/passwd", plan.passwd_path),
     )
     writable = plan.privileged and not plan.config.linux.security_context.readonly_rootfs
     options = ["nosuid", "nodev", "noexec", "rw" if writable else "ro"]
@@ -194,26 +192,27 @@ def _mapped(
     }
 
 
-def _volumes(plan: ContainerPlan) -> list[dict[str, Any]]:
-    found = []
-    for index, volume in enumerate(plan.volumes):
-        target = check_target(f"volumes[{index}]", volume.target, privileged=False)
-        access = "ro" if volume.readonly else "rw"
-        found.append(_bind(f"source of volume {target}", volume.source, target, [access]))
-    return found
+def _scratch(plan: ContainerPlan) -> list[dict[str, Any]]:
+    """What stays writable where the configuration makes every root filesystem read-only; counted as its memory."""
+    if not plan.defaults.read_only or plan.is_sandbox:
+        return []
+    return [
+        {"destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["rw", "nosuid", "nodev", f"mode={mode}"]}
+        for path, mode in (("/run", "0755"), ("/tmp", "1777"), ("/var/tmp", "1777"))
+    ]
 
 
 def mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
     """The `mounts` list: parents before what lies below them, and of two mounts for one path only the stronger.
 
-    The request's mounts win over the volumes of the image, those over the files of the pod, and those over the
-    kernel's file systems; a privileged container's /dev lies over the fresh one, never in its place.
+    The request's mounts win over the files of the pod, and those over the kernel's file systems; a privileged
+    container's /dev lies over the fresh one, never in its place.
 
     Raises:
         OperationError: a bad path, option or mapping, with the index of the mount.
     """
     found: dict[tuple[str, bool], dict[str, Any]] = {}
-    for mount in (*_kernel_mounts(plan), *_etc_mounts(plan), *_volumes(plan), *_requested(plan)):
+    for mount in (*_kernel_mounts(plan), *_scratch(plan), *_etc_mounts(plan), *_requested(plan)):
         target = mount["destination"]
         found[target, target == "/dev" and mount["type"] == "bind"] = mount
     return sorted(found.values(), key=lambda mount: depth(mount["destination"]))

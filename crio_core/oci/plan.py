@@ -7,7 +7,7 @@ from typing import Any
 
 from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
 from crio_core.image.config import ImageConfig
-from crio_core.oci.facts import BindMount, HostDevice, HostFacts, RootfsFacts, SpecDefaults
+from crio_core.oci.facts import HostDevice, HostFacts, RootfsFacts, SpecDefaults
 from crio_core.values import dataclass
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -26,11 +26,9 @@ class ContainerPlan:
         resolv_conf_path: Host files to bind at the known places; empty for none.
         shm_path: What /dev/shm is bound to; empty gives the container a small tmpfs of its own.
         image_mounts: Host paths for those mounts of the request that name an image, by their container path.
-        volumes: Mounts that the runtime adds, such as image volumes; the request's own mounts win over them.
         devices: The request's devices, looked up on the host.
         host_devices: Every device of the host, read for privileged containers only.
         seccomp_profile: The parsed file of a Localhost profile.
-        selinux_level: The pod's own MCS level, used where the request names none.
         idmap_mounts: Whether the runtime handler can map the ids of a mount.
         image_name: The image as the caller named it, for annotations.
     """
@@ -47,15 +45,11 @@ class ContainerPlan:
     namespaces: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     resolv_conf_path: str = ""
     hostname_path: str = ""
-    hosts_path: str = ""
-    passwd_path: str = ""
     shm_path: str = ""
     image_mounts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    volumes: tuple[BindMount, ...] = ()
     devices: tuple[HostDevice, ...] = ()
     host_devices: tuple[HostDevice, ...] = ()
     seccomp_profile: Mapping[str, Any] | None = None
-    selinux_level: str = ""
     idmap_mounts: bool = False
     image_name: str = ""
     is_sandbox: bool = False
@@ -100,5 +94,4 @@ class InfraPlan:
     namespaces: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     shm_path: str = ""
     seccomp_profile: Mapping[str, Any] | None = None
-    selinux_level: str = ""
     image_name: str = ""

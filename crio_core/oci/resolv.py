@@ -1,4 +1,4 @@
-"""Text of the small files that a runtime writes for its pods: resolv.conf, hostname, hosts and a line of passwd.
+"""Text of the small files that a runtime writes for its pods: resolv.conf and hostname.
 
 Each value is checked for the bytes that would begin another line or another field, before it becomes part of a file
 that other programs trust (CVE-2022-4318).
@@ -6,12 +6,10 @@ that other programs trust (CVE-2022-4318).
 
 import ipaddress
 import re
-from collections.abc import Sequence
 
 from crio_core.cri import DNSConfig
 from crio_core.errors import invalid
 from crio_core.oci.facts import ROOTFS_FILE_BYTES_MAX
-from crio_core.oci.users import User
 
 DNS_ENTRIES_MAX = 64
 SEARCH_CHARACTERS_MAX = 2048  # Kubernetes' bound on all search domains together
@@ -20,7 +18,6 @@ HOSTNAME_BYTES_MAX = 64  # the kernel's: __NEW_UTS_LEN
 _DOMAIN = re.compile(r"\.|[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252}[A-Za-z0-9_.])?")
 _OPTION = re.compile(r"[a-z0-9][A-Za-z0-9_-]{0,63}(?::[A-Za-z0-9_.-]{1,63})?")
 _HOSTNAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?")
-_HOME_BYTES_MAX = 4095
 
 
 def resolv_conf(dns: DNSConfig, host: bytes) -> bytes:
@@ -65,32 +62,6 @@ def check_hostname(hostname: str) -> str:
         if len(hostname) > HOSTNAME_BYTES_MAX:
             raise invalid("hostname", hostname[: HOSTNAME_BYTES_MAX + 1], f"at most {HOSTNAME_BYTES_MAX} characters")
     return hostname
-
-
-def hosts_text(addresses: Sequence[str], hostname: str) -> bytes:
-    """A /etc/hosts for pods whose caller brings none: the loopback names, then the pod's own name for each address."""
-    lines = ["127.0.0.1\tlocalhost", "::1\tlocalhost ip6-localhost ip6-loopback"]
-    if check_hostname(hostname):
-        lines += [f"{_address('address of the pod', text)}\t{hostname}" for text in addresses]
-    return "".join(line + "\n" for line in lines).encode()
-
-
-def passwd_with(passwd: bytes, user: User, home: str) -> bytes | None:
-    """The image's passwd with one line more, for a uid that it does not list; None when it lists it.
-
-    Args:
-        home: The home directory to name, such as HOME of the environment.
-
-    Raises:
-        OperationError: a home that would end the field or the line, looked at as bytes.
-    """
-    if user.listed:
-        return None
-    field = home.encode("utf-8", "surrogatepass")
-    if not field.startswith(b"/") or len(field) > _HOME_BYTES_MAX or any(b < 0x20 or b in b":\x7f" for b in field):
-        raise invalid("home directory", home[:64], "an absolute path without ':' and control characters")
-    before = passwd if not passwd or passwd.endswith(b"\n") else passwd + b"\n"
-    return before + b"%d:x:%d:%d:container user:%s:/sbin/nologin\n" % (user.uid, user.uid, user.gid, field)
 
 
 def _match(field: str, text: str, pattern: re.Pattern[str], expected: str) -> None:

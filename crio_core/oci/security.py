@@ -54,7 +54,7 @@ def selinux_labels(plan: ContainerPlan) -> tuple[str, str]:
     if context.namespace_options.network is NamespaceMode.NODE and plan.defaults.hostnetwork_disable_selinux:
         return "", ""
     user, role = options.user or "system_u", options.role or "system_r"
-    level = options.level or plan.selinux_level or "s0"
+    level = options.level or "s0"
     if plan.privileged:
         return f"{user}:{role}:{options.type or 'spc_t'}:{level}", ""
     return f"{user}:{role}:{options.type or 'container_t'}:{level}", f"{user}:object_r:container_file_t:{level}"

@@ -181,7 +181,6 @@ def infra_spec(plan: InfraPlan) -> Json:
             namespaces=plan.namespaces,
             shm_path=plan.shm_path,
             seccomp_profile=plan.seccomp_profile,
-            selinux_level=plan.selinux_level,
             image_name=plan.image_name,
             is_sandbox=True,
         )

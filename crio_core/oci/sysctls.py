@@ -15,6 +15,8 @@ SYSCTLS_MAX = 256
 NAME_BYTES_MAX = 253
 VALUE_BYTES_MAX = 1024
 
+_FIELD = "config.linux.sysctls"
+
 _NAME = re.compile(r"[a-z0-9]+(?:[_-][a-z0-9_-]*)?(?:\.[A-Za-z0-9_-]+)+")
 _VALUE = re.compile(r"[A-Za-z0-9_.:\-]+(?:[ \t]+[A-Za-z0-9_.:\-]+)*")
 _PORTS = re.compile(r"[0-9]+(?:-[0-9]+)?(?:,[0-9]+(?:-[0-9]+)?)*")
@@ -61,6 +63,17 @@ def owner(field: str, name: str) -> Owner:
     return found
 
 
+def check(field: str, name: str, value: str) -> Owner:
+    """The namespace that a setting belongs to, once name and value are proven to be harmless.
+
+    Raises:
+        OperationError: naming the setting.
+    """
+    found = owner(field, name)
+    _check_value(field, name, value)
+    return found
+
+
 def _check_value(field: str, name: str, value: str) -> None:
     pattern = _PORTS if name in _PORT_LISTS else _VALUE
     empty_list = name in _PORT_LISTS and value == ""
@@ -83,16 +96,14 @@ def sandbox_sysctls(config: PodSandboxConfig, defaults: Mapping[str, str]) -> di
     if options.ipc is NamespaceMode.NODE:
         shared.add(Owner.IPC)
     if len(config.linux.sysctls) > SYSCTLS_MAX:
-        raise invalid("linux.sysctls", f"{len(config.linux.sysctls)} settings", f"at most {SYSCTLS_MAX}")
+        raise invalid(_FIELD, f"{len(config.linux.sysctls)} settings", f"at most {SYSCTLS_MAX}")
     found = {}
     for name, value in defaults.items():
-        if owner("default_sysctls", name) not in shared:
-            _check_value("default_sysctls", name, value)
+        if check("default_sysctls", name, value) not in shared:
             found[name] = value
     for name, value in config.linux.sysctls.items():
-        kind = owner("linux.sysctls", name)
+        kind = check(_FIELD, name, value)
         if kind in shared:
-            raise invalid("linux.sysctls", name, f"no {kind.value} setting, as the pod shares the node's namespace")
-        _check_value("linux.sysctls", name, value)
+            raise invalid(_FIELD, name, f"no {kind.value} setting, as the pod shares the node's namespace")
         found[name] = value
     return found

@@ -25,8 +25,6 @@ class User:
     gid: int
     groups: tuple[int, ...]
     home: str
-    listed: bool
-    """Whether the image's passwd has an entry for the uid."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,7 +147,7 @@ def resolve_user(context: LinuxContainerSecurityContext, image_user: str, facts:
         groups[check_id(f"{prefix}.supplemental_groups[{index}]", number)] = None
     if len(groups) > SUPPLEMENTAL_GROUPS_MAX:
         raise invalid(f"{prefix}.supplemental_groups", f"{len(groups)} groups", f"at most {SUPPLEMENTAL_GROUPS_MAX}")
-    return User(uid=uid, gid=gid, groups=tuple(groups), home=_home(entry), listed=entry is not None)
+    return User(uid=uid, gid=gid, groups=tuple(groups), home=_home(entry))
 
 
 def _home(entry: _Entry | None) -> str:

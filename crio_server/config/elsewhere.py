@@ -28,7 +28,7 @@ class Missing:
 
 
 _SWITCHES = {
-    "crio": "file_locking",
+    "crio": "file_locking internal_repair",
     "crio.api": "stream_enable_tls",
     "crio.metrics": "enable_metrics",
     "crio.runtime": (
@@ -41,7 +41,7 @@ _SWITCHES = {
     "crio.nri": "enable_nri nri_disable_connections",
 }
 _VALUES = {
-    "crio": "storage_driver storage_option imagestore version_file_persist file_locking_path",
+    "crio": "storage_driver storage_option imagestore version_file_persist file_locking_path clean_shutdown_file",
     "crio.api": (
         "host_ip stream_address stream_port stream_idle_timeout stream_tls_cert stream_tls_key stream_tls_ca "
         "grpc_max_send_msg_size grpc_max_recv_msg_size"

@@ -90,18 +90,12 @@ class Config:
         "File that a reboot removes; its absence at start means that the machine was rebooted.",
         follows=("runroot", "/version"),
     )
-    clean_shutdown_file: str = option(
-        "",
-        "crio",
-        FilePath(),
-        "File written at a clean stop; its absence at start makes the store be checked before it is trusted.",
-        follows=("root", "/clean.shutdown"),
-    )
     internal_wipe: bool = option(
-        True, "crio", Switch(), "Remove the remains of containers from before a reboot when the server starts."
-    )
-    internal_repair: bool = option(
-        True, "crio", Switch(), "After an unclean stop, check the image store when the server starts, and mend it."
+        True,
+        "crio",
+        Switch(),
+        "Leave what a reboot left behind to the server, which clears it up at each start: crio wipe does nothing "
+        "unless it is forced.",
     )
 
     listen: str = option("/run/crio/crio.sock", _API, FilePath(), "Unix socket on which the CRI is served.")

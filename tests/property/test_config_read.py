@@ -346,7 +346,6 @@ def test_followed_directories_move_with_runroot_and_root() -> None:
     config = loaded(flags={"runroot": ("/tmp/r/",), "root": ("/tmp/s",)}).config
     assert (config.namespaces_dir, config.container_exits_dir) == ("/tmp/r/ns", "/tmp/s/exits")
     assert (config.container_attach_socket_dir, config.version_file) == ("/tmp/r", "/tmp/r/version")
-    assert config.clean_shutdown_file == "/tmp/s/clean.shutdown"
     assert (
         loaded("[crio.runtime]\nnamespaces_dir = '/ns'", flags={"runroot": ("/tmp/r",)}).config.namespaces_dir == "/ns"
     )

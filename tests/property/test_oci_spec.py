@@ -34,7 +34,7 @@ from crio_core.cri import (
 from crio_core.errors import Code, LocalError, OperationError
 from crio_core.image.config import ImageConfig
 from crio_core.oci.capabilities import ALL_CAPABILITIES
-from crio_core.oci.facts import BindMount, CgroupDriver, CgroupMode, HostDevice, HostFacts, RootfsFacts, SpecDefaults
+from crio_core.oci.facts import CgroupDriver, CgroupMode, HostDevice, HostFacts, RootfsFacts, SpecDefaults
 from crio_core.oci.mounts import MASKED_PATHS, READONLY_PATHS
 from crio_core.oci.plan import ContainerPlan, InfraPlan
 from crio_core.oci.spec import container_spec, exec_process, infra_spec
@@ -335,7 +335,6 @@ def test_mount_over_the_kernels_file_systems_is_refused_cve_2019_16884(target: s
     """CVE-2019-16884, CVE-2023-28642, CVE-2023-27561: such a volume switches the security modules off."""
     mount = Mount(container_path=target, host_path="/x")
     assert "container_path" in refusal(with_config(mounts=(mount,))).message
-    assert refusal(replace(PLAN, volumes=(BindMount(source="/x", target=target),))).code is Code.INVALID_ARGUMENT
 
 
 def test_mounts_that_agents_need_are_allowed() -> None:
@@ -383,12 +382,13 @@ def test_mount_of_an_image_is_readonly_and_known() -> None:
     assert mount["source"] == "/run/images/i" and "ro" in mount["options"]
 
 
-def test_mounts_of_the_request_win_over_the_pods_files_and_volumes() -> None:
-    """A kubelet brings its own /etc/hosts; a volume of the image yields to it, and so do the defaults."""
-    mounts = tuple(Mount(container_path=path, host_path="/mine") for path in ("/etc/hosts", "/dev/shm", "/vol"))
-    plan = replace(PLAN, hosts_path="/run/hosts", volumes=(BindMount(source="/v", target="/vol"),))
+def test_mounts_of_the_request_win_over_the_pods_files() -> None:
+    """A kubelet brings its own /etc/hosts and what else it likes; the defaults yield to it, scratch space too."""
+    paths = ("/etc/resolv.conf", "/dev/shm", "/run")
+    mounts = tuple(Mount(container_path=path, host_path="/mine") for path in paths)
+    plan = replace(PLAN, defaults=replace(PLAN.defaults, read_only=True))
     found = container_spec(with_config(plan, mounts=mounts))["mounts"]
-    for path in ("/etc/hosts", "/dev/shm", "/vol"):
+    for path in paths:
         assert [mount["source"] for mount in found if mount["destination"] == path] == ["/mine"]
 
 
@@ -553,10 +553,10 @@ def test_apparmor_follows_the_kernel() -> None:
 
 def test_selinux_labels_follow_the_kernel_and_the_request() -> None:
     """Checked on the spec, as few test machines have the module."""
-    plan = replace(PLAN, host=HostFacts(selinux=True), selinux_level="s0:c1,c2")
+    plan = replace(PLAN, host=HostFacts(selinux=True))
     spec = container_spec(plan)
-    assert spec["process"]["selinuxLabel"] == "system_u:system_r:container_t:s0:c1,c2"
-    assert spec["linux"]["mountLabel"] == "system_u:object_r:container_file_t:s0:c1,c2"
+    assert spec["process"]["selinuxLabel"] == "system_u:system_r:container_t:s0"
+    assert spec["linux"]["mountLabel"] == "system_u:object_r:container_file_t:s0"
     assert "spc_t" in container_spec(with_context(plan, privileged=True))["process"]["selinuxLabel"]
     node = NamespaceOption(network=NamespaceMode.NODE)
     assert "selinuxLabel" not in container_spec(with_context(plan, namespace_options=node))["process"]
