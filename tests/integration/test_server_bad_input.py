@@ -99,7 +99,9 @@ def test_ambiguous_prefix_is_refused_and_shows_candidates(crio: Crio) -> None:
     first = next(one[0] for one in pods if sum(other[0] == one[0] for other in pods) > 1)
     refused = crio.client.refusal(pb.StopPodSandboxRequest(pod_sandbox_id=first))
     assert refused.code is StatusCode.INVALID_ARGUMENT
-    assert next(one for one in pods if one[0] == first)[:12] in refused.message or "not of" in refused.message
+    alike = [one for one in pods if one[0] == first]
+    assert f"not of {len(alike)}: " in refused.message
+    assert any(one[:12] in refused.message for one in alike)
     ready = [one.state for one in crio.client(pb.ListPodSandboxRequest()).items]
     assert set(ready) == {pb.SANDBOX_READY}
     crio.remove(*pods)
@@ -199,6 +201,12 @@ def kinds_of_bad_containers() -> list[Any]:
         case("run_as_username", linux=security(run_as_username="nobody-knows-me")),
         case("devices[0]", devices=[pb.Device(container_path="/dev/x", host_path="/dev/null", permissions="rx")]),
         case("stop_signal", stop_signal=pb.Signal.ValueType(9999)),
+        case("security_context.privileged", linux=security(privileged=True)),
+        case(
+            "options.network", linux=security(namespace_options=pb.NamespaceOption(network=pb.NODE, pid=pb.CONTAINER))
+        ),
+        case("options.pid", linux=security(namespace_options=pb.NamespaceOption(pid=pb.NODE))),
+        case("options.ipc", linux=security(namespace_options=pb.NamespaceOption(ipc=pb.NODE, pid=pb.CONTAINER))),
         case("pid", linux=security(namespace_options=pb.NamespaceOption(pid=pb.POD))),
         case("target_id", linux=security(namespace_options=pb.NamespaceOption(pid=pb.TARGET, target_id="x"))),
     ]

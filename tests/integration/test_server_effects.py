@@ -1,7 +1,7 @@
 """The server is killed between two chosen effects: whoever asks again gets what they wanted, and nothing stays."""
 
+import json
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -172,8 +172,12 @@ case "$*" in *" create "*)
 esac
 exec /usr/sbin/runc "$@"
 """
-RECOVERY_S = 0.5
-"""Long enough for a restarted server to come to what it has to delete, and not for it to lose patience."""
+
+
+def is_deleting(crio: Crio) -> bool:
+    """Whether the server is about to delete a container now."""
+    running = json.loads(crio.client(pb.StatusRequest(verbose=True)).info["running"])
+    return any(one["what"] == "DeleteContainer" for one in running)
 
 
 @pytest.mark.parametrize("hurry", [True, False], ids=["soon", "late"])
@@ -192,7 +196,7 @@ def test_creation_that_outlives_the_server_leaves_nothing(site: Site, hurry: boo
         crio.restart(signal.SIGKILL)
         future.cancel()
         if hurry:
-            threading.Event().wait(RECOVERY_S)
+            wait_for("the server's own look at it", lambda: is_deleting(crio))
             go.touch()
         else:
             wait_for("the end of the creation", lambda: not any(str(runtime) in line for line in crio.left()))
