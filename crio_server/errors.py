@@ -1,8 +1,8 @@
 """The one place where errors become gRPC statuses.
 
-Every handler runs inside `answering`: expected failures keep their status, their sentence and, in the trailing
-metadata `crio-reason`, their stable word; what was not expected is logged with its traceback and answered as
-INTERNAL, never as a bare "Internal Server Error".
+Every handler runs inside `Servable` (`services/rpc.py`), which asks here: expected failures keep their status, their
+sentence and, in the trailing metadata `crio-reason`, their stable word; what was not expected is logged with its
+traceback and answered as INTERNAL, never as a bare "Internal Server Error".
 """
 
 import asyncio

@@ -17,24 +17,48 @@ find_python() {
   for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
     if new_enough "$candidate"; then command -v "$candidate"; return; fi
   done
-  fail "Python 3.11 or newer is needed; none of ${PYTHON:-python3, python3.11 to python3.14} is. Install one (Debian 12 and
-       Ubuntu 24.04 have it as python3; Ubuntu 22.04 has python3.11 and python3.11-venv), or name one: make PYTHON=/path/to/python3"
+  fail "Python 3.11 or newer is needed; none of ${PYTHON:-python3, python3.11 to python3.14} is, and no package of this
+       system has one (Debian 12 and Ubuntu 24.04 have it as python3). Install one, or name one: make PYTHON=/path/to/python3"
+}
+
+as_root=()
+if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
+
+in_archive() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep 'Candidate: [^(]' >/dev/null; }
+
+apt_install() {
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove \
+    -o Dpkg::Use-Pty=0 "$@" </dev/null >/dev/null
+}
+
+# Where the system's own Python is too old, a newer one may stand beside it in the archive: Ubuntu 22.04 has python3.11.
+install_python() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11}; do
+    if new_enough "$candidate"; then return; fi
+  done
+  [ -z "${PYTHON:-}" ] && command -v apt-get >/dev/null || return 0
+  for candidate in python3.13 python3.12 python3.11; do
+    if in_archive "$candidate" && in_archive "$candidate-venv"; then
+      echo "installing $candidate and $candidate-venv: this system's python3 is too old"
+      apt_install "$candidate" "$candidate-venv"
+      return
+    fi
+  done
 }
 
 # A venv without pip comes from a Python whose ensurepip is a package of its own, as in Debian.
 make_venv() {
   local python
+  install_python
   python=$(find_python)
   if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
     local package
     package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
     command -v apt-get >/dev/null || fail "$python has no ensurepip: install its package of that name, then run this again"
-    local as_root=()
-    if [ "$(id -u)" -ne 0 ]; then as_root=(sudo); fi
     echo "installing $package: makes Python environments"
-    LC_ALL=C apt-cache policy "$package" | grep 'Candidate: [^(]' >/dev/null || "${as_root[@]}" apt-get -qq update
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends --no-remove \
-      -o Dpkg::Use-Pty=0 "$package" </dev/null >/dev/null
+    in_archive "$package" || "${as_root[@]}" apt-get -qq update
+    apt_install "$package"
   fi
   echo "making .venv with $("$python" --version)"
   "$python" -m venv "$venv"

@@ -58,8 +58,9 @@ def container_info(record: ContainerRecord) -> dict[str, Any]:
 
 
 def sandbox_info(record: SandboxRecord) -> dict[str, Any]:
-    """What verbose sandbox status adds: namespaces, network, state, what is owed."""
+    """What verbose sandbox status adds: what it was made from, namespaces, network, state, what is owed."""
     return {
+        "config": orjson.loads(record.request),
         "state": record.state.value,
         "namespaces": {pin.kind: pin.path for pin in record.pins},
         "cniResult": orjson.loads(record.attachment) if record.attachment else None,

@@ -125,6 +125,41 @@ def test_packages_failing_apt_shows_its_words_and_allows_services_again(machine:
     assert not (machine / "policy").exists()
 
 
+OLD_PYTHON = "#!/bin/sh\nexit 1\n"
+NEW_PYTHON = """#!/bin/sh
+case "$*" in
+  --version) echo Python 3.11.9 ;;
+  "-m venv "*) mkdir -p "$3/bin"
+    printf '#!/bin/sh\necho "$@" >> {calls}\n' > "$3/bin/python"
+    chmod 755 "$3/bin/python" ;;
+esac
+"""
+
+
+def test_venv_on_a_system_with_a_newer_python_beside_its_own_installs_that(machine: Path) -> None:
+    """Ubuntu 22.04: python3 is 3.10, and python3.11 is in the archive. One command must be enough there too."""
+    calls = machine / "calls"
+    for tool in ("mkdir", "chmod", "touch", "cp"):
+        if not (machine / "bin" / tool).exists():
+            (machine / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    add_command(machine, "python3", OLD_PYTHON)
+    add_command(machine, "apt-cache", "#!/bin/sh\ncase $2 in python3.11*) echo '  Candidate: 3.11.0' ;; esac\n")
+    new = machine / "new-python"
+    new.write_text(NEW_PYTHON.format(calls=calls))
+    new.chmod(0o755)
+    add_command(machine, "apt-get", f'#!/bin/sh\necho "apt-get $*" >> {calls}\ncp {new} {machine}/bin/python3.11\n')
+    add_command(machine, "sudo", '#!/bin/sh\nexec "$@"\n')
+    (machine / "pyproject.toml").touch()
+
+    ran = run_script(machine, "venv.sh", "run")
+
+    assert ran.returncode == 0, ran.stderr
+    apt, pip = calls.read_text().splitlines()
+    assert apt.startswith("apt-get install -y") and apt.endswith(" python3.11 python3.11-venv")
+    assert pip.startswith("-m pip install")
+    assert "installing python3.11 and python3.11-venv: this system's python3 is too old" in ran.stdout
+
+
 def test_venv_without_a_new_python_says_which_one_is_needed(machine: Path) -> None:
     """Without this, an old Python fails later, in a syntax error."""
     add_command(machine, "python3", "#!/bin/sh\nexit 1\n")
