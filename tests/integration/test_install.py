@@ -54,7 +54,7 @@ def test_programs_are_linked_and_run_where_they_will_lie(installed: Path) -> Non
     texts = [path for path in (home / "bin").iterdir() if path.is_file() and not path.is_symlink()]
     assert [path for path in (*texts, home / "pyvenv.cfg") if str(installed).encode() in path.read_bytes()] == []
     version = [str(home / "bin/python"), str(home / "bin/crio"), "version"]
-    assert "crio" in subprocess.run(version, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "CRI:      v1" in subprocess.run(version, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def test_unit_starts_the_installed_server_reloads_it_and_spares_the_pods(installed: Path) -> None:
