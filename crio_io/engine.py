@@ -28,7 +28,6 @@ from crio_core.records import ContainerRecord, ContainerState
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
 from crio_core.values import dataclass
 from crio_io import host, mounts
-from crio_io.archives import FORMS
 from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
 from crio_io.cni_watch import NetworkConfigs
@@ -200,6 +199,8 @@ class Engine:
             path: What to make.
             form: `oci-dir`, `oci-archive` or `docker-archive`.
         """
+        from crio_io.archives import FORMS
+
         if form not in FORMS:
             raise invalid("format", form, f"one of {', '.join(FORMS)}")
         found = await self.driver.call(rq.ImageStatus(image=ImageSpec(image=reference)))

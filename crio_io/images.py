@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 import anyio
 
@@ -24,13 +25,16 @@ from crio_core.image.resolved import LayerDescriptor, ResolvedImage
 from crio_core.layout import Layout
 from crio_core.records import ImageRecord, ImageVolume
 from crio_core.values import dataclass
-from crio_io import archives, mounts, rootfs
-from crio_io.archives import LocalImage
+from crio_io import mounts, rootfs
 from crio_io.registry.blob import Progress
 from crio_io.registry.client import RegistryClient
 from crio_io.registry.signatures import Checker
 from crio_io.storage.store import Store, Usage
 from crio_io.vault import Vault
+
+if TYPE_CHECKING:  # Loaded when an image comes out of a file or goes into one.
+    from crio_io import archives
+    from crio_io.archives import LocalImage
 
 RESOLVED_MAX = 64
 """Resolved images remembered between the effects of their pulls; a forgotten one is asked for again."""
@@ -191,7 +195,9 @@ class ImageStore:
                 tell(one)
             await anyio.sleep(PROGRESS_EVERY_S)
 
-    async def _copy(self, order: fx.FetchLayer, place: archives.Place) -> ev.LayerFetched:
+    async def _copy(self, order: fx.FetchLayer, place: "archives.Place") -> ev.LayerFetched:
+        from crio_io import archives
+
         layer = _descriptor(order)
         if not self.store.has_layer(layer.diff_id):
             began_s = time.monotonic()
@@ -205,7 +211,7 @@ class ImageStore:
         return ev.LayerFetched()
 
     @contextmanager
-    def offered(self, image: LocalImage) -> Iterator[str]:
+    def offered(self, image: "LocalImage") -> Iterator[str]:
         """For the length of the block, pulls with the handle that this gives take this image, and ask no registry."""
         handle = f"offer-{next(self._offer_numbers)}"
         self._offers[handle] = image
@@ -214,8 +220,10 @@ class ImageStore:
         finally:
             del self._offers[handle]
 
-    async def read_images(self, path: Path, name: str = "") -> tuple[LocalImage, ...]:
+    async def read_images(self, path: Path, name: str = "") -> "tuple[LocalImage, ...]":
         """The images in a file or directory, for this machine."""
+        from crio_io import archives
+
         return await mounts.in_thread(f"read images of {path}", archives.read_images, path, self._platform, name)
 
     async def save(self, record: ImageRecord, names: Sequence[str], output: Path, form: str) -> None:
@@ -227,6 +235,8 @@ class ImageStore:
             output: What to make.
             form: One of `crio_io.archives.FORMS`.
         """
+        from crio_io import archives
+
         stage = await mounts.in_thread(f"make {output}", archives.staging, output)
         try:
             packed = {}
@@ -307,7 +317,7 @@ def _wanted(layers: Sequence[LayerDescriptor]) -> tuple[ev.LayerDescriptor, ...]
     )
 
 
-def _resolved(image: LocalImage, name: str) -> ev.ImageResolved:
+def _resolved(image: "LocalImage", name: str) -> ev.ImageResolved:
     reference = normalise(name)
     digest = image.manifest_digest
     return ev.ImageResolved(

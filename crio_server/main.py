@@ -179,6 +179,7 @@ def _serve(session: Session) -> None:
         profile = module.Profile(seed=seed, latency=latency, faults=faults)
         module.simulate(loaded.config, loaded.warnings, profile)
         return
+    importlib.import_module("crio_server.lean").stay_small()
     # Nothing of it is garbage, so the collector would look in vain, a seventh of the time that it takes.
     gc.disable()
     server = importlib.import_module("crio_server.serve")

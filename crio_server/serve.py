@@ -28,6 +28,7 @@ from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
+from crio_server.lean import give_back
 from crio_server.listener import SocketServer
 from crio_server.options import engine_options
 from crio_server.services.image import ImageService
@@ -58,8 +59,6 @@ def serve(
     record: str = "",
 ) -> None:
     """Serve until SIGTERM or SIGINT. Ends the process with code 1 and one line if it cannot start."""
-    # httpcore loads trio wherever it is installed: 2 MB with the first pull, which a server on asyncio never uses.
-    sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
     set_up_logging(config)
     for notice in notices:
         log.info("%s", notice)
@@ -181,6 +180,7 @@ class _Serving:
         # What was allocated until now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        give_back()
         log.info("crio %s serves at %s (pid %d)", VERSION, self._config.listen, os.getpid())
         await self._ended.wait()
         log.info("stopping: containers go on running")

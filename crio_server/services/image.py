@@ -14,6 +14,7 @@ from crio_io.driver import Caller
 from crio_io.vault import Vault
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.lean import give_back_soon
 from crio_server.services.explanation import explanation, pulls
 from crio_server.services.listing import ListCache
 
@@ -68,9 +69,11 @@ class ImageService:
     async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         spec = translate.read(cri.ImageSpec, request.image, "image")
         auth = translate.read(cri.AuthConfig, request.auth, "auth")
-        pulled = await self._driver.call(
-            rq.PullImage(image=spec, auth=self._vault.keep(auth), namespace=request.sandbox_config.metadata.namespace)
-        )
+        namespace = request.sandbox_config.metadata.namespace
+        try:
+            pulled = await self._driver.call(rq.PullImage(image=spec, auth=self._vault.keep(auth), namespace=namespace))
+        finally:
+            give_back_soon()
         assert isinstance(pulled, Pulled)
         return pb.PullImageResponse(image_ref=pulled.image_id)
 

@@ -14,6 +14,7 @@ from grpclib.const import Cardinality, Handler
 
 from crio_core.errors import invalid
 from crio_io.engine import Engine
+from crio_server.lean import give_back_soon
 
 SERVICE = "crio.v1.Images"
 LOAD = f"/{SERVICE}/Load"
@@ -44,7 +45,10 @@ class Transfer:
     async def Load(self, request: Struct) -> Struct:
         """`path`, and `name` for an image that has none; answers `references`."""
         words = _read(request, ("path",), ("name",))
-        loaded = await self._engine.load(_path(words["path"]), words["name"])
+        try:
+            loaded = await self._engine.load(_path(words["path"]), words["name"])
+        finally:
+            give_back_soon()
         return packed({"references": list(loaded)})
 
     async def Save(self, request: Struct) -> Struct:
