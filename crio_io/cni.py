@@ -76,6 +76,8 @@ class CniRunner:
         self.plugin_dirs = tuple(plugin_dirs)
         self.deadlines = deadlines or Deadlines()
         self.stats = PluginStats()
+        self.known: Mapping[str, str] = {}
+        """Paths of plugins, by name, from a look of just now; others are looked for when they are needed."""
         source = os.environ if env is None else env
         self._env = {key: value for key, value in source.items() if not key.startswith("CNI_")}
 
@@ -154,9 +156,10 @@ class CniRunner:
     async def _drive(self, chain: Chain, network: Network, verb: Verb) -> Outcome:
         budget_s = self.deadlines.of(verb)
         deadline = anyio.current_time() + budget_s
-        paths = await to_thread.run_sync(
-            find_plugins, tuple(plugin.type for plugin in network.plugins), self.plugin_dirs
-        )
+        names = tuple(plugin.type for plugin in network.plugins)
+        paths: Mapping[str, str] = self.known
+        if not all(name in paths for name in names):
+            paths = await to_thread.run_sync(find_plugins, names, self.plugin_dirs)
         undoing = False
         while not isinstance(order := chain.next(), Outcome):
             if order.verb is not verb and not undoing:

@@ -13,7 +13,8 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
 
 import anyio
@@ -36,10 +37,11 @@ Signature = tuple[tuple[str, int, int, int, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkState:
-    """The network that pods get, or why there is none; and which files are not usable."""
+    """The network that pods get, or why there is none; paths of its plugins by name; and which files are not usable."""
 
     network: Network | None = None
     error: OperationError | None = None
+    plugins: Mapping[str, str] = field(default_factory=dict)
     faults: tuple[str, ...] = ()
 
 
@@ -121,7 +123,7 @@ class NetworkConfigs:
             if name not in found:
                 missing = plugin_not_found(name, network.name, self.plugin_dirs)
                 return NetworkState(error=missing, faults=loaded.faults)
-        return NetworkState(network=network, faults=loaded.faults)
+        return NetworkState(network=network, plugins=found, faults=loaded.faults)
 
 
 def _conf_paths(conf_dir: Path) -> list[Path]:

@@ -123,6 +123,8 @@ class Engine:
         """What was wrong with the journal when the engine was opened, and was mended, in sentences."""
         self._networks = NetworkConfigs("", ())
         self._last_network = ("", "")
+        self._looks = 0
+        self._looking = anyio.Lock()
 
     @property
     def handlers(self) -> tuple[str, ...]:
@@ -159,8 +161,20 @@ class Engine:
             await anyio.sleep(NETWORK_LOOK_S)
 
     async def refresh_network(self) -> None:
-        """Look at the CNI configuration now, and tell the node which network pods get."""
+        """Look at the CNI configuration now, and tell the node which network pods get.
+
+        Who asks while somebody looks shares the next look with all others who do.
+        """
+        looks = self._looks
+        async with self._looking:
+            if self._looks > looks:
+                return
+            self._looks += 1
+            await self._look_at_network()
+
+    async def _look_at_network(self) -> None:
         state = await self._networks.state()
+        self._executor.cni.known = state.plugins
         network = state.network.conf if state.network else ""
         reason = state.error.message if state.error else ""
         if (network, reason) != self._last_network:

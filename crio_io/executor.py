@@ -6,7 +6,9 @@ into the outcome `Failed`.
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import assert_never
 
@@ -17,6 +19,7 @@ from crio_core import events as ev
 from crio_core.cni import Attachment, PodNetwork, bandwidth_from_annotations, stored_network
 from crio_core.errors import LocalError
 from crio_core.layout import Layout
+from crio_core.oci.facts import RootfsFacts
 from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
 from crio_core.values import dataclass
@@ -85,13 +88,11 @@ class HostExecutor:
             case fx.DetachNetwork():
                 return await self._detach(order)
             case fx.ReleaseNamespaces():
-                await namespaces.release(Path(self.layout.namespaces(order.sandbox_id)))
+                pins = Path(self.layout.namespaces(order.sandbox_id))
+                await mounts.in_thread(f"unpin namespaces in {pins}", namespaces.release, pins)
                 return ev.Released()
             case fx.RemoveSandboxFiles():
-                await sandbox_files.remove(Path(self.layout.sandbox(order.sandbox_id)))
-                await mounts.in_thread(
-                    "remove pod cgroup", self.pod_cgroups.forget, order.sandbox_id, order.cgroup_parent
-                )
+                await mounts.in_thread(f"remove files of sandbox {order.sandbox_id}", self._remove_sandbox, order)
                 return ev.Released()
             case fx.ObserveSandbox():
                 return await self._observe_sandbox(order)
@@ -115,9 +116,7 @@ class HostExecutor:
             case fx.DeleteContainer():
                 return await self._delete(order)
             case fx.ReleaseRootfs():
-                await self.images.unmount_rootfs(order.container_id)
-                bundle = Path(self.layout.bundle(order.container_id))
-                await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
+                await mounts.in_thread(f"unmount container {order.container_id}", self._release_rootfs, order)
                 return ev.Released()
             case fx.ReopenLog():
                 bundle = Path(self.layout.bundle(order.container_id))
@@ -150,22 +149,27 @@ class HostExecutor:
     # --- sandboxes ----------------------------------------------------------------------------------------------
 
     async def _prepare_sandbox(self, order: fx.PrepareSandbox) -> ev.SandboxPrepared:
-        await mounts.in_thread("look at pod cgroup", self.pod_cgroups.remember, order.sandbox_id, order.cgroup_parent)
-        host = await mounts.in_thread("read host resolv.conf", _read_or_empty, HOST_RESOLV_CONF)
-        files = {
-            "resolv.conf": resolv_conf(order.dns, host),
-            "hostname": hostname_text(order.hostname) if order.hostname else f"{os.uname().nodename}\n".encode(),
-        }
-        await sandbox_files.create(Path(self.layout.sandbox(order.sandbox_id)), files=files, shm_bytes=order.shm_bytes)
-        pins = await namespaces.create(
-            Path(self.layout.namespaces(order.sandbox_id)),
-            order.namespaces,
-            hostname=order.hostname,
-            sysctls=order.sysctls,
-        )
+        pins = await mounts.in_thread(f"prepare sandbox {order.sandbox_id}", self._make_sandbox, order)
         return ev.SandboxPrepared(
             pins=tuple(Pin(kind=kind, path=pin.path, inode=pin.inode) for kind, pin in pins.items())
         )
+
+    def _make_sandbox(self, order: fx.PrepareSandbox) -> Mapping[str, namespaces.NamespacePin]:
+        self.pod_cgroups.remember(order.sandbox_id, order.cgroup_parent)
+        files = {
+            "resolv.conf": resolv_conf(order.dns, _read_or_empty(HOST_RESOLV_CONF)),
+            "hostname": hostname_text(order.hostname) if order.hostname else f"{os.uname().nodename}\n".encode(),
+        }
+        directory, pins = Path(self.layout.sandbox(order.sandbox_id)), Path(self.layout.namespaces(order.sandbox_id))
+        mounts.entering(f"write sandbox files in {directory}")
+        sandbox_files.create(directory, files=files, shm_bytes=order.shm_bytes)
+        mounts.entering(f"pin namespaces in {pins}")
+        return namespaces.create(pins, order.namespaces, hostname=order.hostname, sysctls=order.sysctls)
+
+    def _remove_sandbox(self, order: fx.RemoveSandboxFiles) -> None:
+        sandbox_files.remove(Path(self.layout.sandbox(order.sandbox_id)))
+        mounts.entering(f"remove cgroup of pod {order.sandbox_id}")
+        self.pod_cgroups.forget(order.sandbox_id, order.cgroup_parent)
 
     async def _attach(self, order: fx.AttachNetwork) -> ev.NetworkAttached:
         meta = order.metadata
@@ -184,13 +188,13 @@ class HostExecutor:
 
     async def _detach(self, order: fx.DetachNetwork) -> ev.Released:
         if order.netns is not None:
-            found = await namespaces.observe(Path(order.netns.path).parent)
+            found = namespaces.observe(Path(order.netns.path).parent)
             netns = order.netns.path if found.get("net") == order.netns.inode else ""
         else:
             # A server that was killed may have pinned a namespace and not recorded it; the place is this sandbox's own,
             # and no pin outlives a reboot. Plugins find what they made by the addresses in there.
             directory = Path(self.layout.namespaces(order.sandbox_id))
-            netns = str(directory / "net") if "net" in await namespaces.observe(directory) else ""
+            netns = str(directory / "net") if "net" in namespaces.observe(directory) else ""
         meta = order.metadata
         pod = PodNetwork(
             sandbox_id=order.sandbox_id,
@@ -207,15 +211,14 @@ class HostExecutor:
     async def _observe_sandbox(self, order: fx.ObserveSandbox) -> ev.SandboxObserved:
         # After a start there is one such look for every pod: a few at a time, so that calls come in between.
         async with self.looks:
-            found = await namespaces.observe(Path(self.layout.namespaces(order.sandbox_id)))
+            found = namespaces.observe(Path(self.layout.namespaces(order.sandbox_id)))
         return ev.SandboxObserved(intact=all(found.get(pin.kind) == pin.inode for pin in order.pins))
 
     # --- containers ---------------------------------------------------------------------------------------------
 
     async def _mount_rootfs(self, order: fx.MountRootfs) -> ev.RootfsMounted:
         apparmor = not order.apparmor_profile or await self.apparmor.usable(order.apparmor_profile)
-        path = await self.images.mount_rootfs(order.container_id, order.layers)
-        facts = await rootfs.gather(path)
+        path, facts = await mounts.in_thread(f"mount container {order.container_id}", self._mounted, order)
         return ev.RootfsMounted(
             path=str(path),
             facts=facts,
@@ -227,34 +230,48 @@ class HostExecutor:
             node_name=os.uname().nodename,
         )
 
+    def _mounted(self, order: fx.MountRootfs) -> tuple[Path, RootfsFacts]:
+        path = self.images.mount_rootfs(order.container_id, order.layers)
+        mounts.entering(f"read users in {path}")
+        return path, rootfs.gather(path)
+
     async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:
         bundle = Path(self.layout.bundle(order.container_id))
-        root = Path(self.layout.rootfs(order.container_id))
-        await rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets)
-        if order.mount_targets:
-            step = f"look at the mount sources of {order.container_id}"
-            await mounts.in_thread(step, make_mount_sources, order.spec, order.mount_targets)
-        await mounts.in_thread(f"write bundle {bundle}", write_bundle, bundle, order.spec, order.log_path)
-        created = await self._monitor(order.runtime_handler).create(
-            MonitorRequest(
-                container_id=order.container_id,
-                name=order.name,
-                bundle=bundle,
-                log_path=order.log_path,
-                terminal=order.terminal,
-                stdin=order.stdin,
-                stdin_once=order.stdin_once,
-            )
+        request = MonitorRequest(
+            container_id=order.container_id,
+            name=order.name,
+            bundle=bundle,
+            log_path=order.log_path,
+            terminal=order.terminal,
+            stdin=order.stdin,
+            stdin_once=order.stdin_once,
         )
+        created = await self._monitor(order.runtime_handler).create(request, first=partial(self._make_ready, order))
         return ev.ContainerCreated(
             pid=created.pid, pid_start_ticks=created.pid_start_ticks, monitor_pid=created.monitor_pid
         )
 
+    def _make_ready(self, order: fx.CreateContainer) -> None:
+        """What a container needs besides its root filesystem: places in it, what is mounted there, its bundle."""
+        root, bundle = Path(self.layout.rootfs(order.container_id)), Path(self.layout.bundle(order.container_id))
+        mounts.entering(f"prepare {root}")
+        rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets)
+        if order.mount_targets:
+            mounts.entering(f"look at the mount sources of {order.container_id}")
+            make_mount_sources(order.spec, order.mount_targets)
+        mounts.entering(f"write bundle {bundle}")
+        write_bundle(bundle, order.spec, order.log_path)
+
     async def _delete(self, order: fx.DeleteContainer) -> ev.Released:
         bundle = Path(self.layout.bundle(order.container_id))
         await self._monitor(order.runtime_handler).delete(order.container_id, bundle)
-        await self.exits.forget(order.container_id)
         return ev.Released()
+
+    def _release_rootfs(self, order: fx.ReleaseRootfs) -> None:
+        self.images.unmount_rootfs(order.container_id)
+        bundle = Path(self.layout.bundle(order.container_id))
+        mounts.entering(f"remove bundle {bundle}")
+        remove_bundle(bundle)
 
     async def _exec(self, order: fx.ExecInContainer) -> ev.ExecFinished:
         done = await self._monitor(order.runtime_handler).runtime.exec_sync(

@@ -76,11 +76,6 @@ class ExitWatcher:
         oom = status == OOM_KILLED_CODE and (kills > 0 or self._monitor_saw_oom(container_id))
         return Exit(code=status, finished_at_ns=finished_at_ns, oom=oom, reason="OOMKilled" if oom else "")
 
-    async def forget(self, container_id: str) -> None:
-        """Remove a container's exit file; absent is success."""
-        path = self._exit_dir / container_id
-        await mounts.in_thread(f"remove {path}", path.unlink, True)
-
     async def _wait_process(self, container_id: str, pid: int, start_ticks: int) -> None:
         while _is(pid, start_ticks) and self._read(container_id) is None:
             try:

@@ -262,10 +262,10 @@ class ImageStore:
 
     # --- root filesystems ---------------------------------------------------------------------------------------
 
-    async def mount_rootfs(self, container_id: str, layers: Sequence[str]) -> Path:
-        """Mount a container's root filesystem in its bundle."""
+    def mount_rootfs(self, container_id: str, layers: Sequence[str]) -> Path:
+        """Mount a container's root filesystem in its bundle. Blocks."""
         path = Path(self._layout.rootfs(container_id))
-        return await self.store.mount_rootfs(container_id, tuple(parse_digest(one) for one in layers), path)
+        return self.store.mount_rootfs(container_id, tuple(parse_digest(one) for one in layers), path)
 
     async def mount_volumes(self, container_id: str, volumes: Sequence[ImageVolume]) -> tuple[tuple[str, str], ...]:
         """Mount the images that a container mounts, read-only, beside its root filesystem.
@@ -280,12 +280,11 @@ class ImageStore:
             found.append((volume.target, str(await rootfs.inside(target, volume.sub_path))))
         return tuple(found)
 
-    async def unmount_rootfs(self, container_id: str) -> None:
-        """Unmount a container's root filesystem and the images that it mounts, and delete what it wrote."""
-        directory = Path(self._layout.image_volumes(container_id))
-        for target in await mounts.in_thread(f"list {directory}", _entries, directory):
-            await self.store.unmount(target)
-        await self.store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
+    def unmount_rootfs(self, container_id: str) -> None:
+        """Unmount a container's root filesystem and the images that it mounts, and delete what it wrote. Blocks."""
+        for target in _entries(Path(self._layout.image_volumes(container_id))):
+            self.store.unmount(target)
+        self.store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
 
     @property
     def writable_layers(self) -> PurePosixPath:

@@ -12,7 +12,7 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -114,19 +114,35 @@ class ConmonMonitor:
         self._moves = Moves(cgroups)
         self._env = dict(env or {})
 
-    async def create(self, request: MonitorRequest, *, timeout_s: float = CREATE_S) -> Created:
+    async def create(
+        self, request: MonitorRequest, *, first: Callable[[], None] | None = None, timeout_s: float = CREATE_S
+    ) -> Created:
         """Create a container; one that was created before and still lives is left as it is.
 
         On failure, timeout or cancellation, whatever was started is killed and removed again.
 
+        Args:
+            request: The container.
+            first: What is to be done before, in the thread that makes the bundle ready: one turn of a thread for both.
+            timeout_s: When to give up.
+
         Raises:
-            OperationError: The runtime's complaint, MONITOR_FAILED or TIMEOUT.
+            OperationError: The runtime's complaint, MONITOR_FAILED or TIMEOUT; what `first` raises.
         """
-        existing = await mounts.in_thread(f"look at bundle {request.bundle}", _existing, request.bundle)
+
+        def ready() -> tuple[Created | None, bool]:
+            if first is not None:
+                first()
+            mounts.entering(f"prepare bundle {request.bundle}")
+            existing = _existing(request.bundle)
+            had_log = bool(request.log_path) and os.path.exists(request.log_path)
+            if existing is None:
+                self._prepare(request)
+            return existing, had_log
+
+        existing, had_log = await mounts.in_thread(f"prepare container {request.container_id}", ready)
         if existing is not None:
             return existing
-        had_log = bool(request.log_path) and Path(request.log_path).exists()
-        await mounts.in_thread(f"prepare bundle {request.bundle}", self._prepare, request)
         try:
             with anyio.move_on_after(timeout_s):
                 return await self._create(request)
@@ -158,15 +174,14 @@ class ConmonMonitor:
         raise OperationError(Code.DEADLINE_EXCEEDED, "TIMEOUT", message)
 
     async def delete(self, container_id: str, bundle: Path) -> None:
-        """Delete a container in the runtime, by force, and end its monitor; absent is success.
+        """Delete a container in the runtime, by force, end its monitor, and forget how it ended; absent is success.
 
         A creation that a killed server has left under way is over first: else it could come to its end after this.
 
         Raises:
             OperationError: The runtime's complaint.
         """
-        created = await mounts.in_thread(f"look at bundle {bundle}", recorded, bundle)
-        if created is None:
+        if recorded(bundle) is None:
             await self._end_creation(container_id, bundle)
         await self.runtime.delete(container_id)
         await self.stop(container_id, bundle)
@@ -183,11 +198,15 @@ class ConmonMonitor:
         await mounts.in_thread(f"end the creation of {container_id}", _kill_creation, container_id, bundle)
 
     async def stop(self, container_id: str, bundle: Path) -> None:
-        """End a monitor whose container is gone, and remove what it left outside the exit file; absent is success.
+        """End a monitor whose container is gone, and remove what it left, its exit file too; absent is success.
 
         A monitor ends by itself once its container has; only one that does not is killed.
         """
-        monitors = await mounts.in_thread(f"look for the monitor of {container_id}", _monitors, bundle)
+        created = recorded(bundle)
+        if created is not None:
+            monitors: Mapping[int, int] = {created.monitor_pid: created.monitor_start_ticks}
+        else:
+            monitors = await mounts.in_thread(f"look for the monitor of {container_id}", _monitors, bundle)
         for pid, start_ticks in monitors.items():
             with anyio.move_on_after(STOP_S):
                 await _wait_gone(pid, start_ticks)
@@ -225,7 +244,6 @@ class ConmonMonitor:
         for directory in (self._exit_dir, self._socket_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._clear(request.container_id, request.bundle)
-        (self._exit_dir / request.container_id).unlink(missing_ok=True)
         if self._cgroup.startswith("/"):
             self._cgroups.create(self._cgroup)
 
@@ -233,8 +251,7 @@ class ConmonMonitor:
         self._moves.expect()
         with _Pipes() as pipes:
             report, said = await (self._fork if self._zygote else self._execute)(request, pipes)
-        pid = self._pid_of(request, report, said)
-        return await mounts.in_thread(f"look at container {request.container_id}", _record, request.bundle, pid)
+        return _record(request.bundle, self._pid_of(request, report, said))
 
     async def _execute(self, request: MonitorRequest, pipes: "_Pipes") -> tuple[bytes, bytes]:
         """Run the monitor program; returns its report, and what it said if there is none."""
@@ -306,7 +323,6 @@ class ConmonMonitor:
         step = f"kill the monitor of {request.container_id}"
         await mounts.in_thread(step, _kill_monitors, request.bundle, self._argv(request))
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
-        (self._exit_dir / request.container_id).unlink(missing_ok=True)
         await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
         if request.log_path and not had_log:
             Path(request.log_path).unlink(missing_ok=True)
@@ -321,6 +337,7 @@ class ConmonMonitor:
             (bundle / name).unlink(missing_ok=True)
         for name in ("conmon-pidfile", "exit"):
             _remove_unfinished(bundle, name)
+        (self._exit_dir / container_id).unlink(missing_ok=True)
 
 
 class _Pipes:
@@ -386,6 +403,7 @@ async def _read_line(fd: int) -> bytes:
 
 
 def _record(bundle: Path, pid: int) -> Created:
+    """Note the processes in the bundle, which lies in memory: not worth a turn of a thread."""
     try:
         monitor_pid = int((bundle / "conmon-pidfile").read_text())
     except (OSError, ValueError) as error:
@@ -415,10 +433,7 @@ def _existing(bundle: Path) -> Created | None:
 
 
 def _monitors(bundle: Path) -> Mapping[int, int]:
-    """Start times, by pid, of the monitors that serve a bundle: from the record, or without one, by looking."""
-    created = recorded(bundle)
-    if created is not None:
-        return {created.monitor_pid: created.monitor_start_ticks}
+    """Start times, by pid, of the monitors that serve a bundle which has no record of them: by looking at processes."""
     wanted = os.fsencode(bundle)
     return {
         pid: start

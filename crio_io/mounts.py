@@ -10,6 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
 
@@ -50,7 +51,7 @@ Result = TypeVar("Result")
 Arguments = TypeVarTuple("Arguments")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Step:
     """A blocking step that runs now; `started_s` is on the monotonic clock."""
 
@@ -58,6 +59,7 @@ class Step:
     started_s: float
 
 
+_current: ContextVar[Step] = ContextVar("crio_io.current_step")
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("crio_io.blocking_steps")
 _running: dict[int, Step] = {}
 
@@ -77,10 +79,18 @@ async def in_thread(step: str, function: Callable[[Unpack[Arguments]], Result], 
         _limiter.set(limiter)
     running = Step(name=step, started_s=time.monotonic())
     _running[id(running)] = running
+    _current.set(running)  # The worker thread runs in a copy of this context.
     try:
         return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
     finally:
         del _running[id(running)]
+
+
+def entering(step: str) -> None:
+    """Say, in a worker thread, that what `in_thread` runs has come to its next step."""
+    running = _current.get(None)
+    if running is not None:
+        running.name, running.started_s = step, time.monotonic()
 
 
 def running_steps() -> tuple[Step, ...]:

@@ -39,10 +39,10 @@ class NamespacePin:
     inode: int
 
 
-async def create(
+def create(
     directory: Path, kinds: tuple[str, ...], *, hostname: str, sysctls: Mapping[str, str]
 ) -> Mapping[str, NamespacePin]:
-    """Make and pin namespaces; when every kind is pinned there already, they are kept as they are.
+    """Make and pin namespaces; when every kind is pinned there already, they are kept as they are. Blocks.
 
     Args:
         directory: Where the pins go, one file a kind; made with mode 0700 if absent.
@@ -62,38 +62,7 @@ async def create(
     if len(os.fsencode(hostname)) > HOSTNAME_MAX_BYTES or "\0" in hostname:
         raise invalid("hostname", hostname, f"up to {HOSTNAME_MAX_BYTES} bytes")
     settings = _settings(sysctls, kinds)
-    return await mounts.in_thread(f"pin namespaces in {directory}", _create, directory, kinds, hostname, settings)
-
-
-async def release(directory: Path) -> None:
-    """Let go of every namespace pinned in a directory, and remove it; absent is success.
-
-    Raises:
-        OperationError: UNMOUNT_FAILED or NAMESPACE_FAILED.
-    """
-    await mounts.in_thread(f"unpin namespaces in {directory}", _release, directory)
-
-
-async def observe(directory: Path) -> Mapping[str, int]:
-    """The inode of each namespace that is truly pinned in a directory, by kind; a plain file is not a pin (R6)."""
-    return await mounts.in_thread(f"look at namespaces in {directory}", _observe, directory)
-
-
-def _settings(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapping[str, str]:
-    """Settings by their path below /proc/sys: the core has checked them, and here they become paths."""
-    paths = {}
-    for name, value in sysctls.items():
-        kind = _KINDS[check("sysctls", name, value)]
-        if kind not in kinds:
-            raise invalid("sysctls", name, f"no {kind} settings, since the pod does not have its own {kind} namespace")
-        paths[name.replace(".", "/")] = value
-    return paths
-
-
-def _create(
-    directory: Path, kinds: tuple[str, ...], hostname: str, settings: Mapping[str, str]
-) -> Mapping[str, NamespacePin]:
-    present = _observe(directory)
+    present = observe(directory)
     if kinds and all(kind in present for kind in kinds):
         return {kind: NamespacePin(path=str(directory / kind), inode=present[kind]) for kind in kinds}
     made_directory = not directory.exists()
@@ -114,6 +83,47 @@ def _create(
             message = f"namespaces {', '.join(kinds)} in {directory}: {error}"
             raise OperationError(Code.INTERNAL, "NAMESPACE_FAILED", message) from error
         raise
+
+
+def release(directory: Path) -> None:
+    """Let go of every namespace pinned in a directory, and remove it; absent is success. Blocks.
+
+    Raises:
+        OperationError: UNMOUNT_FAILED or NAMESPACE_FAILED.
+    """
+    try:
+        _release_pins(directory)
+        with suppress(FileNotFoundError):
+            directory.rmdir()
+    except OSError as error:
+        message = f"unpinning namespaces in {directory}: {error}"
+        raise OperationError(Code.INTERNAL, "NAMESPACE_FAILED", message) from error
+
+
+def observe(directory: Path) -> Mapping[str, int]:
+    """The inode of each namespace that is truly pinned in a directory, by kind; a plain file is not a pin (R6).
+
+    Some looks at files in memory: fit for the event loop.
+    """
+    found: dict[str, int] = {}
+    nsfs = os.stat("/proc/self/ns/net").st_dev
+    for kind in CLONE_FLAGS:
+        with suppress(FileNotFoundError, NotADirectoryError):
+            status = os.lstat(directory / kind)
+            if status.st_dev == nsfs:
+                found[kind] = status.st_ino
+    return found
+
+
+def _settings(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapping[str, str]:
+    """Settings by their path below /proc/sys: the core has checked them, and here they become paths."""
+    paths = {}
+    for name, value in sysctls.items():
+        kind = _KINDS[check("sysctls", name, value)]
+        if kind not in kinds:
+            raise invalid("sysctls", name, f"no {kind} settings, since the pod does not have its own {kind} namespace")
+        paths[name.replace(".", "/")] = value
+    return paths
 
 
 def _in_fresh_thread(function: Callable[[], Mapping[str, NamespacePin]]) -> Mapping[str, NamespacePin]:
@@ -190,29 +200,8 @@ def _write_proc_sys(path: str, value: str) -> None:
         os.close(fd)
 
 
-def _release(directory: Path) -> None:
-    try:
-        _release_pins(directory)
-        with suppress(FileNotFoundError):
-            directory.rmdir()
-    except OSError as error:
-        message = f"unpinning namespaces in {directory}: {error}"
-        raise OperationError(Code.INTERNAL, "NAMESPACE_FAILED", message) from error
-
-
 def _release_pins(directory: Path) -> None:
     for kind in CLONE_FLAGS:
         pin = directory / kind
         mounts.unmount(str(pin))
         pin.unlink(missing_ok=True)
-
-
-def _observe(directory: Path) -> Mapping[str, int]:
-    found: dict[str, int] = {}
-    nsfs = Path("/proc/self/ns/net").stat().st_dev
-    for kind in CLONE_FLAGS:
-        with suppress(FileNotFoundError, NotADirectoryError):
-            status = (directory / kind).lstat()
-            if status.st_dev == nsfs:
-                found[kind] = status.st_ino
-    return found

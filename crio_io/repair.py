@@ -90,11 +90,12 @@ class _Mender:
             case "mount":
                 await mounts.detach(str(where))
             case "writable layer":
-                await self._store.unmount_rootfs(key, Path(self._layout.rootfs(key)))
+                rootfs = Path(self._layout.rootfs(key))
+                await mounts.in_thread(f"unmount {rootfs}", self._store.unmount_rootfs, key, rootfs)
             case "sandbox directory":
-                await sandbox_files.remove(where)
+                await mounts.in_thread(f"remove sandbox files in {where}", sandbox_files.remove, where)
             case "namespaces":
-                await namespaces.release(where)
+                await mounts.in_thread(f"unpin namespaces in {where}", namespaces.release, where)
             case "control group":
                 await mounts.in_thread(f"remove control group {where}", _remove_cgroup, where)
             case "parent control group":
@@ -117,10 +118,8 @@ class _Mender:
         bundle = Path(self._layout.bundle(container_id))
         for monitor in self._monitors:
             await monitor.delete(container_id, bundle)
-        # Its monitor has just written down how it ended.
-        exit_file = Path(self._layout.exits) / container_id
-        await mounts.in_thread(f"delete {exit_file}", exit_file.unlink, True)
-        await self._store.unmount_rootfs(container_id, Path(self._layout.rootfs(container_id)))
+        rootfs = Path(self._layout.rootfs(container_id))
+        await mounts.in_thread(f"unmount {rootfs}", self._store.unmount_rootfs, container_id, rootfs)
         await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
 
 

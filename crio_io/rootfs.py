@@ -10,7 +10,6 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import anyio.to_thread
@@ -26,8 +25,8 @@ PARTS_MAX = 2048
 _KERNEL_DIRECTORIES = ("dev", "proc", "sys")
 
 
-async def gather(rootfs: Path) -> RootfsFacts:
-    """What the image says about users: its passwd and group, each up to 1 MiB; empty for one that is not there.
+def gather(rootfs: Path) -> RootfsFacts:
+    """What the image says about users: its passwd and group, each up to 1 MiB; empty for one that is not there. Blocks.
 
     Args:
         rootfs: The mounted root filesystem.
@@ -35,13 +34,14 @@ async def gather(rootfs: Path) -> RootfsFacts:
     Raises:
         OperationError: one of them is too large, or no regular file (IMAGE_FILE_REFUSED); or the root is not there.
     """
-    return await anyio.to_thread.run_sync(_gather, rootfs, abandon_on_cancel=True)
+    with _opened(rootfs) as root:
+        return RootfsFacts(passwd=_read(root, "/etc/passwd"), group=_read(root, "/etc/group"))
 
 
-async def prepare(
+def prepare(
     rootfs: Path, *, directories: Sequence[str] = (), files: Sequence[str] = (), targets: Sequence[str] = ()
 ) -> None:
-    """Make what a container needs inside its root: directories, empty files to mount on, and /etc/mtab.
+    """Make what a container needs inside its root: directories, empty files to mount on, and /etc/mtab. Blocks.
 
     Nothing outside the root is made or changed, whatever links the image has (CVE-2026-55686, CVE-2024-9341). What is
     there already stays as it is, so doing it twice is doing it once.
@@ -55,7 +55,20 @@ async def prepare(
         OperationError: a path that a link of the image leads into /proc or /sys (PATH_REFUSED; CVE-2024-21626,
             CVE-2023-28642), or that cannot be made (ROOTFS_FAILED).
     """
-    await anyio.to_thread.run_sync(partial(_prepare, rootfs, tuple(directories), tuple(files), tuple(targets)))
+    with _opened(rootfs) as root:
+        for name in _KERNEL_DIRECTORIES:
+            _refuse_link(root, name)
+        for path in targets:
+            if _checked(root, path) == "/":
+                raise _led_away(path, "/")
+        for path in directories:
+            with _failing(path):
+                os.close(_make_directory(root, _checked(root, path)))
+        for path in files:
+            with _failing(path):
+                _make_file(root, _checked(root, path))
+        with _failing("/etc/mtab"):
+            _link_mtab(root)
 
 
 async def inside(root: Path, path: str) -> Path:
@@ -79,28 +92,6 @@ def _inside(root: Path, path: str) -> Path:
         except OSError as error:
             message = f"image_sub_path: {path!r}: {error.strerror} in the image"
             raise OperationError(Code.FAILED_PRECONDITION, "IMAGE_PATH_NOT_FOUND", message) from error
-
-
-def _gather(rootfs: Path) -> RootfsFacts:
-    with _opened(rootfs) as root:
-        return RootfsFacts(passwd=_read(root, "/etc/passwd"), group=_read(root, "/etc/group"))
-
-
-def _prepare(rootfs: Path, directories: tuple[str, ...], files: tuple[str, ...], targets: tuple[str, ...]) -> None:
-    with _opened(rootfs) as root:
-        for name in _KERNEL_DIRECTORIES:
-            _refuse_link(root, name)
-        for path in targets:
-            if _checked(root, path) == "/":
-                raise _led_away(path, "/")
-        for path in directories:
-            with _failing(path):
-                os.close(_make_directory(root, _checked(root, path)))
-        for path in files:
-            with _failing(path):
-                _make_file(root, _checked(root, path))
-        with _failing("/etc/mtab"):
-            _link_mtab(root)
 
 
 @contextmanager

@@ -12,8 +12,10 @@ SHM = "shm"
 FILE_MAX_BYTES = 1024 * 1024
 
 
-async def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int) -> None:
+def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int) -> None:
     """Make a sandbox's directory with its files and its /dev/shm; what is there already is brought to the same state.
+
+    Blocks.
 
     Args:
         directory: The sandbox's own directory, mode 0700.
@@ -26,19 +28,6 @@ async def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int)
     for name, content in files.items():
         if "/" in name or name in ("", ".", "..", SHM) or len(content) > FILE_MAX_BYTES:
             raise LocalError(f"{name!r} of {len(content)} bytes is not a file of a sandbox")
-    await mounts.in_thread(f"write sandbox files in {directory}", _create, directory, dict(files), shm_bytes)
-
-
-async def remove(directory: Path) -> None:
-    """Unmount the shared memory and remove the directory with all its files; absent is success.
-
-    Raises:
-        OperationError: SANDBOX_FILES_FAILED or UNMOUNT_FAILED.
-    """
-    await mounts.in_thread(f"remove sandbox files in {directory}", _remove, directory)
-
-
-def _create(directory: Path, files: Mapping[str, bytes], shm_bytes: int) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for name, content in files.items():
@@ -50,15 +39,12 @@ def _create(directory: Path, files: Mapping[str, bytes], shm_bytes: int) -> None
         raise _failed(f"writing the files of sandbox directory {directory}", error) from error
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Write in place, never by rename: a container that has the file mounted must see the change."""
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(fd, "wb") as file:
-        os.fchmod(fd, 0o644)  # Whatever the umask is.
-        file.write(content)
+def remove(directory: Path) -> None:
+    """Unmount the shared memory and remove the directory with all its files; absent is success. Blocks.
 
-
-def _remove(directory: Path) -> None:
+    Raises:
+        OperationError: SANDBOX_FILES_FAILED or UNMOUNT_FAILED.
+    """
     mounts.unmount_or_report(str(directory / SHM))
     try:
         with suppress(FileNotFoundError):
@@ -69,6 +55,14 @@ def _remove(directory: Path) -> None:
             directory.rmdir()
     except OSError as error:
         raise _failed(f"removing sandbox directory {directory}", error) from error
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write in place, never by rename: a container that has the file mounted must see the change."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+    with os.fdopen(fd, "wb") as file:
+        os.fchmod(fd, 0o644)  # Whatever the umask is.
+        file.write(content)
 
 
 def _failed(what: str, error: OSError) -> OperationError:

@@ -1,7 +1,7 @@
 """Removes what lies under the node's own directories and no record owns: what a crash left between two steps."""
 
 import logging
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 from crio_core import effects as fx
@@ -47,10 +47,10 @@ class Sweeper:
         for container_id in dict.fromkeys((*bundles, *writable)):
             await self._remove_container(container_id, removed)
         for sandbox_id in self._unowned(self._layout.namespaces("x").parent, order.sandboxes):
-            await self._attempt(f"namespaces {sandbox_id}", removed, namespaces.release(self._ns(sandbox_id)))
+            await self._attempt(f"namespaces {sandbox_id}", removed, namespaces.release, self._ns(sandbox_id))
         for sandbox_id in self._unowned(self._layout.sandboxes, order.sandboxes):
             directory = Path(self._layout.sandbox(sandbox_id))
-            await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove(directory))
+            await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove, directory)
         for container_id in self._unowned(self._layout.exits, order.containers):
             (Path(self._layout.exits) / container_id).unlink(missing_ok=True)
         removed += await self._images.sweep()
@@ -70,16 +70,16 @@ class Sweeper:
         try:
             for monitor in self._monitors:
                 await monitor.delete(container_id, bundle)
-            await self._images.unmount_rootfs(container_id)
+            await mounts.in_thread(f"unmount container {container_id}", self._images.unmount_rootfs, container_id)
             await mounts.in_thread(f"remove bundle {bundle}", remove_bundle, bundle)
         except OperationError as error:
             log.warning("container %s is in no record and cannot be removed: %s", container_id, error.message)
         else:
             removed.append(f"container {container_id}")
 
-    async def _attempt(self, what: str, removed: list[str], work: Awaitable[None]) -> None:
+    async def _attempt(self, what: str, removed: list[str], work: Callable[[Path], None], place: Path) -> None:
         try:
-            await work
+            await mounts.in_thread(f"remove {place}", work, place)
         except OperationError as error:
             log.warning("%s is in no record and cannot be removed: %s", what, error.message)
         else:

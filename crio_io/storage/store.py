@@ -31,7 +31,7 @@ from crio_core.errors import Code, LocalError, OperationError, not_found
 from crio_core.image.digest import Digest, parse_digest
 from crio_core.image.resolved import LayerDescriptor
 from crio_core.values import dataclass
-from crio_io.mounts import in_thread, unmount_or_report
+from crio_io.mounts import entering, in_thread, unmount_or_report
 from crio_io.storage import deep
 from crio_io.storage.files import make_directory, sync_directory, sync_filesystem
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
@@ -182,8 +182,8 @@ class Store:
 
     # Root filesystems
 
-    async def mount_rootfs(self, container_id: str, diff_ids: Sequence[Digest], rootfs: Path) -> Path:
-        """Mount a container's root filesystem, with a writable layer of its own; mounted already is success.
+    def mount_rootfs(self, container_id: str, diff_ids: Sequence[Digest], rootfs: Path) -> Path:
+        """Mount a container's root filesystem, with a writable layer of its own; mounted already is success. Blocks.
 
         Args:
             container_id: Whose it is.
@@ -195,7 +195,8 @@ class Store:
         """
         lowers = self._lowers(diff_ids)
         writable = self._container(container_id)
-        await in_thread(f"mount {rootfs}", _reported, mount_writable, self.layers, lowers, writable, rootfs)
+        entering(f"mount {rootfs}")
+        _reported(mount_writable, self.layers, lowers, writable, rootfs)
         return rootfs
 
     async def mount_image(self, diff_ids: Sequence[Digest], target: Path) -> Path:
@@ -208,22 +209,30 @@ class Store:
         await in_thread(f"mount {target}", _reported, mount_read_only, self.layers, lowers, target)
         return target
 
-    async def unmount(self, target: Path) -> None:
-        """Take off a mount that this store made, and its empty directory; absent is success.
+    def unmount(self, target: Path) -> None:
+        """Take off a mount that this store made, and its empty directory; absent is success. Blocks.
 
         Raises:
             OperationError: UNMOUNT_FAILED.
         """
-        await in_thread(f"unmount {target}", _unmount, target)
+        entering(f"unmount {target}")
+        unmount_or_report(str(target))
+        try:
+            target.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _remove_failed(target, error) from error
 
-    async def unmount_rootfs(self, container_id: str, rootfs: Path) -> None:
-        """Unmount a container's root filesystem and delete what it wrote; absent is success.
+    def unmount_rootfs(self, container_id: str, rootfs: Path) -> None:
+        """Unmount a container's root filesystem and delete what it wrote; absent is success. Blocks.
 
         Raises:
             OperationError: UNMOUNT_FAILED or REMOVE_FAILED.
         """
-        await self.unmount(rootfs)
-        await in_thread(f"remove writable layer of {container_id}", self._discard, self._container(container_id))
+        self.unmount(rootfs)
+        entering(f"remove writable layer of {container_id}")
+        self._discard(self._container(container_id))
 
     def upper(self, container_id: str) -> Path:
         """The directory with what a container wrote."""
@@ -475,16 +484,6 @@ def _reported(function: Callable[..., None], *arguments: object) -> None:
         function(*arguments)
     except OSError as error:
         raise OperationError(Code.INTERNAL, "MOUNT_FAILED", f"{error.filename}: {error.strerror}") from error
-
-
-def _unmount(target: Path) -> None:
-    unmount_or_report(str(target))
-    try:
-        target.rmdir()
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise _remove_failed(target, error) from error
 
 
 def _remove_failed(place: Path, error: OSError) -> OperationError:

@@ -75,8 +75,6 @@ class Site:
             await self.runtime.delete(name)
             await self.monitor.stop(name, self.bundles.root / name)
             await self.monitor.stop(name, self.bundles.root / name)
-            await self.watcher.forget(name)
-            await self.watcher.forget(name)
             assert sorted(os.listdir(self.bundles.root / name)) == ["config.json", "rootfs"]
         for path in (MONITOR_CGROUP, CGROUP_PARENT):
             assert self.groups.pids(path) == ()

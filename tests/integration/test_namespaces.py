@@ -45,8 +45,8 @@ def host_mounts(prefix: Path) -> list[str]:
 async def test_created_namespaces_are_set_up_and_pinned(directory: Path) -> None:
     """What a container joins: its name, a loopback that is up, its own settings, no router advertisements."""
     sysctls = {"net.ipv4.ip_forward": "1", "kernel.shm_rmid_forced": "1", "net.ipv4.ping_group_range": "0\t100"}
-    pins = dict(await namespaces.create(directory, KINDS, hostname="criotest-pod", sysctls=sysctls))
-    assert {kind: pin.inode for kind, pin in pins.items()} == await namespaces.observe(directory)
+    pins = dict(namespaces.create(directory, KINDS, hostname="criotest-pod", sysctls=sysctls))
+    assert {kind: pin.inode for kind, pin in pins.items()} == namespaces.observe(directory)
     script = (
         "hostname; cat /sys/class/net/lo/flags 2>/dev/null >&2; ip -o link show lo | grep -o 'LOWER_UP'; cd /proc/sys;"
         "cat net/ipv4/ip_forward kernel/shm_rmid_forced net/ipv6/conf/all/accept_ra net/ipv6/conf/default/accept_ra"
@@ -54,42 +54,42 @@ async def test_created_namespaces_are_set_up_and_pinned(directory: Path) -> None
     assert inside(pins, script) == ["criotest-pod", "LOWER_UP", "1", "1", "0", "0"]
     assert all(pins[kind].inode != Path(f"/proc/self/ns/{kind}").stat().st_ino for kind in KINDS)
     assert directory.stat().st_mode & 0o777 == 0o700
-    await namespaces.release(directory)
+    namespaces.release(directory)
     assert host_mounts(directory) == [] and not directory.exists()
 
 
 async def test_create_twice_keeps_the_first(directory: Path) -> None:
     """A repeated effect must not give a running pod a second network namespace."""
-    first = await namespaces.create(directory, KINDS, hostname="a", sysctls={})
-    assert await namespaces.create(directory, KINDS, hostname="a", sysctls={}) == first
+    first = namespaces.create(directory, KINDS, hostname="a", sysctls={})
+    assert namespaces.create(directory, KINDS, hostname="a", sysctls={}) == first
     assert len(host_mounts(directory)) == 3
 
 
 async def test_create_over_the_remains_of_a_crash_begins_anew(directory: Path) -> None:
     """R7: a server killed between two pins leaves some; a repeated creation ends with exactly one of each."""
-    first = await namespaces.create(directory, KINDS, hostname="a", sysctls={})
+    first = namespaces.create(directory, KINDS, hostname="a", sysctls={})
     mounts.unmount(first["ipc"].path)
-    assert sorted(await namespaces.observe(directory)) == ["net", "uts"]
-    second = await namespaces.create(directory, KINDS, hostname="a", sysctls={})
-    assert second.keys() == first.keys() and await namespaces.observe(directory)
+    assert sorted(namespaces.observe(directory)) == ["net", "uts"]
+    second = namespaces.create(directory, KINDS, hostname="a", sysctls={})
+    assert second.keys() == first.keys() and namespaces.observe(directory)
     assert len(host_mounts(directory)) == 3
 
 
 async def test_release_twice_and_of_nothing_is_success(directory: Path) -> None:
     """Undone when absent is success."""
-    await namespaces.release(directory)
-    await namespaces.create(directory, ("uts",), hostname="a", sysctls={})
-    await namespaces.release(directory)
-    await namespaces.release(directory)
+    namespaces.release(directory)
+    namespaces.create(directory, ("uts",), hostname="a", sysctls={})
+    namespaces.release(directory)
+    namespaces.release(directory)
     assert not directory.exists()
 
 
 async def test_release_of_a_namespace_in_use_succeeds(directory: Path) -> None:
     """R28: a process that still lives in it must not keep the pin."""
-    pins = await namespaces.create(directory, ("net",), hostname="", sysctls={})
+    pins = namespaces.create(directory, ("net",), hostname="", sysctls={})
     with subprocess.Popen(["nsenter", f"--net={pins['net'].path}", "sleep", "60"]) as user:
         try:
-            await namespaces.release(directory)
+            namespaces.release(directory)
             assert not directory.exists()
         finally:
             user.kill()
@@ -99,8 +99,8 @@ async def test_plain_file_is_not_a_pin(directory: Path) -> None:
     """R6: after a reboot the files are there and the namespaces are not."""
     directory.mkdir()
     (directory / "net").touch()
-    assert await namespaces.observe(directory) == {}
-    assert await namespaces.observe(directory / "absent") == {}
+    assert namespaces.observe(directory) == {}
+    assert namespaces.observe(directory / "absent") == {}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ async def test_plain_file_is_not_a_pin(directory: Path) -> None:
 async def test_refused_sysctl_leaves_nothing(directory: Path, sysctls: dict[str, str], reason: str) -> None:
     """R3, CVE-2022-0811, CVE-2022-0532: the last one belongs to an ipc namespace that this pod does not have."""
     with pytest.raises(OperationError) as caught:
-        await namespaces.create(directory, ("net", "uts"), hostname="a", sysctls=sysctls)
+        namespaces.create(directory, ("net", "uts"), hostname="a", sysctls=sysctls)
     assert caught.value.reason == reason
     assert host_mounts(directory) == [] and not directory.exists()
 
@@ -138,13 +138,13 @@ def test_any_sysctl_is_either_refused_or_a_path_of_a_namespace(name: str, value:
 async def test_unknown_kind_is_a_bug_of_the_caller(directory: Path) -> None:
     """A thread cannot make a pid namespace for others."""
     with pytest.raises(LocalError):
-        await namespaces.create(directory, ("pid",), hostname="", sysctls={})
+        namespaces.create(directory, ("pid",), hostname="", sysctls={})
 
 
 async def test_over_long_hostname_is_refused(directory: Path) -> None:
     """The kernel takes 64 bytes."""
     with pytest.raises(OperationError) as caught:
-        await namespaces.create(directory, ("uts",), hostname="x" * 65, sysctls={})
+        namespaces.create(directory, ("uts",), hostname="x" * 65, sysctls={})
     assert caught.value.reason == "INVALID_FIELD"
 
 
@@ -152,8 +152,8 @@ async def test_creation_that_is_cancelled_is_still_whole(directory: Path) -> Non
     """A caller leaving stops nothing half-way: after it, all pins are there, or none."""
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await namespaces.create(directory, KINDS, hostname="a", sysctls={})
-    assert len(await namespaces.observe(directory)) in (0, 3)
+        namespaces.create(directory, KINDS, hostname="a", sysctls={})
+    assert len(namespaces.observe(directory)) in (0, 3)
 
 
 async def test_many_at_once_do_not_touch_the_node(directory: Path, tmp_path: Path) -> None:
@@ -162,9 +162,7 @@ async def test_many_at_once_do_not_touch_the_node(directory: Path, tmp_path: Pat
     made: list[namespaces.NamespacePin] = []
 
     async def one(number: int) -> None:
-        made.extend(
-            (await namespaces.create(tmp_path / f"p{number}", KINDS, hostname=f"p{number}", sysctls={})).values()
-        )
+        made.extend((namespaces.create(tmp_path / f"p{number}", KINDS, hostname=f"p{number}", sysctls={})).values())
 
     try:
         async with anyio.create_task_group() as tasks:
@@ -173,7 +171,7 @@ async def test_many_at_once_do_not_touch_the_node(directory: Path, tmp_path: Pat
         assert len({pin.inode for pin in made}) == 24
     finally:
         for number in range(8):
-            await namespaces.release(tmp_path / f"p{number}")
+            namespaces.release(tmp_path / f"p{number}")
     assert {kind: os.readlink(f"/proc/self/ns/{kind}") for kind in KINDS} == before
     assert host_mounts(tmp_path) == []
 
@@ -184,8 +182,8 @@ async def test_sandbox_files_are_readable_whatever_the_umask(tmp_path: Path) -> 
     files = {"resolv.conf": b"nameserver 10.0.0.1\n", "hostname": b"pod\n"}
     old = os.umask(0o077)
     try:
-        await sandbox_files.create(sandbox, files=files, shm_bytes=65536)
-        await sandbox_files.create(sandbox, files=files | {"hostname": b"new\n"}, shm_bytes=65536)
+        sandbox_files.create(sandbox, files=files, shm_bytes=65536)
+        sandbox_files.create(sandbox, files=files | {"hostname": b"new\n"}, shm_bytes=65536)
     finally:
         os.umask(old)
     try:
@@ -196,8 +194,8 @@ async def test_sandbox_files_are_readable_whatever_the_umask(tmp_path: Path) -> 
         assert os.statvfs(sandbox / "shm").f_blocks * os.statvfs(sandbox / "shm").f_frsize == 65536
         assert (sandbox / "shm").stat().st_mode & 0o7777 == 0o1777
     finally:
-        await sandbox_files.remove(sandbox)
-    await sandbox_files.remove(sandbox)
+        sandbox_files.remove(sandbox)
+    sandbox_files.remove(sandbox)
     assert not sandbox.exists() and host_mounts(tmp_path) == []
 
 
@@ -205,7 +203,7 @@ async def test_sandbox_files_are_readable_whatever_the_umask(tmp_path: Path) -> 
 async def test_sandbox_file_outside_the_directory_is_a_bug_of_the_caller(tmp_path: Path, name: str) -> None:
     """CVE-2025-0750: no name from a pod becomes a path."""
     with pytest.raises(LocalError):
-        await sandbox_files.create(tmp_path / "criotest-sb", files={name: b""}, shm_bytes=0)
+        sandbox_files.create(tmp_path / "criotest-sb", files={name: b""}, shm_bytes=0)
 
 
 async def test_stacked_mounts_are_all_taken_off(tmp_path: Path) -> None:

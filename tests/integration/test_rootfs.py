@@ -74,13 +74,13 @@ def host_listing(rootfs: Path) -> list[tuple[str, int]]:
 
 def test_gather_of_a_plain_image_reads_both_files(run: Callable[..., Any], rootfs: Path) -> None:
     """The ordinary case."""
-    facts = run(gather, rootfs)
+    facts = gather(rootfs)
     assert facts.passwd.startswith(b"root:") and facts.group == b"root:x:0:\n"
 
 
 def test_gather_of_an_image_without_etc_is_empty(run: Callable[..., Any], tmp_path: Path) -> None:
     """Images from scratch have no users, and must still run."""
-    facts = run(gather, tmp_path)
+    facts = gather(tmp_path)
     assert (facts.passwd, facts.group) == (b"", b"")
 
 
@@ -106,7 +106,7 @@ def test_gather_of_a_hostile_passwd_is_refused_quickly_cve_2025_4437(
     else:
         passwd.symlink_to("passwd")
     with pytest.raises(OperationError) as refusal:
-        run(gather, rootfs)
+        gather(rootfs)
     assert refusal.value.reason == "IMAGE_FILE_REFUSED"
 
 
@@ -115,14 +115,14 @@ def test_gather_through_a_link_upwards_stays_inside(run: Callable[..., Any], roo
     """A link of the image means a place in the image, never on the host."""
     (rootfs / "etc/passwd").unlink()
     (rootfs / "etc/passwd").symlink_to(target)
-    assert run(gather, rootfs).passwd == b""
+    assert gather(rootfs).passwd == b""
 
 
 def test_prepare_makes_what_is_missing_and_again_changes_nothing(run: Callable[..., Any], rootfs: Path) -> None:
     """Idempotent, and not at the mercy of the umask."""
 
     async def work() -> None:
-        await prepare(rootfs, directories=["/srv/app/data"], files=["/srv/app/file"])
+        prepare(rootfs, directories=["/srv/app/data"], files=["/srv/app/file"])
 
     before = os.umask(0o077)
     try:
@@ -147,7 +147,7 @@ def test_prepare_through_links_changes_nothing_outside_cve_2026_55686(
     before = host_listing(rootfs)
 
     async def work() -> None:
-        await prepare(rootfs, directories=["/linked/a/b", "/absolute/c"], files=["/linked/f"])
+        prepare(rootfs, directories=["/linked/a/b", "/absolute/c"], files=["/linked/f"])
 
     run(work)
     assert host_listing(rootfs) == before
@@ -163,7 +163,7 @@ def test_prepare_with_a_linked_etc_makes_no_mtab_outside_cve_2024_5154(
     shutil.rmtree(rootfs / "etc")
     (rootfs / "etc").symlink_to(str(rootfs.parent / "host") if target == "/host" else target)
     before = host_listing(rootfs)
-    run(lambda: prepare(rootfs))
+    prepare(rootfs)
     assert host_listing(rootfs) == before
 
 
@@ -176,7 +176,7 @@ def test_prepare_of_a_directory_that_links_into_proc_is_refused_cve_2024_21626(
     (rootfs / "step").symlink_to("/proc/1")
     for arguments in ({"directories": ["/data"]}, {"directories": ["/data/deeper"]}, {"targets": ["/data"]}):
         with pytest.raises(OperationError) as refusal:
-            run(lambda given=arguments: prepare(rootfs, **given))
+            prepare(rootfs, **arguments)
         assert refusal.value.reason == "PATH_REFUSED"
     assert not (rootfs / "proc").exists() and not (rootfs / "sys").exists()
 
@@ -188,7 +188,7 @@ def test_prepare_of_an_image_whose_dev_is_a_link_is_refused_cve_2026_41579(
     """CVE-2026-41579, CVE-2019-19921: the kernel's file systems are mounted on directories, never through links."""
     (rootfs / name).symlink_to(rootfs.parent / "host")
     with pytest.raises(OperationError) as refusal:
-        run(lambda: prepare(rootfs))
+        prepare(rootfs)
     assert refusal.value.reason == "PATH_REFUSED"
 
 
@@ -197,7 +197,7 @@ def test_prepare_through_endless_links_is_an_error(run: Callable[..., Any], root
     (rootfs / "a").symlink_to("b/x")
     (rootfs / "b").symlink_to("a/x")
     with pytest.raises(OperationError) as refusal:
-        run(lambda: prepare(rootfs, directories=["/a"]))
+        prepare(rootfs, directories=["/a"])
     assert refusal.value.reason == "ROOTFS_FAILED"
 
 
@@ -285,7 +285,7 @@ def plan_for(bundle: Path, *command: str, **context: Any) -> ContainerPlan:
 
 def runc(bundle: Path, plan: ContainerPlan) -> subprocess.CompletedProcess[str]:
     """Run a plan's container to its end."""
-    facts = anyio.run(gather, bundle / "rootfs")
+    facts = gather(bundle / "rootfs")
     (bundle / "config.json").write_text(json.dumps(container_spec(replace(plan, rootfs=facts))))
     command = ["runc", "--root", str(bundle.parent / "state"), "run", "--bundle", str(bundle), plan.container_id]
     return subprocess.run(command, capture_output=True, text=True, timeout=RUN_SECONDS_MAX, stdin=subprocess.DEVNULL)
@@ -369,7 +369,7 @@ def test_runc_mounts_what_was_asked(bundle: Path, tmp_path: Path) -> None:
 def test_runc_exec_has_no_more_than_its_container_cve_2022_29162(bundle: Path, tmp_path: Path) -> None:
     """CVE-2022-29162, CVE-2025-27612: the exec's sets equal those of the first process, with none inheritable."""
     plan = plan_for(bundle, "/bin/sleep", "60", run_as_user=0)
-    spec = container_spec(replace(plan, rootfs=anyio.run(gather, bundle / "rootfs")))
+    spec = container_spec(replace(plan, rootfs=gather(bundle / "rootfs")))
     (bundle / "config.json").write_text(json.dumps(spec))
     (tmp_path / "exec.json").write_text(json.dumps(exec_process(spec["process"], ["/bin/cat", "/proc/self/status"])))
     base = ["runc", "--root", str(tmp_path / "state")]
@@ -393,12 +393,12 @@ def test_runc_exec_has_no_more_than_its_container_cve_2022_29162(bundle: Path, t
 
 def test_gather_is_quick_enough_for_every_create(rootfs: Path) -> None:
     """Printed, not asserted: a look at two small files costs far less than a container."""
-    anyio.run(gather, rootfs)
+    gather(rootfs)
     start = time.perf_counter()
 
     async def often() -> None:
         for _ in range(50):
-            await gather(rootfs)
+            gather(rootfs)
 
     anyio.run(often)
     print(f"gather: {(time.perf_counter() - start) / 50 * 1e6:.0f} us each")

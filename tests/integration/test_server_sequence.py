@@ -12,21 +12,13 @@ import pytest
 from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.services.image import ImageService
+from crio_server.services.runtime import RuntimeService
 from tests.integration.harness import Crio, Refused, read_log, wait_for
 
 pytestmark = pytest.mark.integration
 
 EXEC_OUTPUT_BYTES_MAX = 16 * 1024 * 1024
-WORKING = frozenset(
-    {
-        *("Version", "Status", "RuntimeConfig", "UpdateRuntimeConfig"),
-        *("RunPodSandbox", "StopPodSandbox", "RemovePodSandbox", "PodSandboxStatus", "ListPodSandbox"),
-        *("CreateContainer", "StartContainer", "StopContainer", "RemoveContainer"),
-        *("ListContainers", "ContainerStatus", "ExecSync", "ReopenContainerLog"),
-        *("ListImages", "ImageStatus", "PullImage", "RemoveImage", "ImageFsInfo"),
-        *("StreamPodSandboxes", "StreamContainers", "StreamImages"),
-    }
-)
 
 
 @pytest.fixture
@@ -175,7 +167,7 @@ def test_methods_to_come_answer_unimplemented_and_name_themselves(crio: Crio) ->
     """A client must learn which method is missing, not that the connection broke."""
     for service in pb.DESCRIPTOR.services_by_name.values():
         for method in service.methods:
-            if method.name in WORKING:
+            if hasattr(RuntimeService, method.name) or hasattr(ImageService, method.name):
                 continue
             request = getattr(pb, method.input_type.name)()
             refused = crio.client.refusal(request, timeout_s=10)

@@ -112,16 +112,16 @@ async def test_mounted_layers_show_whiteouts_and_opaque_directories(store: Store
     layers = [lower, upper]
     for layer in layers:
         await apply(store, layer)
-    root = await store.mount_rootfs("criotest", [parse_digest(layer.diff_id) for layer in layers], mountpoint)
+    root = store.mount_rootfs("criotest", [parse_digest(layer.diff_id) for layer in layers], mountpoint)
     seen = {str(Path(here, name).relative_to(root)) for here, dirs, files in os.walk(root) for name in [*dirs, *files]}
     assert seen == {"a", "a/two", "b", "b/new", "c", "c/inner", "f", "f/x", "g"}
     (root / "a" / "two").write_bytes(b"changed")
     assert (await store.writable_usage("criotest")).size_bytes > 0
-    await store.unmount_rootfs("criotest", root)
+    store.unmount_rootfs("criotest", root)
     assert not is_mounted(str(root))
     assert not root.exists()
     assert os.listdir(store.root / "containers") == []
-    await store.unmount_rootfs("criotest", root)
+    store.unmount_rootfs("criotest", root)
 
 
 async def test_mount_describes_directories_that_a_layer_left_out(store: Store, mountpoint: Path) -> None:
@@ -137,11 +137,11 @@ async def test_mount_describes_directories_that_a_layer_left_out(store: Store, m
     for layer in (lower, upper):
         await apply(store, layer)
     diff_ids = [parse_digest(lower.diff_id), parse_digest(upper.diff_id)]
-    root = await store.mount_rootfs("criotest", diff_ids, mountpoint)
+    root = store.mount_rootfs("criotest", diff_ids, mountpoint)
     assert [stat.S_IMODE((root / name).stat().st_mode) for name in (".", "tmp", "tmp/deep")] == [0o711, 0o1777, 0o700]
     assert (root / "tmp").stat().st_uid == 7
     assert (root / "tmp/deep/x").read_bytes() == b"1"
-    await store.unmount_rootfs("criotest", root)
+    store.unmount_rootfs("criotest", root)
 
 
 async def test_128_layers_mount(store: Store, mountpoint: Path) -> None:
@@ -151,13 +151,13 @@ async def test_128_layers_mount(store: Store, mountpoint: Path) -> None:
         for layer in layers:
             group.start_soon(apply, store, layer)
     diff_ids = [parse_digest(layer.diff_id) for layer in layers]
-    root = await store.mount_rootfs("criotest", diff_ids, mountpoint)
+    root = store.mount_rootfs("criotest", diff_ids, mountpoint)
     assert {path.name for path in root.iterdir()} == {f"f{number}" for number in range(128)}
-    await store.unmount_rootfs("criotest", root)
+    store.unmount_rootfs("criotest", root)
     with pytest.raises(OperationError) as caught:
-        await store.mount_rootfs("criotest", diff_ids * 2, mountpoint)
+        store.mount_rootfs("criotest", diff_ids * 2, mountpoint)
     assert caught.value.reason == "TOO_MANY_LAYERS"
-    await store.unmount_rootfs("criotest", root)
+    store.unmount_rootfs("criotest", root)
 
 
 async def test_image_mounts_read_only(store: Store, mountpoint: Path) -> None:
@@ -168,7 +168,7 @@ async def test_image_mounts_read_only(store: Store, mountpoint: Path) -> None:
     assert (root / "bin/busybox").exists()
     with pytest.raises(OSError, match="Read-only"):
         (root / "x").write_bytes(b"")
-    await store.unmount(root)
+    store.unmount(root)
     assert not root.exists()
 
 

@@ -318,11 +318,11 @@ async def test_ghsa_rp3h_what_a_container_dug_is_measured_and_deleted(store: Sto
     levels = sys.getrecursionlimit() + 300
     layer = pack(archive({"f": b"x"}))
     await apply(store, layer)
-    root = await store.mount_rootfs("criotest", [parse_digest(layer.diff_id)], mountpoint)
+    root = store.mount_rootfs("criotest", [parse_digest(layer.diff_id)], mountpoint)
     await anyio.to_thread.run_sync(dig, root, levels)
     before = len(os.listdir("/proc/self/fd"))
     assert (await store.writable_usage("criotest")).inodes == 2 * levels + 1
-    await store.unmount_rootfs("criotest", root)
+    store.unmount_rootfs("criotest", root)
     assert len(os.listdir("/proc/self/fd")) == before
     assert [os.listdir(store.root / room) for room in ("containers", "trash")] == [[], []]
 
