@@ -16,10 +16,12 @@ WORDS = {
     "cpu.polled": "CPU with 50 pods, polled as by a kubelet",
     "pull.large": "pull: large image",
     "pull.layered": "pull: 60 layers",
-    "pull.ten": "pull: ten at once",
-    "pull.large.memory": "most memory: large image",
-    "pull.layered.memory": "most memory: 60 layers",
-    "pull.ten.memory": "most memory: ten at once",
+    "pull.same": "pull: large image, ten callers",
+    "pull.ten": "pull: ten images at once",
+    "pull.large.memory": "most memory above before: large image",
+    "pull.layered.memory": "most memory above before: 60 layers",
+    "pull.same.memory": "most memory above before: large image, ten callers",
+    "pull.ten.memory": "most memory above before: ten images at once",
 }
 
 
@@ -51,18 +53,31 @@ def unit(figure: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """One line of the budget: medians, as a ratio to another subject or, with none, in the figure's own unit."""
+    """One line of the budget: medians, as a ratio to another subject or, with none, in the figure's own unit.
+
+    Args:
+        figure: What is limited.
+        at_most: The limit.
+        of: The subject that it is a ratio to.
+        than: The figure of that subject, where it is another one.
+    """
 
     figure: str
     at_most: float
     of: str = ""
+    than: str = ""
+
+    @property
+    def against(self) -> str:
+        """What is measured against, in words: a subject, another figure, or a unit."""
+        return words(self.than) if self.than else self.of or unit(self.figure)
 
     def measured(self, samples: Samples) -> float | None:
         """What the run gave; None if it was not measured."""
         ours = samples.median(self.figure, CRIO)
         if ours is None or not self.of:
             return ours
-        other = samples.median(self.figure, self.of)
+        other = samples.median(self.than or self.figure, self.of)
         return ours / other if other else None
 
 
@@ -83,4 +98,8 @@ BUDGET = (
     Limit(figure="memory.idle", at_most=48.0),
     Limit(figure="memory.pod", at_most=0.7),
     Limit(figure="start.500", at_most=500.0),
+    Limit(figure="pull.large", at_most=0.55, of=CONTAINERD),
+    Limit(figure="pull.layered", at_most=0.75, of=CONTAINERD),
+    Limit(figure="pull.same", at_most=1.1, of=CRIO, than="pull.large"),
+    Limit(figure="pull.large.memory", at_most=100.0),
 )

@@ -73,7 +73,12 @@ def document(samples: Samples, about: dict[str, Any]) -> dict[str, Any]:
             for name in samples.values
         },
         "budget": [
-            {"figure": limit.figure, "of": limit.of, "at_most": limit.at_most, "measured": limit.measured(samples)}
+            {
+                "figure": limit.figure,
+                "against": limit.against,
+                "at_most": limit.at_most,
+                "measured": limit.measured(samples),
+            }
             for limit in BUDGET
         ],
     }
@@ -99,8 +104,10 @@ def markdown(samples: Samples) -> str:
     for limit in BUDGET:
         measured = limit.measured(samples)
         if measured is not None:
-            against, verdict = limit.of or unit(limit.figure), "met" if measured <= limit.at_most else "over"
-            lines.append(f"| {words(limit.figure)} | {against} | {limit.at_most:g} | {measured:.2f} | {verdict} |")
+            verdict = "met" if measured <= limit.at_most else "over"
+            lines.append(
+                f"| {words(limit.figure)} | {limit.against} | {limit.at_most:g} | {measured:.2f} | {verdict} |"
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -159,6 +166,5 @@ def _budget(samples: Samples) -> Table:
         if measured is None:
             continue
         verdict = "[green]met" if measured <= limit.at_most else "[red]over"
-        against = limit.of or unit(limit.figure)
-        table.add_row(words(limit.figure), against, f"{limit.at_most:g}", f"{measured:.2f}", verdict)
+        table.add_row(words(limit.figure), limit.against, f"{limit.at_most:g}", f"{measured:.2f}", verdict)
     return table

@@ -21,6 +21,7 @@ from crio_server.cri.v1 import api_pb2 as pb
 
 FLOOR = "floor"
 AT_ONCE = 20
+AT_ONCE_PULLS = 10
 QUERIES = 40
 SAMPLED_PODS = 6
 GROWN_WORKERS = 4
@@ -49,7 +50,7 @@ FULL = Size(
     at_once_rounds=5,
     records=(150, 500),
     levels=(1, 50, 150, 300),
-    pull_rounds=3,
+    pull_rounds=5,
     poll_s=15.0,
     starts=3,
     simulated_pods=(100, 1000, 10_000),
@@ -327,19 +328,25 @@ def _polled_cpu(run: Run, peer: Peer) -> float:
 
 
 def pulls(run: Run) -> None:
-    """A large image, one of many layers, and ten at once; with the most memory that the server took."""
-    chosen = (("large", (run.images.large,)), ("layered", (run.images.layered,)), ("ten", run.images.several))
+    """A large image, one of many layers, one by ten callers, and ten at once; with the memory that the server took."""
+    chosen = (
+        ("large", (run.images.large,)),
+        ("layered", (run.images.layered,)),
+        ("same", (run.images.large,) * AT_ONCE_PULLS),
+        ("ten", run.images.several),
+    )
     for _ in range(run.size.pull_rounds):
         for name, references in chosen:
             for peer in run.peers:
+                before_mb = processes.memory_mb(peer.mark)
                 with processes.Peak(peer.mark) as peak:
                     began_s = time.perf_counter()
                     with ThreadPoolExecutor(len(references)) as pool:
                         list(pool.map(lambda one, client=peer.client: _pull(client, one), references))
                     took_ms = (time.perf_counter() - began_s) * 1e3
                 run.samples.add(f"pull.{name}", peer.name, took_ms)
-                run.samples.add(f"pull.{name}.memory", peer.name, peak.most_mb)
-                for one in references:
+                run.samples.add(f"pull.{name}.memory", peer.name, peak.most_mb - before_mb)
+                for one in dict.fromkeys(references):
                     peer.client.call("RemoveImage", pb.RemoveImageRequest(image=pb.ImageSpec(image=one)))
 
 
