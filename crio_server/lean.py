@@ -2,13 +2,14 @@
 
 import asyncio
 import ctypes
+import gc
 import importlib
 import sys
 from types import ModuleType
 from typing import Any
 
 REST_S = 0.5
-"""How long after a piece of work its memory is returned: when its last buffers are freed, too."""
+"""How long after a piece of work memory is looked after: when its answers are sent and its last buffers are freed."""
 _M_ARENA_MAX = -8  # malloc.h
 _LIBC = ctypes.CDLL(None)
 
@@ -41,6 +42,14 @@ def load_when_used(name: str) -> None:
 
     vars(later)["__getattr__"] = attribute
     sys.modules[name] = later
+
+
+def settle() -> None:
+    """End a start, when its first callers have been answered: what lives now does so as long as the process."""
+    gc.collect()
+    gc.freeze()  # The collector need not look at it again.
+    gc.enable()
+    give_back()
 
 
 def give_back() -> None:

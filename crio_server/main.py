@@ -179,11 +179,11 @@ def _serve(session: Session) -> None:
         profile = module.Profile(seed=seed, latency=latency, faults=faults)
         module.simulate(loaded.config, loaded.warnings, profile)
         return
-    importlib.import_module("crio_server.lean").stay_small()
-    # Nothing of it is garbage, so the collector would look in vain, a seventh of the time that it takes.
+    # Nothing of a start is garbage, so the collector would look in vain, a seventh of the time that it takes. It is on
+    # again when the server has settled.
     gc.disable()
+    importlib.import_module("crio_server.lean").stay_small()
     server = importlib.import_module("crio_server.serve")
-    gc.enable()
     server.serve(loaded.config, loaded.warnings, notices=loaded.notices, reread=session.load, record=session.record)
 
 

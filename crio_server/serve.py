@@ -5,7 +5,6 @@ what the node was told lately into a file, for `crio replay`.
 """
 
 import asyncio
-import gc
 import json
 import logging
 import os
@@ -28,7 +27,7 @@ from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
-from crio_server.lean import give_back
+from crio_server.lean import REST_S, settle
 from crio_server.listener import SocketServer
 from crio_server.options import engine_options
 from crio_server.services.image import ImageService
@@ -177,10 +176,7 @@ class _Serving:
             log.warning("crio wipe will take this for a rebooted machine: %s", error)
         server = SocketServer(self._services(engine), self._pages(engine))
         await server.start(sock=listening)
-        # What was allocated until now lives as long as the process: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
-        give_back()
+        asyncio.get_running_loop().call_later(REST_S, settle)
         log.info("crio %s serves at %s (pid %d)", VERSION, self._config.listen, os.getpid())
         await self._ended.wait()
         log.info("stopping: containers go on running")

@@ -52,3 +52,12 @@ def test_memory_freed_below_what_is_in_use_goes_back() -> None:
         "print(most - before > 15, freed - before > 15, size() - before < 5)"
     )
     assert run(program) == "True True True\n"
+
+
+def test_server_settled_collects_garbage_but_not_what_it_started_with() -> None:
+    """A collector that stayed off would let a server grow for ever."""
+    program = (
+        f"import gc; gc.disable(); {SMALL} from crio_server.lean import settle; settle();"
+        "print(gc.isenabled(), gc.get_freeze_count() > 10_000, len(gc.get_objects()) < 1000)"
+    )
+    assert run(program) == "True True True\n"
