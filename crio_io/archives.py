@@ -6,13 +6,12 @@ written has its layers uncompressed, so that their digests are their diff ids. (
 
 import hashlib
 import json
-import os
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.image.config import CONFIG_BYTES_MAX, ImageConfig, parse_image_config
@@ -30,25 +29,15 @@ from crio_core.image.platform import Platform, choose
 from crio_core.image.reference import normalise
 from crio_core.image.resolved import LayerDescriptor, match_layers
 from crio_core.values import dataclass
+from crio_io.image_source import Place, Source, unreadable
 
-MEMBERS_MAX = 100_000
 IMAGES_MAX = 256
-LINKS_FOLLOWED_MAX = 4
 COPY_BYTES = 1024 * 1024
 FORMS = ("oci-dir", "oci-archive", "docker-archive")
 _OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 _DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar"
 _NAMES = ("io.containerd.image.name", "org.opencontainers.image.ref.name")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where some bytes are: in a file, from an offset."""
-
-    path: Path
-    offset: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,56 +61,14 @@ class LocalImage:
         return parse_image_config(self.config)
 
 
-class _Files(Protocol):
-    def place(self, name: str) -> Place: ...
-
-
-class _Directory:
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def place(self, name: str) -> Place:
-        path = self._path.joinpath(*name.split("/"))
-        return Place(path=path, offset=0, size_bytes=path.stat().st_size)
-
-
-class _Archive:
-    """The members of an uncompressed tar archive, by name; links among them are followed a few times."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._members: dict[str, tarfile.TarInfo] = {}
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if len(self._members) >= MEMBERS_MAX:
-                    raise _unreadable(path, f"it has more than {MEMBERS_MAX} members")
-                self._members[os.path.normpath(member.name)] = member
-
-    def place(self, name: str) -> Place:
-        for _ in range(LINKS_FOLLOWED_MAX):
-            member = self._members.get(os.path.normpath(name))
-            if member is None:
-                raise FileNotFoundError(2, "no such member", name)
-            if member.isreg() and not member.issparse():
-                return Place(path=self._path, offset=member.offset_data, size_bytes=member.size)
-            if not (member.issym() or member.islnk()):
-                break
-            name = member.linkname if member.islnk() else f"{os.path.dirname(member.name)}/{member.linkname}"
-        raise _unreadable(self._path, f"{name} is no regular file")
-
-
-def _unreadable(path: Path, why: str) -> OperationError:
-    return OperationError(Code.INVALID_ARGUMENT, "IMAGE_FILE_INVALID", f"{path}: {why}"[:500])
-
-
 # --- reading ------------------------------------------------------------------------------------------------------
 
 
-def read_images(path: Path, platform: Platform, name: str = "") -> tuple[LocalImage, ...]:
+def read_images(source: Source, platform: Platform, name: str = "") -> tuple[LocalImage, ...]:
     """The images in an OCI layout directory, an OCI archive or a Docker archive, for this platform; blocking.
 
     Args:
-        path: The directory or file.
+        source: The directory or file; it must stay open as long as the images' places are used.
         platform: Which entry of an index is meant.
         name: A reference for an image that has no name of its own, or another one.
 
@@ -129,23 +76,19 @@ def read_images(path: Path, platform: Platform, name: str = "") -> tuple[LocalIm
         OperationError: IMAGE_FILE_INVALID and what documents can be wrong in.
     """
     try:
-        files: _Files = _Directory(path) if path.is_dir() else _Archive(path)
         try:
-            files.place("index.json")
+            source.place("index.json")
         except FileNotFoundError:
-            return _docker_images(files, path, platform, name)
-        return _oci_images(files, path, platform, name)
-    except FileNotFoundError as error:
-        raise _unreadable(path, f"{error.filename}: {error.strerror}") from error
-    except (OSError, tarfile.TarError) as error:
-        raise _unreadable(path, f"no OCI layout, and no uncompressed archive of an image: {error}") from error
+            return _docker_images(source, platform, name)
+        return _oci_images(source, platform, name)
+    except OSError as error:
+        raise unreadable(source.path, f"{error.filename}: {error.strerror}") from error
 
 
 def _read(place: Place, bytes_max: int) -> bytes:
     if place.size_bytes > bytes_max:
-        raise _unreadable(place.path, f"a document has {place.size_bytes} bytes, at most {bytes_max} are read")
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
+        raise unreadable(place.source.path, f"a document has {place.size_bytes} bytes, at most {bytes_max} are read")
+    with place.open() as file:
         return file.read(place.size_bytes)
 
 
@@ -153,11 +96,11 @@ def _blob_name(digest: Digest) -> str:
     return f"blobs/{digest.algorithm}/{digest.hex}"
 
 
-def _oci_images(files: _Files, path: Path, platform: Platform, name: str) -> tuple[LocalImage, ...]:
-    body = _read(files.place("index.json"), MANIFEST_BYTES_MAX)
+def _oci_images(source: Source, platform: Platform, name: str) -> tuple[LocalImage, ...]:
+    body = _read(source.place("index.json"), MANIFEST_BYTES_MAX)
     index = parse_document(body)
     if not isinstance(index, Index):
-        raise _unreadable(path, "index.json is no index")
+        raise unreadable(source.path, "index.json is no index")
     entries = json.loads(body)["manifests"]
     by_name: dict[tuple[str, ...], list[int]] = {}
     for position, entry in enumerate(entries[:IMAGES_MAX]):
@@ -168,10 +111,10 @@ def _oci_images(files: _Files, path: Path, platform: Platform, name: str) -> tup
         if chosen is None and len(positions) == 1:
             chosen = index.entries[positions[0]]
         if chosen is None:
-            raise _unreadable(path, f"nothing in it is for {platform}")
-        document = _read(files.place(_blob_name(chosen.digest)), MANIFEST_BYTES_MAX)
-        verify(document, chosen.digest, str(path))
-        found.append(_oci_image(files, path, platform, _named(path, names, name), document, chosen.digest))
+            raise unreadable(source.path, f"nothing in it is for {platform}")
+        document = _read(source.place(_blob_name(chosen.digest)), MANIFEST_BYTES_MAX)
+        verify(document, chosen.digest, str(source.path))
+        found.append(_oci_image(source, platform, _named(source.path, names, name), document, chosen.digest))
     return tuple(found)
 
 
@@ -195,41 +138,39 @@ def _named(path: Path, names: Sequence[str], name: str) -> tuple[str, ...]:
     return tuple(str(one) for one in references)
 
 
-def _oci_image(
-    files: _Files, path: Path, platform: Platform, names: tuple[str, ...], body: bytes, digest: Digest
-) -> LocalImage:
+def _oci_image(source: Source, platform: Platform, names: tuple[str, ...], body: bytes, digest: Digest) -> LocalImage:
     manifest = parse_document(body)
     if isinstance(manifest, Index):
         entry = choose(manifest.entries, platform)
         if entry is None or entry.media_type in INDEX_TYPES:
-            raise _unreadable(path, f"nothing in it is for {platform}")
-        body = _read(files.place(_blob_name(entry.digest)), MANIFEST_BYTES_MAX)
-        verify(body, entry.digest, str(path))
+            raise unreadable(source.path, f"nothing in it is for {platform}")
+        body = _read(source.place(_blob_name(entry.digest)), MANIFEST_BYTES_MAX)
+        verify(body, entry.digest, str(source.path))
         manifest = parse_document(body)
     if not isinstance(manifest, Manifest):
-        raise _unreadable(path, "indexes are nested more than once")
-    config = _read(files.place(_blob_name(manifest.config.digest)), CONFIG_BYTES_MAX)
-    verify(config, manifest.config.digest, str(path))
+        raise unreadable(source.path, "indexes are nested more than once")
+    config = _read(source.place(_blob_name(manifest.config.digest)), CONFIG_BYTES_MAX)
+    verify(config, manifest.config.digest, str(source.path))
     layers = match_layers(manifest, parse_image_config(config), platform)
-    blobs = {layer.digest: files.place(_blob_name(layer.digest)) for layer in layers}
+    blobs = {layer.digest: source.place(_blob_name(layer.digest)) for layer in layers}
     for layer in layers:
         if blobs[layer.digest].size_bytes != layer.size_bytes:
-            raise _unreadable(path, f"blob {layer.digest} is not as long as the manifest says")
+            raise unreadable(source.path, f"blob {layer.digest} is not as long as the manifest says")
     return LocalImage(names=names, config=config, manifest_digest=digest, layers=layers, blobs=blobs)
 
 
-def _docker_images(files: _Files, path: Path, platform: Platform, name: str) -> tuple[LocalImage, ...]:
+def _docker_images(source: Source, platform: Platform, name: str) -> tuple[LocalImage, ...]:
     """`docker save`: manifest.json names configurations, layers and tags."""
     try:
-        listed = json.loads(_read(files.place("manifest.json"), MANIFEST_BYTES_MAX))
+        listed = json.loads(_read(source.place("manifest.json"), MANIFEST_BYTES_MAX))
         found = []
         for entry in listed[:IMAGES_MAX]:
-            config = _read(files.place(entry["Config"]), CONFIG_BYTES_MAX)
+            config = _read(source.place(entry["Config"]), CONFIG_BYTES_MAX)
             image_config = parse_image_config(config)
-            names = _named(path, entry.get("RepoTags") or (), name)
+            names = _named(source.path, entry.get("RepoTags") or (), name)
             if len(entry["Layers"]) != len(image_config.diff_ids):
                 raise ValueError("layers and diff ids are not as many")
-            places = [files.place(layer) for layer in entry["Layers"]]
+            places = [source.place(layer) for layer in entry["Layers"]]
             layers = tuple(
                 LayerDescriptor(digest=diff_id, size_bytes=place.size_bytes, media_type=_DOCKER_LAYER, diff_id=diff_id)
                 for diff_id, place in zip(image_config.diff_ids, places, strict=True)
@@ -237,7 +178,7 @@ def _docker_images(files: _Files, path: Path, platform: Platform, name: str) -> 
             blobs = dict(zip(image_config.diff_ids, places, strict=True))
             found.append(LocalImage(names=names, config=config, manifest_digest=None, layers=layers, blobs=blobs))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, f"manifest.json: {error!r}") from error
+        raise unreadable(source.path, f"manifest.json: {error!r}") from error
     return tuple(found)
 
 
@@ -250,8 +191,7 @@ def copy_blob(source: Place, digest: Digest, target: Path, note: Callable[[int],
     found = hashlib.new(digest.algorithm)
     left = source.size_bytes
     try:
-        with source.path.open("rb") as file, target.open("wb") as out:
-            file.seek(source.offset)
+        with source.open() as file, target.open("wb") as out:
             while left and (data := file.read(min(left, COPY_BYTES))):
                 found.update(data)
                 out.write(data)
@@ -259,11 +199,11 @@ def copy_blob(source: Place, digest: Digest, target: Path, note: Callable[[int],
                 note(source.size_bytes - left)
     except OSError as error:
         target.unlink(missing_ok=True)
-        message = f"copying {digest} from {source.path}: {error.strerror}"
+        message = f"copying {digest} from {source.source.path}: {error.strerror}"
         raise OperationError(Code.RESOURCE_EXHAUSTED, "NO_SPACE", message) from error
     if found.hexdigest() != digest.hex:
         target.unlink(missing_ok=True)
-        message = f"{source.path}: blob {digest}: what is there has {digest.algorithm}:{found.hexdigest()}"
+        message = f"{source.source.path}: blob {digest}: what is there has {digest.algorithm}:{found.hexdigest()}"
         raise OperationError(Code.DATA_LOSS, "DIGEST_MISMATCH", message)
 
 

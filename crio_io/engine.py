@@ -193,16 +193,19 @@ class Engine:
     async def load(self, path: Path, name: str = "") -> tuple[str, ...]:
         """Take up the images in an OCI layout directory, an OCI archive or a Docker archive; returns their references.
 
+        An archive may be compressed with gzip or zstd.
+
         Args:
             path: The directory or file.
             name: A reference for an image that brings none, or in place of its own.
         """
         loaded = []
-        for image in await self.images.read_images(path, name):
-            with self.images.offered(image) as handle:
-                for one in image.names:
-                    await self.driver.call(rq.PullImage(image=ImageSpec(image=one), auth=handle))
-                    loaded.append(one)
+        async with self.images.opened_images(path, name) as images:
+            for image in images:
+                with self.images.offered(image) as handle:
+                    for one in image.names:
+                        await self.driver.call(rq.PullImage(image=ImageSpec(image=one), auth=handle))
+                        loaded.append(one)
         return tuple(loaded)
 
     async def save(self, reference: str, path: Path, form: str = "oci-archive") -> str:

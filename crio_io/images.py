@@ -33,8 +33,8 @@ from crio_io.storage.store import Store, Usage
 from crio_io.vault import Vault
 
 if TYPE_CHECKING:  # Loaded when an image comes out of a file or goes into one.
-    from crio_io import archives
     from crio_io.archives import LocalImage
+    from crio_io.image_source import Place
 
 RESOLVED_MAX = 64
 """Resolved images remembered between the effects of their pulls; a forgotten one is asked for again."""
@@ -195,7 +195,7 @@ class ImageStore:
                 tell(one)
             await anyio.sleep(PROGRESS_EVERY_S)
 
-    async def _copy(self, order: fx.FetchLayer, place: "archives.Place") -> ev.LayerFetched:
+    async def _copy(self, order: fx.FetchLayer, place: "Place") -> ev.LayerFetched:
         from crio_io import archives
 
         layer = _descriptor(order)
@@ -204,7 +204,7 @@ class ImageStore:
 
             def note(copied_bytes: int) -> None:
                 rate = copied_bytes / max(time.monotonic() - began_s, 0.001)
-                anyio.from_thread.run_sync(self._note, order.diff_id, copied_bytes, rate, str(place.path))
+                anyio.from_thread.run_sync(self._note, order.diff_id, copied_bytes, rate, str(place.source.path))
 
             target = self.store.blob_path(layer)
             await mounts.in_thread(f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note)
@@ -220,11 +220,16 @@ class ImageStore:
         finally:
             del self._offers[handle]
 
-    async def read_images(self, path: Path, name: str = "") -> "tuple[LocalImage, ...]":
-        """The images in a file or directory, for this machine."""
-        from crio_io import archives
+    @asynccontextmanager
+    async def opened_images(self, path: Path, name: str = "") -> AsyncIterator["tuple[LocalImage, ...]"]:
+        """For the length of the block, the images in a file or directory, for this machine."""
+        from crio_io import archives, image_source
 
-        return await mounts.in_thread(f"read images of {path}", archives.read_images, path, self._platform, name)
+        source = await mounts.in_thread(f"open {path}", image_source.open_source, path, self.store.root / "ingest")
+        try:
+            yield await mounts.in_thread(f"read images of {path}", archives.read_images, source, self._platform, name)
+        finally:
+            source.close()
 
     async def save(self, record: ImageRecord, names: Sequence[str], output: Path, form: str) -> None:
         """Write an image to a file or directory that does not exist yet; an error leaves nothing.

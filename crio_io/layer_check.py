@@ -1,58 +1,50 @@
-"""Reads stored layers from end to end: are all files there that were unpacked, and can every byte be read?"""
+"""Reads stored layers from end to end: is every byte what was unpacked, and nothing missing or added?"""
 
 import os
-import stat
 from pathlib import Path
 
 from crio_io import mounts
 from crio_io.check import Finding, Kind, Owned, Thing
+from crio_io.storage import deep
+from crio_io.storage.recipe import why_changed
 from crio_io.storage.store import LayerInfo, layers_in
 
-READ_BYTES = 1024 * 1024
+MEND = "deletes it and forgets its images: the next pull fetches this layer again"
 
 
 async def check_layers(storage: Path, owned: Owned) -> tuple[Finding, ...]:
     """Damage of layers that are in use.
 
-    The store keeps of a layer how many inodes it has, not a digest of each file: files that are missing, added or
-    unreadable are found, bytes that were changed in place are not.
+    A layer's archive is made again by its recipe, and its digest compared with the diff id. Of a layer in which one
+    entry took another's place the archive is lost, so only the number of its inodes is compared.
     """
     layers = await mounts.in_thread("list layers", layers_in, storage)
     findings = []
     for name, info in layers.items():
         if info is None or not owned.owns(Thing(what="layer", key=str(info.diff_id), where="")):
             continue
-        place = storage / "layers" / name / "fs"
-        why = await mounts.in_thread(f"read layer {info.diff_id}", _why_damaged, place, info)
+        place = storage / "layers" / name
+        why = await mounts.in_thread(f"read layer {info.diff_id}", why_damaged, place, info)
         if why:
-            thing = Thing(what="layer", key=str(info.diff_id), where=os.fspath(place))
-            findings.append(Finding(kind=Kind.DAMAGE, thing=thing, detail=why))
+            findings.append(_finding(str(info.diff_id), place, why, owned))
     return tuple(findings)
 
 
-def _why_damaged(place: Path, info: LayerInfo) -> str:
+def _finding(diff_id: str, place: Path, why: str, owned: Owned) -> Finding:
+    thing = Thing(what="layer", key=diff_id, where=os.fspath(place))
+    if diff_id in owned.layers:
+        return Finding(kind=Kind.DAMAGE, thing=thing, detail=f"{why}; containers use it: remove them first")
+    images = sorted(image_id for image_id, layers in owned.images.items() if diff_id in layers)
+    with_it = tuple(Thing(what="image", key=image_id, where=diff_id) for image_id in images)
+    return Finding(kind=Kind.DAMAGE, thing=thing, detail=why, mend=MEND, with_it=with_it)
+
+
+def why_damaged(place: Path, info: LayerInfo) -> str:
+    """What is wrong with a stored layer, empty for nothing; blocking."""
     try:
-        inodes = _read_all(place)
+        _, inodes = deep.measure(place / "fs")
     except OSError as error:
         return f"it cannot be read: {error}"
-    return "" if inodes == info.inodes else f"it has {inodes} inodes, and {info.inodes} were unpacked"
-
-
-def _read_all(top: Path) -> int:
-    """Read every file once; returns the number of inodes."""
-    seen: set[int] = set()
-    for directory, directories, names in os.walk(top, onerror=_report):
-        seen.add(os.lstat(directory).st_ino)
-        for name in (*directories, *names):
-            path = os.path.join(directory, name)
-            found = os.lstat(path)
-            if found.st_ino not in seen and stat.S_ISREG(found.st_mode):
-                with open(path, "rb", buffering=0) as file:
-                    while file.read(READ_BYTES):
-                        pass
-            seen.add(found.st_ino)
-    return len(seen)
-
-
-def _report(error: OSError) -> None:
-    raise error
+    if inodes != info.inodes:
+        return f"it has {inodes} inodes, and {info.inodes} were unpacked"
+    return "" if info.replaced else why_changed(place, info.diff_id)

@@ -3,6 +3,7 @@
 import ctypes
 import errno
 import os
+import stat
 
 NO_XDEV, NO_MAGICLINKS, NO_SYMLINKS, BENEATH, IN_ROOT = 0x01, 0x02, 0x04, 0x08, 0x10
 """Which ways a path may not take, RESOLVE_ of the manual page."""
@@ -33,3 +34,18 @@ def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
         if number not in (errno.EAGAIN, errno.EINTR):
             break
     raise OSError(number, os.strerror(number), path)
+
+
+def open_regular(directory: int, path: str, resolve: int) -> int:
+    """Open a regular file for reading; anything else is not even opened: a FIFO would wait, and a device could act.
+
+    Raises:
+        OSError: As the kernel said; EINVAL for what is no regular file.
+    """
+    found = openat2(directory, path, os.O_PATH, resolve)
+    try:
+        if not stat.S_ISREG(os.fstat(found).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", path)
+        return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(found)

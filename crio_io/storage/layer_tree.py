@@ -35,12 +35,16 @@ class LayerRefusedError(Exception):
 
 
 class Tree:
-    """The directory that is being filled. Paths are relative to the process's root, which is that directory."""
+    """The directory that is being filled. Paths are relative to the process's root, which is that directory.
+
+    `replaced` tells whether an entry took the place of another: what that had is not stored.
+    """
 
     def __init__(self, entries_max: int, file_bytes_max: int) -> None:
         self._entries_max = entries_max
         self._file_bytes_max = file_bytes_max
         self.entries = 0
+        self.replaced = False
         self.implied: dict[bytes, None] = {b".": None}
         self._directory_times: dict[bytes, tuple[int, int]] = {}
         self._whiteouts: set[bytes] = set()
@@ -161,6 +165,7 @@ class Tree:
             except NotADirectoryError:
                 self._make_parents(path)
             except FileExistsError:
+                self.replaced = True
                 delete(path)
         raise LayerRefusedError("ARCHIVE_INVALID", f"{shown(path)} cannot be made")
 
@@ -195,6 +200,7 @@ class Tree:
                     parts.extendleft(reversed([word for word in link.split(b"/") if word not in (b"", b".")]))
                     continue
                 if not stat.S_ISDIR(mode):
+                    self.replaced = True
                     delete(here)
                     self._whiteouts.discard(here)
                     self._mkdir(here, 0o755)

@@ -5,19 +5,25 @@ by a thread that has a working directory of its own.
 """
 
 import ctypes
+import errno
 import os
 import stat
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from crio_core.errors import Code, OperationError
 from crio_core.values import dataclass
 from crio_io.mounts import MS_RDONLY, is_mounted, mount
+from crio_io.openat2 import BENEATH, NO_SYMLINKS, openat2
+from crio_io.storage import deep
 
 OPTIONS_BYTES_MAX = 4095
 ROOT_MODE = 0o755
+LOOKUPS_MAX = 1_000_000
 CLONE_FS = 0x200
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -47,8 +53,13 @@ def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if is_mounted(str(target)):
         return
-    upper.mkdir(mode=0o700, exist_ok=True)
-    describe_implied(layers, lowers, upper)
+    if not upper.exists():
+        # Made whole before it has its name: what a container has written there later is never walked through.
+        fresh = writable / "fresh"
+        deep.delete(fresh)
+        fresh.mkdir(mode=0o700)
+        describe_implied(layers, lowers, fresh)
+        fresh.rename(upper)
     options = f"{_lowerdir(lowers)},upperdir={_escape(upper)},workdir={_escape(work)}"
     _mount(layers, options, target, 0)
 
@@ -69,50 +80,106 @@ def describe_implied(layers: Path, lowers: Sequence[Lower], upper: Path) -> None
 
     An archive may hold `tmp/x` without `tmp`: its directory would show with made-up owner and mode, over those of
     the layer below. The root itself is the most common case: the upper directory's owner and mode always show.
+
+    Args:
+        upper: An empty directory.
+
+    Raises:
+        OperationError: TOO_MANY_IMPLIED, which no honest image reaches.
     """
-    implied = sorted({path for lower in lowers for path in lower.implied if path != "."})
-    _copy_description(_describing(layers, lowers, "."), upper)
-    for path in implied:
-        source = _describing(layers, lowers, path)
-        if source is None:
-            continue
-        here = upper
-        parts = path.split("/")
-        for depth in range(1, len(parts) + 1):
-            here = here / parts[depth - 1]
-            if not here.exists():
-                here.mkdir(mode=0o700)
-                _copy_description(_describing(layers, lowers, "/".join(parts[:depth])), here)
+    with ExitStack() as stack:
+
+        def opened(path: Path) -> int:
+            fd = os.open(path, _DIRECTORY)
+            stack.callback(os.close, fd)
+            return fd
+
+        top = opened(upper)
+        view = _View([opened(layers / lower.directory) for lower in lowers], lowers)
+        view.describe(".", top)
+        made = {"."}
+        for path in sorted({path for lower in lowers for path in lower.implied if path != "."}):
+            if not view.is_misdescribed(path):
+                continue
+            parts = path.split("/")
+            for depth in range(1, len(parts) + 1):
+                here = "/".join(parts[:depth])
+                if here not in made:
+                    made.add(here)
+                    os.mkdir(here, 0o700, dir_fd=top)
+                    fd = os.open(here, _DIRECTORY, dir_fd=top)
+                    try:
+                        view.describe(here, fd)
+                    finally:
+                        os.close(fd)
 
 
-def _describing(layers: Path, lowers: Sequence[Lower], path: str) -> Path | None:
-    """The directory of the topmost layer that describes `path` itself, unless something hides it."""
-    for lower in reversed(lowers):
-        place = layers / lower.directory / path
+class _View:
+    """Which layers' directories overlayfs would show together at a path, found without following any link.
+
+    A path is looked up through the layers that show its parent, each of which was looked up before: so the work is
+    bounded by the directories that layers imply, times the layers that truly have them.
+    """
+
+    def __init__(self, roots: Sequence[int], lowers: Sequence[Lower]) -> None:
+        self._roots = roots
+        self._implied = [frozenset(lower.implied) for lower in lowers]
+        self._shown: dict[str, tuple[int, ...]] = {".": tuple(reversed(range(len(roots))))}
+        self._lookups = 0
+
+    def is_misdescribed(self, path: str) -> bool:
+        """Whether the topmost layer only implies the directory, and one below describes it."""
+        shown = self._layers(path)
+        return bool(shown) and path in self._implied[shown[0]] and self._describing(path) is not None
+
+    def describe(self, path: str, target: int) -> None:
+        """Copy to an open directory what the topmost layer that describes `path` says of it."""
+        index = self._describing(path)
+        if index is None:
+            os.fchmod(target, ROOT_MODE)
+            return
+        source = openat2(self._roots[index], path, _DIRECTORY, BENEATH | NO_SYMLINKS)
         try:
-            mode = place.lstat().st_mode
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        if not stat.S_ISDIR(mode):
-            return None
-        if path not in lower.implied:
-            return place
-        if _OPAQUE in os.listxattr(place, follow_symlinks=False):
-            return None
-    return None
+            info = os.fstat(source)
+            os.fchown(target, info.st_uid, info.st_gid)
+            os.fchmod(target, stat.S_IMODE(info.st_mode))
+            for name in os.listxattr(source):
+                if name != _OPAQUE:
+                    os.setxattr(target, name, os.getxattr(source, name))
+            os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns))
+        finally:
+            os.close(source)
 
+    def _describing(self, path: str) -> int | None:
+        return next((index for index in self._layers(path) if path not in self._implied[index]), None)
 
-def _copy_description(source: Path | None, target: Path) -> None:
-    if source is None:
-        target.chmod(ROOT_MODE)
-        return
-    info = source.lstat()
-    os.chown(target, info.st_uid, info.st_gid, follow_symlinks=False)
-    target.chmod(stat.S_IMODE(info.st_mode))
-    for name in os.listxattr(source, follow_symlinks=False):
-        if name != _OPAQUE:
-            os.setxattr(target, name, os.getxattr(source, name, follow_symlinks=False), follow_symlinks=False)
-    os.utime(target, ns=(info.st_atime_ns, info.st_mtime_ns), follow_symlinks=False)
+    def _layers(self, path: str) -> tuple[int, ...]:
+        """Numbers of the layers whose directory shows at a path, topmost first."""
+        known = self._shown.get(path)
+        if known is not None:
+            return known
+        found = []
+        for index in self._layers(path.rpartition("/")[0] or "."):
+            self._lookups += 1
+            if self._lookups > LOOKUPS_MAX:
+                message = f"more than {LOOKUPS_MAX} directories of the image's layers are not described by them"
+                raise OperationError(Code.INVALID_ARGUMENT, "TOO_MANY_IMPLIED", message)
+            try:
+                fd = openat2(self._roots[index], path, _DIRECTORY, BENEATH | NO_SYMLINKS)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                    raise
+                break  # something else has the name here, and hides what is below
+            try:
+                found.append(index)
+                if _OPAQUE in os.listxattr(fd):
+                    break
+            finally:
+                os.close(fd)
+        self._shown[path] = tuple(found)
+        return self._shown[path]
 
 
 def _lowerdir(lowers: Sequence[Lower], *, with_empty: bool = False) -> str:

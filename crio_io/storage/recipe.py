@@ -128,6 +128,25 @@ class _Frames:
         return found
 
 
+def why_changed(place: Path, diff_id: Digest) -> str:
+    """Why a layer's archive cannot be made again: empty when it can, so that each byte is what it was; blocking.
+
+    Only for a layer of which no entry took another's place.
+
+    Args:
+        place: The layer's directory in the store.
+    """
+    digest = hashlib.new(diff_id.algorithm)
+    try:
+        for chunk in _archive(place):
+            digest.update(chunk)
+    except FileNotFoundError as error:
+        return f"{error.filename} is not there"
+    except (OSError, zlib.error, struct.error) as error:
+        return str(error)
+    return "" if digest.hexdigest() == diff_id.hex else "its content is not what was unpacked"
+
+
 def pack_layer(place: Path, diff_id: Digest, output: Path) -> int:
     """Make a layer's archive again, into a new file; blocking. Returns its size in bytes.
 

@@ -48,12 +48,13 @@ _ROOMS = ("ingest", "unpacking", "layers", "containers", "trash")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerInfo:
-    """A layer that is in the store; sizes are as on disk."""
+    """A layer that is in the store; sizes are as on disk. If an entry `replaced` another, its archive is lost."""
 
     diff_id: Digest
     size_bytes: int
     inodes: int
     entries: int
+    replaced: bool
     implied: tuple[str, ...]
 
 
@@ -345,6 +346,7 @@ class Store:
             size_bytes=unpacked.size_bytes,
             inodes=unpacked.inodes,
             entries=unpacked.entries,
+            replaced=unpacked.replaced,
             implied=unpacked.implied,
         )
         place = unpacking.directory.parent
@@ -471,6 +473,7 @@ def _read_info(place: Path) -> LayerInfo | None:
             size_bytes=int(record["size_bytes"]),
             inodes=int(record["inodes"]),
             entries=int(record["entries"]),
+            replaced=bool(record.get("replaced", True)),
             implied=tuple(record["implied"]),
         )
     except (OSError, ValueError, KeyError, TypeError, OperationError):

@@ -61,6 +61,7 @@ class Unpacked:
 
     diff_id: Digest
     entries: int
+    replaced: bool
     implied: tuple[str, ...]
     size_bytes: int
     inodes: int
@@ -178,6 +179,7 @@ class Unpacking:
         return Unpacked(
             diff_id=found,
             entries=answer["entries"],
+            replaced=answer["replaced"],
             implied=tuple(answer["implied"]),
             size_bytes=answer["size_bytes"],
             inodes=answer["inodes"],

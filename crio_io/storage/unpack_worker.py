@@ -8,7 +8,7 @@ Its arguments: `root_fd`, `blob_fd`, `control_fd`, `answer_fd`, `size_bytes`, `c
 may take: `bytes_max`, `entries_max`, `cpu_s` of a processor, and the disk but for `reserve_bytes`, which it looks at
 itself, as it is not alone in filling it. The control pipe carries the number of bytes of the blob that can be read, one
 decimal a line; its end before the whole size means to give up. The answer is one JSON object: `diff_id`, `entries`,
-`implied`, `size_bytes` and `inodes` as on disk, or `error` and `reason`.
+`replaced`, `implied`, `size_bytes` and `inodes` as on disk, or `error` and `reason`.
 """
 
 import errno
@@ -20,7 +20,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from crio_core.image import tar
 from crio_io.storage import deep
@@ -42,7 +42,14 @@ _REASONS = {
     errno.ELOOP: "ARCHIVE_INVALID",
 }
 
-Decompressor = Callable[["Blob"], Iterator[bytes]]
+
+class Compressed(Protocol):
+    """What is decompressed, some bytes at a time; `b""` is its end."""
+
+    def read(self, bytes_max: int = READ_BYTES, /) -> bytes: ...
+
+
+Decompressor = Callable[[Compressed], Iterator[bytes]]
 
 
 class Blob:
@@ -89,7 +96,7 @@ def decompressor(compression: str) -> Decompressor:
     return _zstd() if compression == "zstd" else _plain
 
 
-def _plain(blob: Blob) -> Iterator[bytes]:
+def _plain(blob: Compressed) -> Iterator[bytes]:
     while data := blob.read(CHUNK_BYTES):
         yield data
 
@@ -100,7 +107,7 @@ def _gzip() -> Decompressor:
     except ImportError:  # a machine that isa-l does not know
         import zlib as library  # type: ignore[no-redef]
 
-    def gunzip(blob: Blob) -> Iterator[bytes]:
+    def gunzip(blob: Compressed) -> Iterator[bytes]:
         """A gzip stream of any number of members (RFC 1952, 2.2)."""
         members = 1
         stream = library.decompressobj(31)
@@ -130,7 +137,7 @@ def _gzip() -> Decompressor:
 def _zstd() -> Decompressor:
     import zstandard
 
-    def unzstd(blob: Blob) -> Iterator[bytes]:
+    def unzstd(blob: Compressed) -> Iterator[bytes]:
         """A zstd stream of any number of frames."""
         context = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES_MAX)
         reader = context.stream_reader(blob, read_size=READ_BYTES, read_across_frames=True)  # type: ignore[arg-type]
@@ -267,6 +274,7 @@ def unpack(arguments: dict[str, int | str]) -> dict[str, object]:
     return {
         "diff_id": found,
         "entries": tree.entries,
+        "replaced": tree.replaced,
         "implied": [os.fsdecode(path) for path in tree.implied],
         "size_bytes": size_bytes,
         "inodes": inodes,

@@ -1,6 +1,7 @@
 """`crio check` on real nodes: finds what is wrong, says nothing of what is right, and mends."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,54 @@ def test_deep_check_finds_a_file_missing_from_a_layer(own_crio: Crio) -> None:
     assert (found["kind"], found["what"]) == ("damage", "layer")
     assert "inodes" in found["detail"]
     shutil.copy2(moved, victim)
+
+
+def test_r11_flipped_byte_in_a_layer_is_found_and_only_that_layer_is_fetched_again(own_crio: Crio) -> None:
+    """R11: damage that no size, time or name tells of; its repair costs one layer, not the image, and not the store."""
+    image_id = own_crio.pull(own_crio.images.told)
+    answer = own_crio.client(pb.ImageStatusRequest(image=pb.ImageSpec(image=image_id), verbose=True))
+    base, *_, newest = json.loads(answer.info["info"])["chainLayers"]
+    layers = own_crio.site.marks.root / "storage" / "layers"
+    places = {
+        json.loads((path / "layer.json").read_text())["diff_id"]: path
+        for path in layers.iterdir()
+        if (path / "layer.json").exists()
+    }
+    kept = places[base].stat().st_ino
+    victim = next(path for path in sorted((places[newest] / "fs").rglob("*")) if path.is_file() and path.stat().st_size)
+    before = victim.stat()
+    content = bytearray(victim.read_bytes())
+    content[-1] ^= 1
+    victim.write_bytes(content)
+    os.utime(victim, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+    assert _findings(own_crio) == []
+    (found,) = _findings(own_crio, "--deep")
+    assert (found["kind"], found["what"], found["key"]) == ("damage", "layer", newest)
+    own_crio.end()
+    assert _crio(own_crio, "check", "--deep", "--repair", "-y").returncode == 0
+    assert _findings(own_crio, "--deep") == []
+    own_crio.start()
+    assert own_crio.pull(own_crio.images.told) == image_id
+    assert places[base].stat().st_ino == kept, "what was whole is still there"
+    content[-1] ^= 1
+    assert victim.read_bytes() == content
+    assert _findings(own_crio, "--deep") == []
+    own_crio.client(pb.RemoveImageRequest(image=pb.ImageSpec(image=image_id)))
+
+
+def test_a_layer_that_a_container_uses_is_not_taken_from_under_it(stopped: Crio) -> None:
+    """The file system below a mounted root may not be changed: it is said what to do first."""
+    layers = stopped.site.marks.root / "storage" / "layers"
+    victim = next(path for path in sorted(layers.glob("*/fs/**/*")) if path.is_file() and not path.is_symlink())
+    content = victim.read_bytes()
+    victim.write_bytes(content[:-1])
+    (found,) = _findings(stopped, "--deep")
+    assert (found["what"], found["mend"]) == ("layer", "")
+    assert "containers use it" in found["detail"]
+    assert _crio(stopped, "check", "--deep", "--repair", "-y").returncode == EXIT_FOUND
+    victim.write_bytes(content)
+    assert _findings(stopped, "--deep") == []
 
 
 def test_a_damaged_journal_is_found_and_not_touched(stopped: Crio) -> None:

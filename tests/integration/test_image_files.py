@@ -1,10 +1,13 @@
 """Images in and out of files, against the files of skopeo, umoci and docker's format."""
 
+import gzip
 import hashlib
 import io
 import json
+import lzma
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -12,6 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from crio_core.errors import OperationError
+from crio_core.image.platform import platform_of_machine
+from crio_io.archives import read_images
+from crio_io.image_source import open_source
+from crio_io.storage.unpack import Limits
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import REPOSITORY, Crio
 from tests.integration.registry_fixture import archive, busybox_archive, pack
@@ -160,3 +168,75 @@ def test_file_that_is_no_image_or_lies_is_refused_and_leaves_nothing(crio: Crio,
     assert not status(crio, crio.images.told).id
     crio.pull(crio.images.told)
     assert stored(crio) == before
+
+
+@pytest.mark.parametrize("program", ["gzip", "zstd"])
+def test_compressed_archives_are_loaded(crio: Crio, tmp_path: Path, program: str) -> None:
+    """`docker save | gzip` is how images travel; nothing of the decompressed archive stays."""
+    before, image_id = stored(crio), status(crio, crio.images.told).id
+    crioctl(crio, "image", "save", "-f", "docker-archive", crio.images.told, str(tmp_path / "image.tar"))
+    with (tmp_path / "image.tar").open("rb") as plain, (tmp_path / "image.tar.z").open("wb") as out:
+        subprocess.run([program, "-c"], stdin=plain, stdout=out, timeout=60, check=True)
+    remove(crio, crio.images.told)
+    assert crioctl(crio, "image", "load", str(tmp_path / "image.tar.z")).split() == ["Loaded:", crio.images.told]
+    assert status(crio, crio.images.told).id == image_id
+    assert stored(crio) == before
+
+
+def read_docker(path: Path, scratch: Path) -> str:
+    """Read a Docker image as the server does: why it is refused, or empty."""
+    try:
+        source = open_source(path, scratch, Limits(floor_bytes=1_000_000, ratio=200))
+        try:
+            read_images(source, platform_of_machine("x86_64"), "read.example/x:1")
+        finally:
+            source.close()
+    except OperationError as error:
+        return f"{error.reason}: {error.message}"
+    return ""
+
+
+def test_cve_2024_3727_names_in_a_directory_lead_to_its_own_regular_files_only(tmp_path: Path) -> None:
+    """CVE-2024-3727: `../`, links out, FIFOs and devices: none is opened, none holds the thread up."""
+    layer = archive({"f": b"x"})
+    diff_id = f"sha256:{hashlib.sha256(layer).hexdigest()}"
+    rootfs = {"type": "layers", "diff_ids": [diff_id]}
+    config = json.dumps({"architecture": "amd64", "os": "linux", "config": {}, "rootfs": rootfs}).encode()
+    image = tmp_path / "image"
+    (image / "sub").mkdir(parents=True)
+    for place in (image, image / "sub", tmp_path):
+        (place / "config.json").write_bytes(config)
+        (place / "layer.tar").write_bytes(layer)
+    (tmp_path / "outside.json").write_bytes(config)
+    (tmp_path / "outside.tar").write_bytes(layer)
+    (image / "inside.json").symlink_to("sub/config.json")
+    (image / "absolute.json").symlink_to("/config.json")
+    (image / "out.json").symlink_to(tmp_path / "outside.json")
+    (image / "up.tar").symlink_to("../outside.tar")
+    os.mkfifo(image / "fifo")
+    os.mknod(image / "device", 0o600 | stat.S_IFCHR, os.makedev(1, 5))
+
+    def read(config_name: str, layer_name: str) -> str:
+        listed = [{"Config": config_name, "Layers": [layer_name], "RepoTags": ["read.example/x:1"]}]
+        (image / "manifest.json").write_text(json.dumps(listed))
+        return read_docker(image, tmp_path)
+
+    assert read("config.json", "layer.tar") == ""
+    assert read("inside.json", "sub/layer.tar") == ""
+    assert read("absolute.json", "layer.tar") == "", "the directory is the root of what is in it"
+    for name in ("../outside.json", "out.json", str(tmp_path / "outside.json"), "sub", "fifo", "device"):
+        assert name in read(name, "layer.tar")
+    for name in ("../outside.tar", "up.tar", str(tmp_path / "outside.tar"), "sub", "fifo", "device"):
+        assert name in read("config.json", name)
+
+
+def test_archive_that_is_a_fifo_or_of_an_unknown_kind_is_refused_at_once(tmp_path: Path) -> None:
+    """CVE-2021-20291, CVE-2017-14992: xz is not read, a thousandfold archive is given up, no FIFO is waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    assert "no regular file" in read_docker(tmp_path / "fifo", tmp_path)
+    (tmp_path / "image.tar.xz").write_bytes(lzma.compress(archive({"f": b"x"})))
+    assert "xz" in read_docker(tmp_path / "image.tar.xz", tmp_path)
+    with gzip.open(tmp_path / "bomb.tar.gz", "wb", compresslevel=1) as out:
+        out.write(bytes(20_000_000))
+    assert "decompresses to more than" in read_docker(tmp_path / "bomb.tar.gz", tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["bomb.tar.gz", "fifo", "image.tar.xz"]

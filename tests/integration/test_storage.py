@@ -13,6 +13,7 @@ import pytest
 
 from crio_core.errors import OperationError
 from crio_core.image.digest import parse_digest
+from crio_io.layer_check import why_damaged
 from crio_io.mounts import is_mounted
 from crio_io.storage.store import Store, layer_name
 from tests.integration.registry_fixture import Layer, archive, busybox_archive, pack
@@ -248,6 +249,84 @@ async def test_r11_reopened_store_lists_whole_layers_and_sweeps_the_rest(store: 
     assert again.list_layers() == ()
     assert sorted(os.listdir(again.layers)) == ["empty"]
     assert stat.S_IMODE(again.root.stat().st_mode) == 0o700
+
+
+async def test_r11_each_kind_of_damage_to_a_layer_is_found_by_its_content(store: Store) -> None:
+    """R11: a byte that was changed in place, a file cut short or filled with zeros, as power cuts leave them."""
+    content = os.urandom(20_000)
+    layer = pack(archive({"d/f": content, "d/g": b"other", "link": "d", "link/through": b"x"}))
+    place = (await apply(store, layer)).parent
+    [info] = store.list_layers()
+    assert not why_damaged(place, info)
+    victim = place / "fs" / "d" / "f"
+    flipped = bytearray(content)
+    flipped[12_345] ^= 1
+    for damage in (bytes(flipped), content[:-1], content[:16_384] + bytes(3616), b""):
+        victim.write_bytes(damage)
+        assert why_damaged(place, info)
+    victim.write_bytes(content)
+    assert not why_damaged(place, info)
+    (place / "fs" / "added").touch()
+    assert "inodes" in why_damaged(place, info)
+    (place / "fs" / "added").unlink()
+    recipe = (place / "recipe").read_bytes()
+    (place / "recipe").write_bytes(recipe[:-10])
+    assert why_damaged(place, info)
+
+
+async def test_r11_layer_with_replaced_entries_raises_no_false_alarm(store: Store) -> None:
+    """What the first of two entries had is stored nowhere, so that its digest says nothing; one missing file does."""
+    place = (await apply(store, pack(everything()))).parent
+    [info] = store.list_layers()
+    assert info.replaced
+    assert not why_damaged(place, info)
+    (place / "fs" / "attr").unlink()
+    assert "inodes" in why_damaged(place, info)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An ext4 file system of its own in a file beside the mount point."""
+    image, place = tmp_path / "disk.img", tmp_path / "criotest-disk"
+    image.write_bytes(b"")
+    os.truncate(image, 128 * 1024 * 1024)
+    place.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    if subprocess.run(["mount", "-o", "loop", image, place], check=False).returncode != 0:
+        pytest.skip("no loop devices here")
+    yield place
+    for mounted in (place, tmp_path / "criotest-after"):
+        subprocess.run(["umount", "-l", str(mounted)], stderr=subprocess.DEVNULL, check=False)
+
+
+async def test_r11_after_a_power_cut_every_listed_layer_is_what_it_was(
+    disk: Path, tmp_path: Path, anyio_backend: Any
+) -> None:
+    """R11: the disk as it is at the moment of an acknowledgement, without what only memory has, has it all."""
+    store = Store(disk / "criotest-store")
+    await store.open()
+    layers = [pack(archive({f"d{n}/f{m}": os.urandom(20_000) for m in range(100)})) for n in range(3)]
+    for layer in layers[:2]:
+        await apply(store, layer)
+    unfinished = descriptor(layers[2])
+    store.blob_path(unfinished).write_bytes(layers[2].blob[:-1000])
+    unpacking = await store.start_unpacking(unfinished)
+    assert unpacking is not None
+    unpacking.available(len(layers[2].blob) - 1000)
+    # What was written to a loop device is in its file, and what was not is lost with the copy, as with the power.
+    (tmp_path / "after.img").write_bytes((tmp_path / "disk.img").read_bytes())
+    await store.aclose()
+    after = tmp_path / "criotest-after"
+    after.mkdir()
+    subprocess.run(["mount", "-o", "loop", tmp_path / "after.img", after], check=True)
+    again = Store(after / "criotest-store")
+    await again.open()
+    assert {str(info.diff_id) for info in again.list_layers()} == {layer.diff_id for layer in layers[:2]}
+    for info in again.list_layers():
+        assert not why_damaged(again.layers / layer_name(info.diff_id), info)
+    await again.sweep(None, None, blobs_max_age_s=3600)
+    assert (os.listdir(again.root / "unpacking"), os.listdir(again.root / "trash")) == ([], [])
+    await again.aclose()
 
 
 async def test_r12_sweep_beside_pulls_takes_only_what_an_earlier_server_left(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The store and hostile layers: what an image says leads nowhere, costs no more than it is worth, and is named."""
 
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -15,6 +17,7 @@ import pytest
 
 from crio_core.errors import Code, OperationError
 from crio_core.image.digest import parse_digest
+from crio_io.openat2 import openat2
 from crio_io.storage.layer_tree import CHUNK_BYTES
 from crio_io.storage.store import Store
 from crio_io.storage.unpack import DISK_RESERVE_BYTES, Limits
@@ -164,6 +167,7 @@ def links(count: int) -> bytes:
 COUNT_CALLS = """
 import io, os, sys
 from crio_core.image.tar import TarReader
+from crio_io.openat2 import openat2
 from crio_io.storage.layer_tree import Tree
 archive = io.BytesIO(sys.stdin.buffer.read())
 os.chroot(".")
@@ -369,6 +373,94 @@ async def test_cve_2024_3727_image_that_lies_about_a_blob_shares_no_file_with_an
         assert reasons == ["DIFF_ID_MISMATCH"]
         assert store.has_layer(parse_digest(honest.diff_id))
     assert os.listdir(store.root / "ingest") == []
+
+
+async def test_cve_2026_55686_links_between_layers_are_not_followed_on_the_host(
+    store: Store, mountpoint: Path, tmp_path: Path
+) -> None:
+    """A layer has `a -> a host directory`, the next one implies `a/secret`: what is there is nobody's to describe."""
+    secret = tmp_path / "host" / "secret"
+    secret.mkdir(parents=True)
+    os.chown(secret, 4242, 4242)
+    secret.chmod(0o750)
+    os.setxattr(secret, "user.secret", b"of the host")
+    layers = [
+        pack(tar_of((member("./", tarfile.DIRTYPE, mode=0o755), b""), (member("b", tarfile.SYMTYPE, "a"), b""))),
+        pack(tar_of((member("a", tarfile.SYMTYPE, str(tmp_path / "host")), b""))),
+        pack(tar_of((member("a/secret/x"), b""), (member("b/secret/x"), b""))),
+    ]
+    for layer in layers:
+        await apply(store, layer)
+    root = await store.mount_rootfs("criotest", [parse_digest(layer.diff_id) for layer in layers], mountpoint)
+    for name in ("a", "a/secret", "b", "b/secret"):
+        info = (root / name).lstat()
+        assert (info.st_mode, info.st_uid) == (stat.S_IFDIR | 0o755, 0)
+        assert os.listxattr(root / name) == []
+    await store.unmount_rootfs("criotest", root)
+    assert secret.is_dir()
+
+
+async def test_ghsa_rp3h_describing_what_layers_imply_costs_what_they_have(
+    store: Store, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not layers times implied directories times depth: it is looked only where a layer has them, and only once."""
+    looked: list[str] = []
+
+    def counted(root: int, path: str, flags: int, resolve: int) -> int:
+        looked.append(path)
+        return openat2(root, path, flags, resolve)
+
+    base = pack(tar_of(*((member(f"d{number}", tarfile.DIRTYPE, uid=7), b"") for number in range(50))))
+    implying = [pack(archive({f"d{number}/e/e/e/{n}": b"" for number in range(50)})) for n in range(10)]
+    layers = [base, *implying]
+    for layer in layers:
+        await apply(store, layer)
+    diff_ids = [parse_digest(layer.diff_id) for layer in layers]
+    monkeypatch.setattr("crio_io.storage.overlay.openat2", counted)
+    root = await store.mount_rootfs("criotest", diff_ids, mountpoint)
+    assert {(root / f"d{number}").stat().st_uid for number in range(50)} == {7}
+    shown = 50 * 11 + 3 * 50 * 10
+    assert shown <= len(looked) <= shown + 3 * 50 * 2 + 60
+    await store.unmount_rootfs("criotest", root)
+    monkeypatch.setattr("crio_io.storage.overlay.LOOKUPS_MAX", 1000)
+    with pytest.raises(OperationError) as caught:
+        await store.mount_rootfs("criotest", diff_ids, mountpoint)
+    assert caught.value.reason == "TOO_MANY_IMPLIED"
+    await store.unmount_rootfs("criotest", root)
+
+
+async def test_what_a_layer_hides_describes_nothing_above_it(store: Store, mountpoint: Path) -> None:
+    """A file or an opaque directory in between hides the lower directory, and so its owner and mode too."""
+    owned = [(member(name, tarfile.DIRTYPE, mode=0o700, uid=7), b"") for name in ("f", "f/x", "o", "o/x", "s", "s/x")]
+    layers = [
+        pack(tar_of(*owned)),
+        pack(tar_of((member("f"), b"a file"), (member("o/.wh..wh..opq"), b""))),
+        pack(archive({"f/x/1": b"", "o/x/1": b"", "s/x/1": b""})),
+    ]
+    for layer in layers:
+        await apply(store, layer)
+    root = await store.mount_rootfs("criotest", [parse_digest(layer.diff_id) for layer in layers], mountpoint)
+    assert [(root / name).stat().st_uid for name in ("f", "f/x", "o/x", "s", "s/x")] == [0, 0, 0, 7, 7]
+    assert stat.S_IMODE((root / "s/x").stat().st_mode) == 0o700
+    await store.unmount_rootfs("criotest", root)
+
+
+async def test_mounting_again_looks_at_nothing_that_the_container_wrote(
+    store: Store, mountpoint: Path, tmp_path: Path
+) -> None:
+    """After a crash the root is mounted again over what the container has made of it: a link to the host, say."""
+    layers = [pack(tar_of((member("a", tarfile.DIRTYPE, uid=7), b""))), pack(archive({"a/b/c": b""}))]
+    for layer in layers:
+        await apply(store, layer)
+    diff_ids = [parse_digest(layer.diff_id) for layer in layers]
+    root = await store.mount_rootfs("criotest", diff_ids, mountpoint)
+    shutil.rmtree(root / "a")
+    (root / "a").symlink_to(tmp_path)
+    await store.unmount(root)
+    await store.mount_rootfs("criotest", diff_ids, mountpoint)
+    assert (root / "a").is_symlink()
+    assert not (tmp_path / "b").exists()
+    await store.unmount_rootfs("criotest", root)
 
 
 @pytest.mark.parametrize("compression", ["gzip", "zstd", "none"])
