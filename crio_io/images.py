@@ -304,9 +304,9 @@ class ImageStore:
         """Delete half layers and old half downloads. Whole layers and writable layers are the core's business."""
         return await self.store.sweep(None, None, PARTIAL_BLOB_AGE_S)
 
-    def usage(self) -> Usage:
-        """What all layers take on disk."""
-        return self.store.usage()
+    async def usage(self) -> Usage:
+        """What images take on disk."""
+        return await self.store.usage()
 
 
 def _wanted(layers: Sequence[LayerDescriptor]) -> tuple[ev.LayerDescriptor, ...]:

@@ -197,13 +197,13 @@ class _Serving:
         )
 
         async def usage() -> tuple[str, int, int]:
-            found = engine.images.usage()
+            found = await engine.images.usage()
             return str(engine.images.store.root), found.size_bytes, found.inodes
 
         return [
             Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network, engine.stats)),
             Servable(ImagesBase, Transfer(engine)),
-            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage)),
+            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.stats.layers)),
         ]
 
     def _pages(self, engine: Engine) -> StatusPages:

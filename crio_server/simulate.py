@@ -279,9 +279,10 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
         handlers=lambda: tuple(one.name for one in config.runtimes),
         verbose=verbose,
     )
+    figures = SimulatedUsage(live.sim)
     return [
-        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, SimulatedUsage(live.sim))),
-        Servable(ImageServiceBase, ImageService(live, Vault(), image_usage)),
+        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, figures)),
+        Servable(ImageServiceBase, ImageService(live, Vault(), image_usage, figures.layers)),
     ]
 
 

@@ -35,11 +35,13 @@ from crio_io.mounts import entering, in_thread, unmount_or_report
 from crio_io.storage import deep
 from crio_io.storage.files import make_directory, sync_directory, sync_filesystem
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
+from crio_io.storage.recipe import FILE_NAME as RECIPE_NAME
 from crio_io.storage.recipe import pack_layer
 from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_unpacking
 
 UNPACKINGS_MAX = 4
 LAYER_RECORD_BYTES_MAX = 64 * 1024 * 1024
+RECORD_NAME = "layer.json"
 _NAME_BITS = 100
 log = logging.getLogger(__name__)
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
@@ -241,18 +243,18 @@ class Store:
 
     # Sizes and order
 
-    def usage(self) -> Usage:
-        """What all layers take together: ImageFsInfo's image filesystem."""
-        return Usage(
-            size_bytes=sum(info.size_bytes for info in self._infos.values()),
-            inodes=sum(info.inodes for info in self._infos.values()),
-        )
+    async def usage(self) -> Usage:
+        """What images take: layers with all that lies beside them, and blobs that are fetched.
+
+        The content of layers, which does not change, was measured when they were unpacked.
+        """
+        return await in_thread("measure images", self._usage, tuple(self._infos.values()))
 
     async def writable_usage(self, container_id: str) -> Usage:
-        """What a container wrote; nothing when it has no root filesystem."""
-        upper = self.upper(container_id)
+        """What a container's writable layer takes; nothing when it has no root filesystem."""
+        place = self._container(container_id)
         try:
-            size_bytes, inodes = await in_thread(f"measure {upper}", deep.measure, upper)
+            size_bytes, inodes = await in_thread(f"measure {place}", deep.measure, place)
         except FileNotFoundError:
             return Usage(size_bytes=0, inodes=0)
         return Usage(size_bytes=size_bytes, inodes=inodes)
@@ -294,6 +296,19 @@ class Store:
             info = _read_info(place)
             if info is not None:
                 self._infos[info.diff_id] = info
+
+    def _usage(self, infos: Sequence[LayerInfo]) -> Usage:
+        size_bytes = sum(info.size_bytes for info in infos)
+        inodes = sum(info.inodes for info in infos)
+        places = [self.layers, self.layers / "empty", self.root / "ingest", *(self.root / "ingest").iterdir()]
+        for info in infos:
+            place = self.layers / layer_name(info.diff_id)
+            places += [place, place / RECORD_NAME, place / RECIPE_NAME]
+        for path in places:
+            with suppress(FileNotFoundError):  # a layer that is removed, a blob that is unpacked
+                size_bytes += path.lstat().st_blocks * 512
+                inodes += 1
+        return Usage(size_bytes=size_bytes, inodes=inodes)
 
     def _start(self, layer: LayerDescriptor) -> Unpacking:
         place = self.root / "unpacking" / f"{layer_name(layer.diff_id)}.{self._token}.{next(self._names)}"
@@ -351,7 +366,7 @@ class Store:
         )
         place = unpacking.directory.parent
         record = json.dumps({"schema": 1, **asdict(info), "diff_id": str(info.diff_id)}).encode()
-        await in_thread(f"write {place}", (place / "layer.json").write_bytes, record)
+        await in_thread(f"write {place}", (place / RECORD_NAME).write_bytes, record)
         await self._sync()
         with anyio.CancelScope(shield=True):
             await in_thread(f"put layer {layer.diff_id} in place", self._rename, place, layer.diff_id)
@@ -466,7 +481,7 @@ def layers_in(root: Path) -> Mapping[str, LayerInfo | None]:
 def _read_info(place: Path) -> LayerInfo | None:
     """What `layer.json` says; None for a directory that is no whole layer."""
     try:
-        data = (place / "layer.json").read_bytes()[:LAYER_RECORD_BYTES_MAX]
+        data = (place / RECORD_NAME).read_bytes()[:LAYER_RECORD_BYTES_MAX]
         record = json.loads(data)
         info = LayerInfo(
             diff_id=parse_digest(record["diff_id"]),

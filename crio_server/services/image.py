@@ -1,15 +1,16 @@
 """The CRI's ImageService, as far as it is implemented."""
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
 import orjson
 
 from crio_core import cri
 from crio_core import requests as rq
 from crio_core.errors import invalid
-from crio_core.records import ImageRecord
-from crio_core.replies import ImageFound, Images, Pulled
+from crio_core.records import ContainerRecord, ImageRecord
+from crio_core.replies import Containers, ImageFound, Images, Pulled
+from crio_core.stats import LayerUsage
 from crio_io.driver import Caller
 from crio_io.vault import Vault
 from crio_server import translate
@@ -20,6 +21,8 @@ from crio_server.services.listing import ListCache
 
 Usage = Callable[[], Awaitable[tuple[str, int, int]]]
 """Where images are stored, the bytes and the inodes that they take."""
+Layers = Callable[[Sequence[ContainerRecord]], Awaitable[Mapping[str, LayerUsage]]]
+"""What writable layers take, by the ids of containers; each is counted now and then."""
 
 
 class ImageService:
@@ -29,12 +32,14 @@ class ImageService:
         driver: Runs the node.
         vault: Keeps credentials, which never enter the node.
         usage: Measures the image store.
+        layers: Measures writable layers.
     """
 
-    def __init__(self, driver: Caller, vault: Vault, usage: Usage) -> None:
+    def __init__(self, driver: Caller, vault: Vault, usage: Usage, layers: Layers) -> None:
         self._driver = driver
         self._vault = vault
         self._usage = usage
+        self._layers = layers
         self._images = ListCache[ImageRecord](translate.image)
 
     async def ListImages(self, request: pb.ListImagesRequest) -> bytes:
@@ -84,10 +89,21 @@ class ImageService:
 
     async def ImageFsInfo(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
         path, used_bytes, inodes = await self._usage()
-        usage = pb.FilesystemUsage(
-            timestamp=time.time_ns(),
-            fs_id=pb.FilesystemIdentifier(mountpoint=path),
-            used_bytes=pb.UInt64Value(value=used_bytes),
-            inodes_used=pb.UInt64Value(value=inodes),
+        containers = await self._driver.call(rq.ListContainers())
+        assert isinstance(containers, Containers)
+        written = (await self._layers(containers.items)).values()
+        return pb.ImageFsInfoResponse(
+            image_filesystems=[_filesystem(path, used_bytes, inodes)],
+            container_filesystems=[
+                _filesystem(path, sum(one.used_bytes for one in written), sum(one.inodes for one in written))
+            ],
         )
-        return pb.ImageFsInfoResponse(image_filesystems=[usage], container_filesystems=[usage])
+
+
+def _filesystem(path: str, used_bytes: int, inodes: int) -> pb.FilesystemUsage:
+    return pb.FilesystemUsage(
+        timestamp=time.time_ns(),
+        fs_id=pb.FilesystemIdentifier(mountpoint=path),
+        used_bytes=pb.UInt64Value(value=used_bytes),
+        inodes_used=pb.UInt64Value(value=inodes),
+    )

@@ -313,10 +313,24 @@ def test_image_of_a_running_container_stays(crio: Crio, pod: str) -> None:
     assert crio.client(pb.ImageStatusRequest(image=pb.ImageSpec(image=crio.images.busybox))).image.id
 
 
+def _written(crio: Crio, least_bytes: int) -> pb.FilesystemUsage | None:
+    """What writable layers take, as soon as it is so much."""
+    found: pb.FilesystemUsage = crio.client(pb.ImageFsInfoRequest()).container_filesystems[0]
+    return found if found.used_bytes.value >= least_bytes else None
+
+
 def test_image_fs_info_tells_what_the_store_takes(crio: Crio) -> None:
     """The kubelet's image collector works by these numbers."""
     found = crio.client(pb.ImageFsInfoRequest()).image_filesystems[0]
     assert Path(found.fs_id.mountpoint).is_relative_to(crio.site.marks.root)
     assert found.used_bytes.value > 1_000_000
     assert found.inodes_used.value > 10
+    with crio.pod() as pod:
+        crio.begin(pod, ["sh", "-c", "head -c 3000000 /dev/urandom > /written; sleep 600"])
+        info = wait_for("the count of what was written", lambda: _written(crio, 3_000_000), timeout_s=40)
+        assert info is not None
+        assert info.used_bytes.value < 3_200_000
+        assert 1 < info.inodes_used.value < 60
+        again = crio.client(pb.ImageFsInfoRequest()).image_filesystems[0]
+        assert again.used_bytes.value < found.used_bytes.value + 100_000, "images take what they took"
     assert abs(found.timestamp / 1e9 - time.time()) < 60

@@ -15,7 +15,7 @@ from crio_core.errors import OperationError
 from crio_core.image.digest import parse_digest
 from crio_io.layer_check import why_damaged
 from crio_io.mounts import is_mounted
-from crio_io.storage.store import Store, layer_name
+from crio_io.storage.store import Store, Usage, layer_name
 from tests.integration.registry_fixture import Layer, archive, busybox_archive, pack
 from tests.integration.storage_fixture import apply, descriptor, member, picture, refused, tar_of
 
@@ -240,7 +240,7 @@ async def test_r11_reopened_store_lists_whole_layers_and_sweeps_the_rest(store: 
     await again.open()
     good_id = parse_digest(good.diff_id)
     assert [info.diff_id for info in again.list_layers()] == [good_id]
-    assert again.usage().inodes == 2
+    assert again.list_layers()[0].inodes == 2
     removed = await again.sweep(frozenset({good_id}), frozenset(), blobs_max_age_s=3600)
     assert sorted(room.partition("/")[0] for room in removed) == ["layers", "unpacking"]
     assert len(await again.sweep(frozenset({good_id}), frozenset(), blobs_max_age_s=-1)) == 1
@@ -282,6 +282,36 @@ async def test_r11_layer_with_replaced_entries_raises_no_false_alarm(store: Stor
     assert not why_damaged(place, info)
     (place / "fs" / "attr").unlink()
     assert "inodes" in why_damaged(place, info)
+
+
+def du(*places: Path) -> tuple[int, int]:
+    """What du(1) says of these places together: bytes and inodes."""
+    figures = []
+    for option in ("--block-size=1", "--inodes"):
+        said = subprocess.run(["du", "-s", "-c", option, *places], capture_output=True, text=True, check=True).stdout
+        figures.append(int(said.splitlines()[-1].split()[0]))
+    return figures[0], figures[1]
+
+
+async def test_usage_of_images_and_containers_is_what_du_finds(store: Store, mountpoint: Path) -> None:
+    """A kubelet deletes images by these numbers: recipes, records and downloads take space as well as layers do."""
+    layers = [pack(archive({f"d{n}/f{m}": os.urandom(9000 * n) for m in range(50)})) for n in range(3)]
+    for layer in layers:
+        await apply(store, layer)
+    store.blob_path(descriptor(pack(busybox_archive()))).write_bytes(os.urandom(100_000))
+    again = Store(store.root)
+    await again.open()
+    for one in (store, again):
+        found = await one.usage()
+        assert (found.size_bytes, found.inodes) == du(store.layers, store.root / "ingest")
+    root = store.mount_rootfs("criotest", [parse_digest(layer.diff_id) for layer in layers], mountpoint)
+    (root / "written").write_bytes(os.urandom(70_000))
+    (root / "d1" / "f1").write_bytes(b"changed")
+    written = await store.writable_usage("criotest")
+    assert (written.size_bytes, written.inodes) == du(store.root / "containers" / "criotest")
+    assert (await store.usage()).size_bytes == found.size_bytes
+    store.unmount_rootfs("criotest", root)
+    assert await store.writable_usage("criotest") == Usage(size_bytes=0, inodes=0)
 
 
 @pytest.fixture
