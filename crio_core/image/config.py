@@ -15,7 +15,8 @@ from crio_core.image.digest import Digest, parse_digest
 from crio_core.values import dataclass
 
 CONFIG_BYTES_MAX = 4 * 1024 * 1024
-LAYERS_MAX = 512
+LAYERS_MAX = 128
+"""So many fit in the options of one overlay mount, wherever the store is; builders make up to 127."""
 STRINGS_MAX = 8192
 HISTORY_MAX = 4096
 _NO_LABELS: Mapping[str, str] = MappingProxyType({})

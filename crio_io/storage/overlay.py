@@ -60,7 +60,7 @@ def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target
         fresh.mkdir(mode=0o700)
         describe_implied(layers, lowers, fresh)
         fresh.rename(upper)
-    options = f"{_lowerdir(lowers)},upperdir={_escape(upper)},workdir={_escape(work)}"
+    options = f"{lowerdir(lowers)},upperdir={_escape(upper)},workdir={_escape(work)}"
     _mount(layers, options, target, 0)
 
 
@@ -72,7 +72,7 @@ def mount_read_only(layers: Path, lowers: Sequence[Lower], target: Path) -> None
     """
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     if not is_mounted(str(target)):
-        _mount(layers, _lowerdir(lowers, with_empty=len(lowers) == 1), target, MS_RDONLY)
+        _mount(layers, lowerdir(lowers, with_empty=len(lowers) == 1), target, MS_RDONLY)
 
 
 def describe_implied(layers: Path, lowers: Sequence[Lower], upper: Path) -> None:
@@ -182,7 +182,8 @@ class _View:
         return self._shown[path]
 
 
-def _lowerdir(lowers: Sequence[Lower], *, with_empty: bool = False) -> str:
+def lowerdir(lowers: Sequence[Lower], *, with_empty: bool = False) -> str:
+    """The option that names the layers, topmost first."""
     names = [lower.directory for lower in reversed(lowers)]
     if with_empty or not names:
         names.append("empty")

@@ -319,8 +319,11 @@ class Store:
         directory.chmod(0o755)
         try:
             return start_unpacking(self._template, layer, self.blob_path(layer), directory, self._limits)
-        except FileNotFoundError:
-            raise not_found("blob", str(layer.digest)) from None
+        except BaseException as error:
+            deep.delete(place)
+            if isinstance(error, FileNotFoundError):
+                raise not_found("blob", str(layer.digest)) from None
+            raise
 
     async def _begin(self, layer: LayerDescriptor) -> Unpacking:
         """Start a process; shielded, for a cancellation between its start and its being known would lose it."""
@@ -443,7 +446,8 @@ class Store:
 
     def _lowers(self, diff_ids: Sequence[Digest]) -> tuple[Lower, ...]:
         found = []
-        for diff_id in diff_ids:
+        # Of a layer that comes twice only the upper one shows, and overlayfs takes no directory twice.
+        for diff_id in reversed(dict.fromkeys(reversed(diff_ids))):
             info = self._infos.get(diff_id)
             if info is None:
                 raise not_found("layer", str(diff_id))

@@ -136,6 +136,44 @@ def test_prepare_makes_what_is_missing_and_again_changes_nothing(run: Callable[.
     assert os.readlink(rootfs / "etc/mtab") == "/proc/mounts"
 
 
+@pytest.mark.parametrize("name", ["passwd", "group"])
+@pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR])
+def test_gather_through_a_link_to_a_fifo_or_device_is_refused_cve_2024_9676(
+    run: Callable[..., Any], rootfs: Path, name: str, kind: int
+) -> None:
+    """CVE-2024-9676: a link at /etc/passwd or /etc/group to a FIFO of the host held up who looked for users."""
+    for place in (rootfs.parent / "host/waiting", rootfs / "waiting"):
+        os.mknod(place, kind | 0o666, os.makedev(1, 5) if kind == stat.S_IFCHR else 0)
+    (rootfs / "etc" / name).unlink()
+    (rootfs / "etc" / name).symlink_to(rootfs.parent / "host/waiting")
+    facts = run(gather, rootfs)
+    assert (facts.passwd if name == "passwd" else facts.group) == b"", "the host's is not there, seen from inside"
+    (rootfs / "etc" / name).unlink()
+    (rootfs / "etc" / name).symlink_to("/waiting")
+    with pytest.raises(OperationError) as caught:
+        run(gather, rootfs)
+    assert caught.value.reason == "IMAGE_FILE_REFUSED"
+
+
+def test_prepare_of_mounts_and_workdir_through_links_changes_no_host_directory_cve_2024_9341(
+    run: Callable[..., Any], rootfs: Path
+) -> None:
+    """CVE-2024-9341: /etc/crypto-policies, or a part of WORKDIR, is a link to the host, also by way of another link."""
+    host = rootfs.parent / "host"
+    (rootfs / "etc/crypto-policies").symlink_to(host)
+    (rootfs / "step").symlink_to("etc")
+    (rootfs / "work").symlink_to("step/crypto-policies")
+    before = host_listing(rootfs)
+
+    async def work() -> None:
+        await prepare(rootfs, directories=["/work/a/b", "/etc/crypto-policies/back-ends"], files=["/work/config"])
+
+    run(work)
+    assert host_listing(rootfs) == before
+    inside = rootfs / str(host).lstrip("/")
+    assert sorted(path.name for path in inside.iterdir()) == ["a", "back-ends", "config"]
+
+
 @pytest.mark.parametrize("target", ["host", "/host", "../host", "../../../../../../host"])
 def test_prepare_through_links_changes_nothing_outside_cve_2026_55686(
     run: Callable[..., Any], rootfs: Path, target: str

@@ -12,9 +12,11 @@ import anyio
 import pytest
 
 from crio_core.errors import OperationError
-from crio_core.image.digest import parse_digest
+from crio_core.image.config import LAYERS_MAX
+from crio_core.image.digest import Digest, parse_digest
 from crio_io.layer_check import why_damaged
 from crio_io.mounts import is_mounted
+from crio_io.storage.overlay import OPTIONS_BYTES_MAX, Lower, lowerdir
 from crio_io.storage.store import Store, Usage, layer_name
 from tests.integration.registry_fixture import Layer, archive, busybox_archive, pack
 from tests.integration.storage_fixture import apply, descriptor, member, picture, refused, tar_of
@@ -156,8 +158,37 @@ async def test_128_layers_mount(store: Store, mountpoint: Path) -> None:
     assert {path.name for path in root.iterdir()} == {f"f{number}" for number in range(128)}
     store.unmount_rootfs("criotest", root)
     with pytest.raises(OperationError) as caught:
-        store.mount_rootfs("criotest", diff_ids * 2, mountpoint)
+        store.mount_rootfs("criotest", [*diff_ids, *await more_layers(store, 50)], mountpoint)
     assert caught.value.reason == "TOO_MANY_LAYERS"
+    store.unmount_rootfs("criotest", root)
+
+
+async def more_layers(store: Store, count: int) -> list[Digest]:
+    """Layers beyond those that an image may have."""
+    layers = [pack(archive({f"more{number}": b""}), "none") for number in range(count)]
+    for layer in layers:
+        await apply(store, layer)
+    return [parse_digest(layer.diff_id) for layer in layers]
+
+
+def test_layers_of_every_image_that_is_pulled_fit_in_one_mount() -> None:
+    """An image with more is refused when it is pulled, not when a container of it is made: wherever the store is."""
+    lowers = [Lower(directory=f"{'x' * 20}/fs", implied=()) for _ in range(LAYERS_MAX)]
+    container = len(f"/containers/{'0' * 64}/upper")
+    assert len(lowerdir(lowers)) + 2 * (container + 300) + len(",upperdir=,workdir=") < OPTIONS_BYTES_MAX
+
+
+async def test_layer_that_comes_twice_in_an_image_is_mounted_once(store: Store, mountpoint: Path) -> None:
+    """Older builders write the same empty layer again and again; the upper of two is the one that shows."""
+    one, other = pack(archive({"f": b"one", "g": b"g"})), pack(archive({"f": b"other", ".wh.g": b""}))
+    for layer in (one, other):
+        await apply(store, layer)
+    first, second = parse_digest(one.diff_id), parse_digest(other.diff_id)
+    root = store.mount_rootfs("criotest", [first, second, first, second, first], mountpoint)
+    assert ((root / "f").read_bytes(), (root / "g").read_bytes()) == (b"one", b"g")
+    store.unmount_rootfs("criotest", root)
+    store.mount_rootfs("criotest", [first, second, first, second], mountpoint)
+    assert ((root / "f").read_bytes(), (root / "g").exists()) == (b"other", False)
     store.unmount_rootfs("criotest", root)
 
 

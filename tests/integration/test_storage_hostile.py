@@ -1,5 +1,6 @@
 """The store and hostile layers: what an image says leads nowhere, costs no more than it is worth, and is named."""
 
+import lzma
 import os
 import shutil
 import stat
@@ -476,3 +477,35 @@ async def test_cve_2021_20291_broken_streams_end_with_an_error(store: Store, com
             layer = Layer(blob=blob, diff_id=good.diff_id, media_type=good.media_type)
             reason = await refused(store, layer)
             assert reason in ("DECOMPRESSION_FAILED", "ARCHIVE_INVALID", "DIFF_ID_MISMATCH")
+
+
+def sparse(real_bytes: int, segments: str, **more: str) -> bytes:
+    """A file with GNU's sparse map of pax format 1.0: how large it says to be, and where its data are."""
+    headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(real_bytes)}
+    body = segments.encode()
+    return tar_of((member("f", pax_headers=headers | more), body + bytes(-len(body) % 512)))
+
+
+async def test_cve_2025_58183_sparse_files_are_bombs_within_bounds(store: Store) -> None:
+    """CVE-2025-58183, CVE-2017-14992: a file of a petabyte, a map without end, and one that leads past the file."""
+    assert await refused(store, pack(sparse(2**50, "0\n"))) == "LAYER_TOO_LARGE"
+    assert await refused(store, pack(sparse(2**63, "0\n"))) in ("LAYER_TOO_LARGE", "ARCHIVE_INVALID")
+    assert await refused(store, pack(sparse(10, "999999999\n"))) == "ARCHIVE_INVALID"
+    assert await refused(store, pack(sparse(10**6, "70000\n" + "1\n0\n" * 70_000))) == "ARCHIVE_INVALID"
+    assert await refused(store, pack(sparse(10, "1\n5\n9\n"))) == "ARCHIVE_INVALID"
+    place = await apply(store, pack(sparse(900_000_000, "0\n")))
+    info = (place / "f").stat()
+    assert (info.st_size, info.st_blocks) == (900_000_000, 0)
+
+
+async def test_cve_2021_20291_xz_is_not_even_begun(store: Store) -> None:
+    """CVE-2021-20291: a decompressor that nobody needs cannot hang: refused by name, and under a false one."""
+    plain = archive({"f": b"x"})
+    for media_type, reason in (
+        ("application/vnd.oci.image.layer.v1.tar+xz", "LAYER_TYPE_UNKNOWN"),
+        ("application/vnd.oci.image.layer.v1.tar+gzip", "DECOMPRESSION_FAILED"),
+        ("application/vnd.oci.image.layer.v1.tar+zstd", "DECOMPRESSION_FAILED"),
+        ("application/vnd.oci.image.layer.v1.tar", "ARCHIVE_INVALID"),
+    ):
+        layer = Layer(blob=lzma.compress(plain), diff_id=pack(plain).diff_id, media_type=media_type)
+        assert await refused(store, layer) == reason
