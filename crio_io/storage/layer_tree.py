@@ -210,10 +210,7 @@ class Tree:
     def _whiteout(self, directory: bytes, base: bytes) -> None:
         """Hide what lower layers have under a name, or in a directory; what this layer itself has stays."""
         if base == _OPAQUE_MARK:
-            place = directory or b"."
-            if place != b"." and not os.path.lexists(place):
-                self._make_parents(place + b"/x")
-            os.setxattr(place, OPAQUE_XATTR, b"y")
+            self._make_opaque(directory or b".")
             return
         if base.startswith(_AUFS):
             return  # bookkeeping of aufs, which is no content
@@ -223,11 +220,24 @@ class Tree:
         path = directory + b"/" + name if directory else name
         try:
             mode = os.lstat(path).st_mode
-        except (FileNotFoundError, NotADirectoryError):
+        except NotADirectoryError:
+            return  # below a file of this layer, which hides all that was there: umoci says it twice
+        except FileNotFoundError:
             self._retry(path, lambda: os.mknod(path, stat.S_IFCHR, os.makedev(0, 0)))
             self._whiteouts.add(path)
             return
         if stat.S_ISDIR(mode):
+            os.setxattr(path, OPAQUE_XATTR, b"y")
+
+    def _make_opaque(self, path: bytes) -> None:
+        try:
+            is_directory = stat.S_ISDIR(os.stat(path).st_mode)
+        except NotADirectoryError:
+            return
+        except FileNotFoundError:
+            self._make_parents(path + b"/x")
+            is_directory = True
+        if is_directory:
             os.setxattr(path, OPAQUE_XATTR, b"y")
 
     def _take_whiteout(self, path: bytes, entry: tar.Entry) -> None:
