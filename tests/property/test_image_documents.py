@@ -1,6 +1,7 @@
 """Manifests, indexes and configurations: exactly one meaning each, bounded, or refused."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crio_core.errors import OperationError
-from crio_core.image.config import parse_image_config
+from crio_core.image.config import LAYERS_MAX, parse_image_config
 from crio_core.image.digest import digest_of
 from crio_core.image.manifest import (
     DOCKER_LIST,
@@ -21,6 +22,7 @@ from crio_core.image.manifest import (
     parse_document,
 )
 from crio_core.image.platform import Platform
+from crio_core.image.policy import ATTACHMENT_KEY, ATTACHMENT_TYPE, Kind, parse_attachments, parse_payload
 from crio_core.image.resolved import match_layers
 
 SHA = "sha256:" + "a" * 64
@@ -210,3 +212,64 @@ def test_layers_and_diff_ids_must_match_and_the_machine_too() -> None:
     with pytest.raises(OperationError, match="diff ids"):
         match_layers(manifest, parse_image_config(b"{}"), Platform(architecture="amd64"))
     assert digest_of(b"").algorithm == "sha256"
+
+
+BAD_DIGESTS = (
+    "sha256:../../../../etc/passwd",
+    "sha256:" + "A" * 64,
+    "sha256:" + "a" * 63,
+    "md5:" + "a" * 32,
+    "",
+    7,
+    None,
+)
+
+
+def with_digest(document: Any, *way: str | int, digest: object) -> bytes:
+    """The document with another digest at a place in it."""
+    copy = json.loads(json.dumps(document))
+    here = copy
+    for step in way[:-1]:
+        here = here[step]
+    here[way[-1]] = digest
+    return json.dumps(copy).encode()
+
+
+PAYLOAD = {
+    "critical": {
+        "type": "cosign container image signature",
+        "identity": {"docker-reference": "h.example/a:1"},
+        "image": {"docker-manifest-digest": SHA},
+    },
+    "optional": {},
+}
+ATTACHMENTS = {
+    "layers": [{"mediaType": ATTACHMENT_TYPE, "digest": SHA, "size": 5, "annotations": {ATTACHMENT_KEY: "AAAA"}}]
+}
+IMAGE_CONFIG = {"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [SHA]}}
+DIGEST_ENTRIES: tuple[tuple[Callable[[bytes], object], Any, tuple[str | int, ...]], ...] = (
+    (parse_document, INDEX, ("manifests", 0, "digest")),
+    (parse_document, MANIFEST, ("config", "digest")),
+    (parse_document, MANIFEST, ("layers", 0, "digest")),
+    (parse_image_config, IMAGE_CONFIG, ("rootfs", "diff_ids", 0)),
+    (lambda body: parse_payload(body, Kind.SIGSTORE), PAYLOAD, ("critical", "image", "docker-manifest-digest")),
+    (parse_attachments, ATTACHMENTS, ("layers", 0, "digest")),
+)
+
+
+@pytest.mark.parametrize("entry", range(len(DIGEST_ENTRIES)))
+def test_cve_2024_3727_digests_are_checked_wherever_one_enters(entry: int) -> None:
+    """CVE-2024-3727: index, manifest, configuration and what was signed; each form would be a path or a URL later."""
+    parse, document, way = DIGEST_ENTRIES[entry]
+    assert parse(with_digest(document, *way, digest=SHA))
+    for digest in BAD_DIGESTS:
+        with pytest.raises(OperationError):
+            parse(with_digest(document, *way, digest=digest))
+
+
+def test_image_with_more_layers_than_can_be_mounted_is_refused_when_it_is_pulled() -> None:
+    """Said by the pull, with the number; not by each container that is made of the image."""
+    most = parse_document(json.dumps(MANIFEST | {"layers": [LAYER] * LAYERS_MAX}).encode())
+    assert isinstance(most, Manifest) and len(most.layers) == LAYERS_MAX
+    with pytest.raises(OperationError, match=str(LAYERS_MAX)):
+        parse_document(json.dumps(MANIFEST | {"layers": [LAYER] * (LAYERS_MAX + 1)}).encode())
