@@ -11,9 +11,11 @@ import stat
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from crio_core.errors import OperationError
 from crio_core.image.platform import platform_of_machine
@@ -170,13 +172,12 @@ def test_file_that_is_no_image_or_lies_is_refused_and_leaves_nothing(crio: Crio,
     assert stored(crio) == before
 
 
-@pytest.mark.parametrize("program", ["gzip", "zstd"])
-def test_compressed_archives_are_loaded(crio: Crio, tmp_path: Path, program: str) -> None:
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_compressed_archives_are_loaded(crio: Crio, tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
     """`docker save | gzip` is how images travel; nothing of the decompressed archive stays."""
     before, image_id = stored(crio), status(crio, crio.images.told).id
     crioctl(crio, "image", "save", "-f", "docker-archive", crio.images.told, str(tmp_path / "image.tar"))
-    with (tmp_path / "image.tar").open("rb") as plain, (tmp_path / "image.tar.z").open("wb") as out:
-        subprocess.run([program, "-c"], stdin=plain, stdout=out, timeout=60, check=True)
+    (tmp_path / "image.tar.z").write_bytes(compress((tmp_path / "image.tar").read_bytes()))
     remove(crio, crio.images.told)
     assert crioctl(crio, "image", "load", str(tmp_path / "image.tar.z")).split() == ["Loaded:", crio.images.told]
     assert status(crio, crio.images.told).id == image_id
