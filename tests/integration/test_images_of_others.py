@@ -85,7 +85,7 @@ async def mounted(store: Store, image: Path, mountpoint: Path) -> Path:
         copy_blob(found.blobs[layer.digest], layer.digest, store.blob_path(layer), lambda _: None)
         await store.apply_layer(layer)
     source.close()
-    return await store.mount_rootfs("criotest", [layer.diff_id for layer in found.layers], mountpoint)
+    return store.mount_rootfs("criotest", [layer.diff_id for layer in found.layers], mountpoint)
 
 
 def differences(ours: Path, theirs: Path, *but: str) -> dict[str, object]:
@@ -146,7 +146,7 @@ async def test_image_built_by_podman_is_what_podman_and_umoci_make_of_it(
         assert os.getxattr(ours / "capable", "security.capability").decode("latin-1") == CAPABILITY
         assert differences(ours, theirs, ".") == {}
         assert differences(ours, tmp_path / "umoci", ".") == {}
-        await store.unmount_rootfs("criotest", ours)
+        store.unmount_rootfs("criotest", ours)
 
 
 async def test_image_changed_by_umoci_is_what_umoci_makes_of_it(store: Store, mountpoint: Path, tmp_path: Path) -> None:
@@ -183,4 +183,4 @@ async def test_image_changed_by_umoci_is_what_umoci_makes_of_it(store: Store, mo
     run("umoci", "raw", "unpack", "--image", image, tmp_path / "theirs")
     ours = await mounted(store, tmp_path / "oci", mountpoint)
     assert differences(ours, tmp_path / "theirs", ".") == {}
-    await store.unmount_rootfs("criotest", ours)
+    store.unmount_rootfs("criotest", ours)
