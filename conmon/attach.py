@@ -1,24 +1,22 @@
 """The attach socket: many clients read a container's output and may write its input.
 
 Each client is a connection of a SOCK_SEQPACKET unix socket named `attach`. A packet to a client is one byte, the stream
-(2 stdout, 3 stderr), and at most `PACKET_BYTES` of output; a packet from a client is input (conmon 2.1). Nothing here
-waits for a client: what it does not take is queued up to `QUEUE_BYTES_MAX`. A client over that bound is behind, and the
-caller stops reading the container for it; a client that takes nothing for `STALL_NS` is let go if `patient` is off.
+(2 stdout, 3 stderr), and output; a packet from a client is input (conmon 2.1). Nothing here waits for a client: what it
+does not take is owed to it, and `conmon.clients` says for how long.
 """
 
 import os
 import select
 import time
-from errno import EAGAIN
+from errno import EAGAIN, ECONNABORTED
 
+from conmon.clients import Clients
 from conmon.low import AF_UNIX, SOCK_SEQPACKET, Suppress, accept, socket
 
-PACKET_BYTES = 8192  # clients of conmon read with a buffer of this size and one byte
 INPUT_BYTES = 32768
-QUEUE_BYTES_MAX = 256 * 1024
 CLIENTS_MAX = 64
-STALL_NS = 10_000_000_000
 BACKLOG = 10
+DEAF_NS = 1_000_000_000  # without descriptors a client that waits would poll as ready for ever
 
 
 def listen(folder: str, name: str, kind: int, mode: int) -> socket:
@@ -43,15 +41,12 @@ def listen(folder: str, name: str, kind: int, mode: int) -> socket:
 
 
 class Client:
-    """One connection: packets owed to it, and input from it that the container has not taken."""
+    """One connection: whether it is still used in each direction, and input that the container has not taken."""
 
-    __slots__ = ("fd", "input", "moved_ns", "packets", "parked", "queued_bytes", "readable", "writable")
+    __slots__ = ("fd", "input", "parked", "readable", "writable")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.packets: list[bytes] = []
-        self.queued_bytes = 0
-        self.moved_ns = 0
         self.input = b""
         self.readable = True
         self.writable = True
@@ -65,14 +60,15 @@ class Attach:
         poll: Where descriptors are registered.
         server: The listening socket.
         leave_stdin_open: A client that leaves does not end the container's input.
-        patient: Wait for slow clients without end, because nothing else keeps the output.
+        patient: Nothing else keeps the output.
     """
 
     def __init__(self, poll: select.epoll, server: socket, *, leave_stdin_open: bool, patient: bool) -> None:
         self._poll = poll
         self._server = server
         self._leave_stdin_open = leave_stdin_open
-        self._patient = patient
+        self._owed = Clients(patient=patient)
+        self._deaf_until_ns = 0
         self._stdin_fd = -1
         self._stdin_over = False
         self._stdin_polled = False
@@ -96,13 +92,17 @@ class Attach:
         """Take a new client; above `CLIENTS_MAX` it is turned away. False when nobody waits."""
         try:
             fd = accept(self._server)
-        except OSError:
-            return False  # the client left first, or descriptors ran out: the next event tries again
+        except OSError as error:
+            if error.errno not in (EAGAIN, ECONNABORTED):
+                self._poll.modify(self._server.fileno(), 0)
+                self._deaf_until_ns = time.monotonic_ns() + DEAF_NS
+            return False
         if len(self.clients) >= CLIENTS_MAX:
             os.close(fd)
             return True
         os.set_blocking(fd, False)
         self.clients[fd] = Client(fd)
+        self._owed.join(fd, time.monotonic_ns())
         self._poll.register(fd, select.EPOLLIN)
         return True
 
@@ -114,45 +114,37 @@ class Attach:
 
     def broadcast(self, stream: int, data: bytes) -> None:
         """Give output to every client; this never waits."""
-        mark = bytes((stream,))
-        packets = [mark + data[at : at + PACKET_BYTES] for at in range(0, len(data), PACKET_BYTES)]
-        for client in tuple(self.clients.values()):
-            if not client.writable:
-                continue
-            if client.packets:
-                client.packets.extend(packets)
-                client.queued_bytes += len(data)
-            else:
-                client.moved_ns = time.monotonic_ns()
-                self._send(client, packets)
+        waiting = [fd for fd, debt in self._owed.debts.items() if debt.packets]
+        self._owed.give(stream, data, time.monotonic_ns())
+        for fd in tuple(self._owed.debts):
+            if fd not in waiting:
+                self._send(self.clients[fd])
 
-    def _send(self, client: Client, packets: list[bytes]) -> None:
+    def _send(self, client: Client) -> None:
         sent = 0
         try:
-            for packet in packets:
+            for packet in self._owed.debts[client.fd].packets:
                 os.write(client.fd, packet)
                 sent += 1
         except OSError as error:
             if error.errno != EAGAIN:
                 self._stop_writing(client)
                 return
-        if sent:
-            client.moved_ns = time.monotonic_ns()
-        client.packets = packets[sent:]
-        client.queued_bytes = sum(map(len, client.packets))
+        self._owed.took(client.fd, sent, time.monotonic_ns())
         self._rearm(client)
 
     def _stop_writing(self, client: Client) -> None:
         """The client takes no more output; what it wrote before it left is still to be read."""
         client.writable = False
-        client.packets, client.queued_bytes = [], 0
+        self._owed.leave(client.fd, time.monotonic_ns())
         if client.readable:
             self._rearm(client)
         else:
             self._drop(client)
 
     def _rearm(self, client: Client) -> None:
-        wanted = select.EPOLLOUT if client.packets else 0
+        debt = self._owed.debts.get(client.fd)
+        wanted = select.EPOLLOUT if debt is not None and debt.packets else 0
         if client.readable and not client.input:
             wanted |= select.EPOLLIN
         if not client.parked:
@@ -173,13 +165,13 @@ class Attach:
                 # It wrote and left, and the container has not taken all of it: until then a hang-up polls as ready.
                 client.parked = True
                 client.writable = False
-                client.packets, client.queued_bytes = [], 0
+                self._owed.leave(fd, time.monotonic_ns())
                 self._poll.unregister(fd)
             else:
                 self._drop(client)
             return
-        if events & select.EPOLLOUT and client.fd in self.clients:
-            self._send(client, client.packets)
+        if events & select.EPOLLOUT and fd in self._owed.debts:
+            self._send(client)
 
     def _read(self, client: Client) -> None:
         try:
@@ -249,32 +241,39 @@ class Attach:
             self._poll.unregister(client.fd)
         os.close(client.fd)
         del self.clients[client.fd]
+        self._owed.leave(client.fd, time.monotonic_ns())
         if client.readable:
             client.readable = False
             self._end_input()
 
     @property
-    def behind(self) -> bool:
-        """Some client is so far behind that more output would be too much."""
-        return any(client.queued_bytes > QUEUE_BYTES_MAX for client in self.clients.values())
+    def holding(self) -> bool:
+        """The container's output is to wait for a client."""
+        return self._owed.holding
 
     @property
     def owing(self) -> bool:
         """Some client has not got everything yet."""
-        return any(client.packets for client in self.clients.values())
+        return self._owed.owing
 
-    def stall_deadline_ns(self, *, ending: bool = False) -> int:
-        """When the next client has to be let go (monotonic), or 0; at the end any debt counts."""
-        if self._patient:
-            return 0
-        late = [c.moved_ns for c in self.clients.values() if c.queued_bytes > QUEUE_BYTES_MAX or (ending and c.packets)]
-        return min(late) + STALL_NS if late else 0
+    def end(self) -> None:
+        """The container has ended, and all of its output is given."""
+        self._owed.end(time.monotonic_ns())
 
-    def drop_stalled(self, now_ns: int) -> None:
-        """Let go of the clients that took nothing for too long."""
-        for client in tuple(self.clients.values()):
-            if client.packets and now_ns - client.moved_ns >= STALL_NS:
-                self._drop(client)
+    def deadline_ns(self) -> int:
+        """When `expire` has to be called next (monotonic), or 0."""
+        limit_ns = self._owed.deadline_ns()
+        return (
+            min(limit_ns, self._deaf_until_ns) if limit_ns and self._deaf_until_ns else limit_ns or self._deaf_until_ns
+        )
+
+    def expire(self, now_ns: int) -> None:
+        """Let go of the clients that had their time, and listen again."""
+        for fd in self._owed.overdue(now_ns):
+            self._drop(self.clients[fd])
+        if 0 < self._deaf_until_ns <= now_ns:
+            self._deaf_until_ns = 0
+            self._poll.modify(self._server.fileno(), select.EPOLLIN)
 
     def release(self) -> None:
         """Close the descriptors and nothing else."""

@@ -79,20 +79,19 @@ def argument_area() -> tuple[int, int]:
 
 
 def set_title_of(pid: int, area: tuple[int, int], title: bytes) -> None:
-    """`set_title` for another process, which was forked from this one or from the same. One that is gone needs none.
+    """`set_title` for another process, which was forked from this one or from the same.
 
-    Raises:
-        OSError: The kernel does not let us write to it.
+    One that is gone needs none; and where the kernel denies it (Yama, a security module) the old title stays.
     """
     start, size = area
     try:
         fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        try:
+            os.pwrite(fd, title[: size - 1].ljust(size, b"\0"), start)
+        finally:
+            os.close(fd)
+    except OSError:
         return
-    try:
-        os.pwrite(fd, title[: size - 1].ljust(size, b"\0"), start)
-    finally:
-        os.close(fd)
 
 
 def set_title(area: tuple[int, int], title: bytes) -> None:

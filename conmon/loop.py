@@ -172,34 +172,29 @@ class Loop:
     def _wait_s(self) -> float:
         deadlines = list(self._timers.values())
         deadlines += [log.deadline_ns for log in self._logs if log.deadline_ns]
-        if self._attach is not None and self._attach.clients:
-            stall_ns = self._attach.stall_deadline_ns(ending=self._machine.state is monitor.EXITED)
-            if stall_ns:
-                deadlines.append(stall_ns)
+        if self._attach is not None and (attach_ns := self._attach.deadline_ns()):
+            deadlines.append(attach_ns)
         if not deadlines:
             return -1
         return max(min(deadlines) - time.monotonic_ns(), 0) / 1e9
 
     def _run_timers(self) -> None:
-        if self._timers or self._logs or (self._attach is not None and self._attach.clients):
-            now_ns = time.monotonic_ns()
-            for fire, at_ns in tuple(self._timers.items()):
-                if at_ns <= now_ns:
-                    del self._timers[fire]
-                    fire()
-            for log in self._logs:
-                if log.deadline_ns and log.deadline_ns <= now_ns and self._machine.state is not monitor.EXITED:
-                    log.expire()
-            if self._attach is not None:
-                stall_ns = self._attach.stall_deadline_ns(ending=self._machine.state is monitor.EXITED)
-                if stall_ns and stall_ns <= now_ns:
-                    self._attach.drop_stalled(now_ns)
+        now_ns = time.monotonic_ns()
+        for fire, at_ns in tuple(self._timers.items()):
+            if at_ns <= now_ns:
+                del self._timers[fire]
+                fire()
+        for log in self._logs:
+            if log.deadline_ns and log.deadline_ns <= now_ns and self._machine.state is not monitor.EXITED:
+                log.expire()
+        if self._attach is not None and 0 < self._attach.deadline_ns() <= now_ns:
+            self._attach.expire(now_ns)
 
     def _balance(self) -> None:
         """Read output only while the clients keep up; end when the last client has what it was owed."""
         if self._attach is None:
             return
-        if self._attach.behind != self._paused and self._machine.state in (monitor.RUNNING, monitor.KILLING):
+        if self._attach.holding != self._paused and self._machine.state in (monitor.RUNNING, monitor.KILLING):
             self._paused = not self._paused
             for fd in self._outputs:
                 if self._paused:
@@ -400,6 +395,8 @@ class Loop:
             self._tell(exit.code, exit.message)
         if self._attach is None:
             self._feed(monitor.ClientsServed())
+        else:
+            self._attach.end()
 
     def _write(self, path: str, data: bytes) -> None:
         try:

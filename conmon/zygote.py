@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 REQUEST_BYTES_MAX = 128 * 1024
 DESCRIPTORS_MAX = 16
 CLIENT_WAIT_S = 2.0
+TURN_MS = 20  # a creation comes to its runtime in less; one that hangs has the next monitor made beside it
 BACKLOG = 128
 REHEARSALS = 24  # the interpreter settles the form of a function in its first dozens of calls
 PIPES = ("sync", "start", "attach")
@@ -119,7 +120,7 @@ def rehearse() -> None:
         write_file(f"{folder}/pid", b"%d" % child)
         reader, writer = os.pipe()
         request = Request(folder, ("sync",), {}, words)
-        creation, _ = make_creation(request, [writer], b"", None)
+        creation, _ = make_creation(request, prepare(words, folder), [writer], b"", None)
         given = creation.run()
         assert given is not None, "the rehearsal failed"
         Loop(Handover.unpack(given.pack())).rehearse()
@@ -169,10 +170,12 @@ class Zygote:
 
         What this process wrote to between two forks would be shared by nobody, and what it waited for would keep every
         other container waiting. The monitor that is ready accepts a connection by itself. It has the only writer of a
-        pipe, and closes it, or dies: then it is time for the next.
+        pipe: it writes once it has a client, and closes it when its runtime starts, or dies. Then, or `TURN_MS` after
+        it got the client, it is time for the next.
         """
         self._areas = linux.writable_areas()
         fork, watch, create = watcher.fork, watcher.watch, self._create
+        used = select.poll()
         while True:
             reader, writer = os.pipe()
             if fork() == 0:
@@ -183,6 +186,9 @@ class Zygote:
                     os._exit(code)
             os.close(writer)
             os.read(reader, 1)
+            used.register(reader, 0)
+            used.poll(TURN_MS)
+            used.unregister(reader)
             os.close(reader)
 
     def _create(
@@ -199,6 +205,8 @@ class Zygote:
         os.close(self._life[0])
         if connection_fd < 0:
             return 1
+        with Suppress(BrokenPipeError):  # the zygote has just died: this client is served all the same
+            os.write(turn[1], b"a")
         connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, connection_fd)
         connection.settimeout(CLIENT_WAIT_S)
         try:
@@ -256,16 +264,17 @@ class Zygote:
     ) -> tuple[Creation, Options]:
         """Open what a request needs, tell the client, and wait until it lets us begin.
 
-        The next monitor is made while this one waits: for its client, or for the runtime.
+        The next monitor is made while this one waits: for its client, or for the runtime. The titles come first, so
+        that whoever gives up a creation that hangs finds the processes to kill.
         """
         try:
             os.chdir(request.cwd)
-            creation, start_fd = make_creation(request, fds, self._oom_score, wake)
-            options = creation.made.options
+            options = prepare(request.words, request.cwd)
             watcher_pid = os.getppid()
             title = f"conmon -c {options.cid} -n {options.name}".encode(errors="replace")
             linux.set_title(self._area, title)
             linux.set_title_of(watcher_pid, self._area, title)
+            creation, start_fd = make_creation(request, options, fds, self._oom_score, wake)
             if options.conmon_pidfile:
                 write_file(options.conmon_pidfile, b"%d" % watcher_pid)
             pidfd = os.pidfd_open(watcher_pid)
@@ -297,21 +306,21 @@ def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def make_creation(
-    request: Request, fds: list[int], oom_score: bytes, wake: tuple[int, int] | None
+    request: Request, options: Options, fds: list[int], oom_score: bytes, wake: tuple[int, int] | None
 ) -> tuple[Creation, int]:
     """What a request asks for, and the pipe that has to be waited on before it begins, or -1.
 
     Args:
+        options: The request's own, from `prepare`.
         wake: The wake-up pipe of the watcher, when that is another process.
 
     Raises:
-        UsageError: The command line is wrong.
+        UsageError: There is no such log driver here.
         OSError: A file, folder or socket that the monitor needs cannot be had.
     """
     pipes = dict(zip(request.pipes, fds, strict=True))
     sync_fd, start_fd, attach_fd = (pipes.get(name, -1) for name in PIPES)
     held_fds = tuple(fd for name, fd in zip(request.pipes, fds, strict=True) if name == "hold")
-    options = prepare(request.words, request.cwd)
     logs, passthrough = open_logs(options)
     if passthrough:
         raise UsageError("the passthrough driver needs a monitor that its caller started")
@@ -338,17 +347,21 @@ def main(words: list[str]) -> int:
     try:
         watcher.check()
         zygote = Zygote(words[0])
+        os.chdir("/")
+        linux.set_task_name(b"conmon")
+        linux.allow_page_merging()
+        for _ in range(REHEARSALS):
+            rehearse()
     except BlockingIOError:
         return 0
+    except OSError as error:
+        os.write(2, f"crio-conmon: {error}\n".encode(errors="replace"))
+        return 1
+    # Last of all: who started us reads from our stderr why we do not come up, until it ends.
     null = stdio_null()
     for target in range(3):
         os.dup2(null, target)
     os.close(null)
-    os.chdir("/")
-    linux.set_task_name(b"conmon")
-    linux.allow_page_merging()
-    for _ in range(REHEARSALS):
-        rehearse()
     ignore_signal(SIGCHLD)
     gc.collect()
     gc.disable()

@@ -82,28 +82,41 @@ class ZygoteClient:
             found = await self._ping()
             if found:
                 return found
-            await to_thread.run_sync(self._start)
+            said = await to_thread.run_sync(self._start)
             with anyio.move_on_after(START_S):
                 while True:
                     found = await self._ping()
                     if found:
                         return found
+                    if said:
+                        break
                     await anyio.sleep(POLL_S)
-        raise OperationError(
-            Code.UNAVAILABLE, "ZYGOTE_NOT_STARTED", f"no zygote answers on {self._path} after {START_S:g} s"
-        )
+        why = said or f"it does not answer after {START_S:g} s"
+        raise OperationError(Code.UNAVAILABLE, "ZYGOTE_NOT_STARTED", f"no zygote on {self._path}: {why}")
 
-    def _start(self) -> None:
+    def _start(self) -> str:
+        """Start it, and wait until it listens or has ended: then its stderr is closed. What it said last, or nothing.
+
+        Raises:
+            OperationError: Its program cannot be run, or did neither in `START_S`.
+        """
         command = self._command or default_command()
-        subprocess.run(
-            [*command, "--zygote", str(self._path), " " * TITLE_ROOM_BYTES],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd="/",
-            check=False,
-            timeout=START_S,
-        )
+        try:
+            done = subprocess.run(
+                [*command, "--zygote", str(self._path), " " * TITLE_ROOM_BYTES],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                cwd="/",
+                check=False,
+                timeout=START_S,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise OperationError(
+                Code.UNAVAILABLE, "ZYGOTE_NOT_STARTED", f"no zygote on {self._path}: {error}"
+            ) from error
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        return lines[-1].removeprefix("crio-conmon: ") if lines else ""
 
     async def _ping(self) -> int:
         try:

@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import random
+import resource
 import select
 import signal
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -127,17 +130,137 @@ def test_disk_that_has_room_again_is_used_again(rig: Rig) -> None:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
 
+def drip(client: socket.socket, pace_s: float) -> None:
+    """Take one packet each `pace_s` until the monitor hangs up."""
+    with contextlib.suppress(OSError):
+        while client.recv(9000):
+            time.sleep(pace_s)  # the pace of the client is what is tested
+
+
+def exit_command(rig: Rig) -> tuple[list[str], Path]:
+    """Options for an exit command, and the file that it leaves."""
+    mark = rig.folder / "mark"
+    script = rig.folder / "exit-command"
+    script.write_text(f"#!/bin/sh\n: > {mark}\n")
+    script.chmod(0o755)
+    return ["--exit-command", str(script)], mark
+
+
+def talkative(rig: Rig, kind: str, log: Path, options: list[str]) -> Case:
+    """A container, or a command in one, that writes much once it is told to."""
+    command = ("/bin/sh", "-c", "read x; seq 400000")
+    if kind == "exec":
+        case = rig.exec(rig.create("/bin/sleep", "1000").start(), *command, options=[*options, "-i"])
+        case.read_sync()
+        return case
+    path = "none" if kind == "none" else f"k8s-file:{log}"
+    return rig.create(*command, stdin=True, options=[*options, "-l", path]).start()
+
+
 @pytest.mark.slow
-def test_slow_client_holds_back_neither_log_nor_other_clients(rig: Rig) -> None:
-    """R40: a client that reads nothing is let go; the others and the log get everything."""
-    case = rig.create("/bin/sh", "-c", "read x; seq 200000", stdin=True).start()
+@pytest.mark.parametrize("pace_s", [0.25, 3600], ids=["drip", "nothing"])
+@pytest.mark.parametrize("kind", ["k8s-file", "none", "exec"])
+def test_slow_client_holds_back_neither_log_nor_clients_nor_the_exit_command(
+    rig: Rig, kind: str, pace_s: float
+) -> None:
+    """R40: one that takes nothing, or a packet now and then, is let go; the others and the log get everything."""
+    options, mark = exit_command(rig)
+    case = talkative(rig, kind, rig.folder / "log", options)
     with case.attach() as slow, case.attach() as quick:
-        slow.send(b"\n")
+        slow.settimeout(None)
+        threading.Thread(target=drip, args=(slow, pace_s), daemon=True).start()
+        quick.send(b"\n")
         got = b""
-        while not got.endswith(b"\n200000\n"):
+        while not got.endswith(b"\n400000\n"):
             got += quick.recv(9000)[1:]
-        assert case.exit_code() == 0
-    assert case.output() == b"".join(b"%d\n" % n for n in range(1, 200001))
+        assert got == b"".join(b"%d\n" % n for n in range(1, 400001))
+        until(mark.exists, "the exit command does not run")
+        case.gone()
+    if kind == "k8s-file":
+        assert case.output("stdout", rig.folder / "log") == got
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["none", "exec"])
+def test_only_client_that_takes_nothing_does_not_outlive_the_container(rig: Rig, kind: str) -> None:
+    """An engine that waits for the exit command would wait for ever."""
+    options, mark = exit_command(rig)
+    case = talkative(rig, kind, rig.folder / "log", options)
+    with case.attach() as client:
+        client.send(b"\n")
+        until(lambda: "pipe_write" in Path(f"/proc/{case.pid}/wchan").read_text(), "it does not wait for its reader")
+        os.kill(case.pid, signal.SIGKILL)
+        until(mark.exists, "the exit command does not run")
+        case.gone()
+
+
+def zygote_connection(rig: Rig) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(20)
+    connection.connect(str(rig.folder / "zygote.sock"))
+    return connection
+
+
+def command_line(pid: int) -> bytes:
+    """What `ps` shows for a process; nothing for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+def test_log_that_hangs_and_silent_client_hold_back_no_other_creation(rig: Rig) -> None:
+    """A log on a disk that hangs is one container's misfortune; a FIFO without a reader hangs in the same way."""
+    log = rig.folder / "fifo"
+    os.mkfifo(log)
+    words = ["-c", "criotest-hung", "-u", "u", "-n", "hung", "-r", "/bin/true", "-b", str(rig.folder), "--full-attach"]
+    packet = "\0".join(["spawn", str(rig.folder), "", "0", *words, "-l", str(log)]).encode()
+    with zygote_connection(rig) as hung, zygote_connection(rig) as silent:
+        hung.send(packet)
+        assert anyio.run(rig.client.ensure) == rig.zygote_pid
+        assert select.select([silent], [], [], 0)[0] == []
+        assert rig.create("/bin/sh", "-c", "exit 3").start().exit_code() == 3
+        assert select.select([hung], [], [], 0)[0] == []
+
+        def named() -> list[int]:
+            return [pid for pid in children(rig.zygote_pid) if b"criotest-hung" in command_line(pid)]
+
+        until(named, "whoever gives up cannot find the process that hangs")
+        log.open("rb").close()
+        assert hung.recv(100).startswith(b"spawned ")
+
+
+def test_zygote_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """Its stderr is where it could say so; nobody finds that on a node."""
+    with pytest.raises(OperationError, match="No such file or directory") as caught:
+        anyio.run(ZygoteClient(tmp_path / "missing/zygote.sock").ensure)
+    assert caught.value.reason == "ZYGOTE_NOT_STARTED"
+    with pytest.raises(OperationError, match="no such interpreter"):
+        anyio.run(ZygoteClient(tmp_path / "s", command=("/bin/sh", "-c", "echo no such interpreter >&2")).ensure)
+
+
+def cpu_ticks(pid: int) -> int:
+    """Time on a processor so far, in hundredths of a second (proc(5), fields 14 and 15)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def test_client_without_a_descriptor_for_it_does_not_make_the_monitor_spin(rig: Rig) -> None:
+    """R41: a listener whose connection cannot be accepted polls as ready for ever."""
+    case = rig.create("/bin/cat", stdin=True, options=["--leave-stdin-open"]).start()
+    with case.attach() as first:
+        first.send(b"x\n")
+        assert first.recv(100) == b"\x02x\n"
+        limits = resource.prlimit(case.monitor_pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(case.monitor_pid, resource.RLIMIT_NOFILE, (4, limits[1]))
+        with case.attach() as second:
+            before = cpu_ticks(case.monitor_pid)
+            end = time.monotonic() + 2
+            until(lambda: time.monotonic() > end, "the clock stands still")
+            assert cpu_ticks(case.monitor_pid) - before <= 4  # 2 % of the time
+            resource.prlimit(case.monitor_pid, resource.RLIMIT_NOFILE, limits)
+            second.send(b"y\n")
+            assert first.recv(100) == b"\x02y\n"
 
 
 @pytest.mark.slow
