@@ -4,7 +4,7 @@ import os
 import sys
 
 from conmon import linux
-from conmon.create import Creation, Inherited
+from conmon.create import Creation, Inherited, run_exit_command
 from conmon.diagnostics import Diagnostics
 from conmon.journald import SHORT_ID_LETTERS, JournalLog
 from conmon.logs import FileLog
@@ -40,8 +40,8 @@ def open_logs(options: Options) -> tuple[tuple[FileLog | JournalLog, ...], bool]
                 raise UsageError("Container ID must be longer than 12 characters")
             logs.append(journal_log(options))
         elif driver == "k8s-file" or (driver and not colon):
-            if colon and not path:
-                raise UsageError("k8s-file requires a filename")
+            if driver == "k8s-file" and not path:
+                raise UsageError("the log driver k8s-file needs a filename, as in k8s-file:PATH")
             logs.append(file_log(options, path if colon else driver))
         else:
             raise UsageError(f"No such log driver {driver}" if driver else "log-path must not be empty")
@@ -143,7 +143,10 @@ def _start(options: Options) -> int:
     linux.set_subreaper(True)
     with Complaining(options):
         given = creation.run()
-        return creation.code if given is None else Loop(given).run() & 0xFF
+        if given is not None:
+            return Loop(given).run() & 0xFF
+        run_exit_command(options, environment)
+        return creation.code
 
 
 class Complaining:

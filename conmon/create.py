@@ -23,6 +23,7 @@ from conmon.low import (
     SIGUSR1,
     SOCK_SEQPACKET,
     Suppress,
+    default_signal,
     handle_signal,
     set_wakeup_fd,
 )
@@ -65,6 +66,34 @@ def catch_signals(wake_fd: int) -> None:
     set_wakeup_fd(wake_fd)
     for number in CAUGHT:
         handle_signal(number, heard)
+
+
+def forget_signals() -> None:
+    """Undo `catch_signals`."""
+    set_wakeup_fd(-1)
+    for number in CAUGHT:
+        default_signal(number)
+
+
+def run_exit_command(options: Options, environment: dict[str, str]) -> None:
+    """Run the exit command, if there is one, and wait for it and for what the runtime may have left to reap.
+
+    It also runs when there never was a container: an engine has begun something and cleans up with it. Its own code
+    is nobody's.
+    """
+    if not options.exit_command:
+        return
+    forget_signals()
+    linux.set_subreaper(False)
+    if os.fork() == 0:
+        try:
+            time.sleep(options.exit_delay)
+            os.execve(options.exit_command, [options.exit_command, *options.exit_command_arg], environment)
+        finally:
+            os._exit(1)
+    with Suppress(ChildProcessError):
+        while True:
+            os.wait()
 
 
 def wake_pipe() -> tuple[int, int]:
@@ -194,7 +223,7 @@ class Creation:
         null = runtime.stdio_null()
         self._error_fd, error_write = os.pipe()
         if self._options.terminal:
-            self._console = runtime.ConsoleSocket("/tmp")
+            self._console = runtime.ConsoleSocket(self._environment.get("TMPDIR") or "/tmp")
             self._theirs = (error_write, null)
             return (null, null, error_write), -1
         out_read, out_write = os.pipe()
@@ -228,8 +257,10 @@ class Creation:
             poll.register(self._watcher_wake[0], select.EPOLLIN)
         if self._console is not None:
             poll.register(self._console.fd, select.EPOLLIN)
-        while not self._over and not self._ready:
+        while not self._decided():
             for fd, _ in poll.poll():
+                if self._decided():
+                    break  # what is in the pipes now is the watcher's to see
                 if fd == self._wake[0]:
                     self._forward(os.read(fd, SIGNAL_BYTES))
                     self._reap()
@@ -239,6 +270,9 @@ class Creation:
                     poll.unregister(fd)
                     self._take_console(self._console)
         poll.close()
+
+    def _decided(self) -> bool:
+        return self._over or self._ready
 
     def _hear_for_watcher(self, numbers: bytes) -> None:
         """Requests to end are carried out here; what the watcher has to see is put back when we are done."""
@@ -310,8 +344,8 @@ class Creation:
             self._say.warn(effect.message)
             self._tell(-1, effect.message)
         elif isinstance(effect, monitor.SendSignal):
-            if self._runtime_pid:
-                os.kill(self._runtime_pid, effect.signum)
+            with Suppress(ProcessLookupError):  # a container that ended at once
+                os.kill(effect.pid or self._runtime_pid, effect.signum)
         elif isinstance(effect, monitor.Finish):
             self.code = effect.code
             self._over = True

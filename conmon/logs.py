@@ -12,6 +12,8 @@ bytes are counted. A record that was written in part is taken back, so that the 
 import os
 import time
 
+from conmon.low import Suppress
+
 LINE_BYTES_MAX = 16384  # the length at which other CRI runtimes part a line
 PARTIAL_HOLD_NS = 50_000_000
 PIECES_MAX = 510  # of one writev(2), which takes IOV_MAX = 1024; a multiple of a record's three
@@ -219,28 +221,34 @@ class RecordFile:
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             return
+        old, new = os.fstat(self._fd), os.fstat(fd)
         os.close(self._fd)
         self._fd = fd
-        self._size = os.fstat(fd).st_size
+        self._size = new.st_size
+        self._torn = self._torn and (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino)
 
     def _replace(self) -> None:
         """Put an empty file in the place of the full one; a reader of the old one keeps it."""
         fresh = self._path + ".tmp"
+        fd = -1
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             os.rename(fresh, self._path)
             os.close(self._fd)
             self._fd = fd
+            self._torn = False
         except OSError:
-            os.ftruncate(self._fd, 0)
+            if fd >= 0:
+                os.close(fd)
+            with Suppress(OSError):  # read-only: what is written from now on is dropped, and counted
+                os.ftruncate(self._fd, 0)
+                self._torn = False
         self._size = 0
 
     def sync(self) -> None:
         """Bring the file to the disk; a disk that fails now has nothing to add to what was counted."""
-        try:
+        with Suppress(OSError):
             os.fsync(self._fd)
-        except OSError:
-            self._torn = True
 
     def close(self) -> None:
         """Close the descriptor, once."""

@@ -11,14 +11,14 @@ import os
 import select
 import time
 
-from conmon import attach, linux, monitor, oom, runtime, sync
+from conmon import attach, monitor, oom, runtime, sync
 from conmon.control import ControlLines, ReopenLogs
-from conmon.create import CAUGHT, FORWARDED, SIGNAL_BYTES, catch_signals, remove
+from conmon.create import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals, remove, run_exit_command
 from conmon.diagnostics import Diagnostics
 from conmon.handover import Handover
 from conmon.journald import JournalLog
 from conmon.logs import LINE_BYTES_MAX, FileLog
-from conmon.low import SIGKILL, Suppress, default_signal, set_wakeup_fd, socket
+from conmon.low import SIGKILL, Suppress, socket
 from conmon.notify import NotifyRelay
 from conmon.options import Options
 
@@ -97,7 +97,7 @@ class Loop:
         """Do the whole work around a process that sleeps, and leave no trace in this process."""
         os.kill(self._machine.pid, SIGKILL)
         self.run()
-        self._forget_signals()
+        forget_signals()
         self.release()
 
     def release(self) -> None:
@@ -112,11 +112,6 @@ class Loop:
         for log in self._logs:
             log.close()
         self._poll.close()
-
-    def _forget_signals(self) -> None:
-        set_wakeup_fd(-1)
-        for number in CAUGHT:
-            default_signal(number)
 
     def _watch_all(self) -> None:
         given, options = self._given, self._options
@@ -299,8 +294,11 @@ class Loop:
         self._write(f"{self._options.bundle or '.'}/log-dropped", b"%d\n" % dropped)
 
     def _on_oom(self, fd: int) -> None:
-        if self._oom is not None:
-            self._feed(monitor.OomSeen(time.monotonic_ns(), self._oom.read()))
+        kills = self._oom.read() if self._oom is not None else None
+        if kills is None:
+            self._unwatch(fd)
+        else:
+            self._feed(monitor.OomSeen(time.monotonic_ns(), kills))
 
     # Carrying out
 
@@ -359,12 +357,12 @@ class Loop:
         self._terminal_fd = -1
         for log in self._logs:
             log.finish(sync=not self._options.no_sync_log)
-        kills = self._oom.read() if self._oom is not None else 0
+        kills = self._oom.read() if self._oom is not None else None
         if self._oom is not None:
             self._unwatch(self._oom.fd)
             self._oom.close()
             self._oom = None
-        self._feed(monitor.OutputDrained(time.monotonic_ns(), kills))
+        self._feed(monitor.OutputDrained(time.monotonic_ns(), kills or 0))
 
     def _record(self, exit: monitor.RecordExit) -> None:
         options = self._options
@@ -426,25 +424,4 @@ class Loop:
             for path in (f"{self._options.bundle}/attach", self._given.link):
                 if path:
                     remove(path)
-        if self._options.exit_command:
-            self._run_exit_command()
-
-    def _run_exit_command(self) -> None:
-        """Run the exit command as a child and wait for it, and for what the runtime may have left to reap."""
-        self._forget_signals()
-        linux.set_subreaper(False)
-        child = os.fork()
-        if child == 0:
-            try:
-                time.sleep(self._options.exit_delay)
-                words = [self._options.exit_command, *self._options.exit_command_arg]
-                os.execve(self._options.exit_command, words, self._given.environment)
-            finally:
-                os._exit(1)
-        while True:
-            try:
-                pid, status = os.wait()
-            except ChildProcessError:
-                return
-            if pid == child and status:
-                self._code = monitor.exit_code(status)
+        run_exit_command(self._options, self._given.environment)

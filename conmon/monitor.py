@@ -5,8 +5,12 @@ process runs (RUNNING), is being killed because its time is over (KILLING), has 
 (DRAINING), its exit is recorded while attached clients get the last of their bytes (EXITED), and the monitor is done
 (GONE).
 
-Exits can be seen before the pid is known, the timer can fire after the exit, a signal can arrive at any time: each of
-these is a row of `TRANSITIONS`. `step` looks the row up first, so a missing row changes nothing.
+The timer can fire after the exit, a killed process can end after nobody waited any longer, a signal can arrive at any
+time: each of these is a row of `TRANSITIONS`. `step` looks the row up first, so a missing row changes nothing. Two
+states are left in the step that enters them, since the pid file is read and the pipes are emptied without waiting.
+
+A signal that arrives before the container is there goes to the runtime, and is kept for the container: the runtime may
+have ended already, or not care.
 
 Times are nanoseconds of the monotonic clock and arrive in events. Exit codes follow the shell: the code itself, or 128
 plus the number of the signal.
@@ -29,7 +33,6 @@ TIMED_OUT_CODE = -1  # what the API of conmon 2.1 reports for an exec that ran o
 TIMED_OUT_MESSAGE = "command timed out"
 KILL_WAIT_NS = 1_000_000_000  # a killed process may be stuck in the kernel; the answer does not wait longer
 OOM_BLAME_NS = 10_000_000_000  # a SIGKILL is blamed on an OOM kill in its cgroup at most this long before it
-EARLY_EXITS_MAX = 64  # children reaped before the pid file was read; only the newest can be the container
 SIGKILL = 9
 
 
@@ -52,7 +55,7 @@ class RuntimeFailed(Event):
 
 
 class ChildReaped(Event):
-    """A child of the monitor ended with a wait status, seen before or after its pid was known."""
+    """A child of the monitor ended with a wait status."""
 
     __slots__ = ("pid", "status")
 
@@ -68,10 +71,6 @@ class PidKnown(Event):
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-
-
-class PidAlreadyReaped(PidKnown):
-    """The pid file names a process that has ended already."""
 
 
 class PidMissing(Event):
@@ -217,13 +216,9 @@ class Finish(Effect):
 TRANSITIONS: dict[tuple[str, type[Event]], str] = {
     (SPAWNED, RuntimeSucceeded): IDENTIFYING,
     (SPAWNED, RuntimeFailed): GONE,
-    (SPAWNED, StrangerReaped): SPAWNED,
     (SPAWNED, SignalReceived): SPAWNED,
     (IDENTIFYING, PidKnown): RUNNING,
-    (IDENTIFYING, PidAlreadyReaped): DRAINING,
     (IDENTIFYING, PidMissing): GONE,
-    (IDENTIFYING, StrangerReaped): IDENTIFYING,
-    (IDENTIFYING, SignalReceived): IDENTIFYING,
     (RUNNING, ContainerExited): DRAINING,
     (RUNNING, TimeoutExpired): KILLING,
     (RUNNING, StrangerReaped): RUNNING,
@@ -235,18 +230,11 @@ TRANSITIONS: dict[tuple[str, type[Event]], str] = {
     (KILLING, OomSeen): KILLING,
     (KILLING, SignalReceived): KILLING,
     (DRAINING, OutputDrained): EXITED,
-    (DRAINING, ContainerExited): DRAINING,  # ended after we stopped waiting for it
-    (DRAINING, TimeoutExpired): DRAINING,  # the timer lost the race
-    (DRAINING, KillWaitExpired): DRAINING,
-    (DRAINING, StrangerReaped): DRAINING,
-    (DRAINING, OomSeen): DRAINING,
-    (DRAINING, SignalReceived): DRAINING,
     (EXITED, ClientsServed): GONE,
-    (EXITED, ContainerExited): EXITED,
-    (EXITED, TimeoutExpired): EXITED,
+    (EXITED, ContainerExited): EXITED,  # ended after we stopped waiting for it
+    (EXITED, TimeoutExpired): EXITED,  # the timer lost the race
     (EXITED, KillWaitExpired): EXITED,
     (EXITED, StrangerReaped): EXITED,
-    (EXITED, OomSeen): EXITED,
     (EXITED, SignalReceived): EXITED,
 }
 
@@ -271,13 +259,13 @@ class Monitor:
         is_exec: The process is an exec in a running container, not the container itself.
     """
 
-    __slots__ = ("_early", "_is_exec", "_oom_at_ns", "_oom_kills", "_status", "_timed_out", "pid", "state")
+    __slots__ = ("_is_exec", "_kept", "_oom_at_ns", "_oom_kills", "_status", "_timed_out", "pid", "state")
 
     def __init__(self, *, is_exec: bool = False) -> None:
         self.state = SPAWNED
         self.pid = 0
         self._is_exec = is_exec
-        self._early: dict[int, int] = {}
+        self._kept: tuple[int, ...] = ()
         self._status: int | None = None
         self._timed_out = False
         self._oom_kills = 0
@@ -290,10 +278,6 @@ class Monitor:
         machine.state = RUNNING
         machine.pid = pid
         return machine
-
-    def knows_exit_of(self, pid: int) -> bool:
-        """Whether this process was reaped before it was known to be the container."""
-        return pid in self._early
 
     def step(self, event: Event) -> tuple[Effect, ...]:
         """Apply one event.
@@ -314,14 +298,9 @@ class Monitor:
             if self.pid and event.pid == self.pid:
                 return ContainerExited(event.status)
             return StrangerReaped(event.pid, event.status)
-        if type(event) is PidKnown and event.pid in self._early:
-            return PidAlreadyReaped(event.pid)
         return event
 
     def _effects(self, source: str, event: Event) -> tuple[Effect, ...]:
-        if isinstance(event, StrangerReaped):
-            self._remember(source, event)
-            return ()
         if isinstance(event, OomSeen):
             self._count_oom(event.oom_kills, event.at_ns)
             return ()
@@ -329,9 +308,7 @@ class Monitor:
             return self._forward(source, event.signum)
         if isinstance(event, PidKnown):
             self.pid = event.pid
-            self._status = self._early.get(event.pid)
-            self._early.clear()
-            return (ReportPid(event.pid), Drain()) if self.state is DRAINING else (ReportPid(event.pid),)
+            return (ReportPid(event.pid), *(SendSignal(event.pid, signum) for signum in self._kept))
         if isinstance(event, ContainerExited):
             if source in (RUNNING, KILLING):
                 self._status = event.status
@@ -358,14 +335,9 @@ class Monitor:
             return (Finish(self._code()),)
         return ()
 
-    def _remember(self, source: str, event: StrangerReaped) -> None:
-        if source in (SPAWNED, IDENTIFYING):
-            if len(self._early) >= EARLY_EXITS_MAX:
-                del self._early[next(iter(self._early))]
-            self._early[event.pid] = event.status
-
     def _forward(self, source: str, signum: int) -> tuple[Effect, ...]:
         if source is SPAWNED:
+            self._kept = (*(kept for kept in self._kept if kept != signum), signum)
             return (SendSignal(0, signum),)
         if source in (RUNNING, KILLING):
             return (SendSignal(self.pid, signum),)

@@ -59,15 +59,15 @@ class OomWatch:
     def events(self) -> int:
         return select.EPOLLPRI if self._event_fd < 0 else select.EPOLLIN
 
-    def read(self) -> int:
-        """Kills since the watch began; 0 when the cgroup is gone and nothing can be known."""
+    def read(self) -> int | None:
+        """Kills since the watch began; None when the cgroup is gone. From then on its file polls as ready for ever."""
         if self._event_fd >= 0:
             with Suppress(BlockingIOError):  # no event since the last look; the counter is still worth reading
                 os.read(self._event_fd, 8)
         try:
             kills = oom_kills(os.pread(self._counter_fd, COUNTERS_BYTES_MAX, 0))
         except OSError:
-            return 0
+            return None
         return max(kills - self._kills_before, 0)
 
     def close(self) -> None:

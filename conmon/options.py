@@ -159,14 +159,29 @@ def _take(options: Options, name: str, value: str | None, left: list[str], shown
             raise UsageError(f"Missing argument for {shown}")
         value = left.pop()
     if kind == NUMBER:
-        try:
-            setattr(options, field, int(value, 10))
-        except ValueError:
-            raise UsageError(f"Cannot parse integer value {value!r} for {shown}") from None
+        number = _number(value)
+        if number is None:
+            raise UsageError(f"Cannot parse integer value {value!r} for {shown}")
+        setattr(options, field, number)
     elif kind == MANY:
         setattr(options, field, (*getattr(options, field), value))
     else:
         setattr(options, field, value)
+
+
+def _number(text: str) -> int | None:
+    """A number as strtol(3) reads it with base 0: 16, 020 and 0x10 are the same; None when it is none of 32 bits."""
+    digits = text.lstrip()
+    sign = -1 if digits[:1] == "-" else 1
+    digits = digits[1:] if digits[:1] in ("-", "+") else digits
+    base = 16 if digits[:2].lower() == "0x" else 8 if digits[:1] == "0" else 10
+    if not digits.isalnum() or not digits.isascii():
+        return None  # what int() takes besides: spaces and underscores
+    try:
+        number = sign * int(digits, base)
+    except ValueError:
+        return None
+    return number if -(2**31) <= number < 2**31 else None
 
 
 def check(options: Options, cwd: str) -> None:

@@ -90,7 +90,8 @@ def watch(
         pass
     if status[0]:
         return 1
-    epoll_wait(poll_fd, events, 1, -1)  # a signal, which ends it with -1, is a reason to look as well
+    while epoll_wait(poll_fd, events, 1, -1) < 1:  # stopped and continued; a signal for us is also in the wake-up pipe
+        pass
     os.close(poll_fd)
     return Loop(take(state_fd)).run() & 0xFF
 

@@ -31,7 +31,7 @@ import sys
 
 from conmon import linux, watcher
 from conmon.cli import START_BYTES_MAX, Complaining, open_logs, prepare
-from conmon.create import Creation, Inherited
+from conmon.create import Creation, Inherited, run_exit_command
 from conmon.handover import Handover
 from conmon.logs import STDOUT, FileLog
 from conmon.loop import Loop
@@ -220,6 +220,7 @@ class Zygote:
         with Complaining(options):
             given = creation.run()
             if given is None:
+                run_exit_command(options, request.environment)
                 return 1
             watcher.leave(given, state_fd, poll_fd)
         return 0

@@ -26,6 +26,7 @@ from crio_io.cgroups import Cgroups
 from crio_io.journal import Journal
 from crio_io.record_files import RecordFiles
 from crio_io.storage.store import LayerInfo, layer_name, layers_in
+from crio_io.witness import is_unwatched
 
 CGROUP_DEPTH_MAX = 8
 STATE_BYTES_MAX = 1024 * 1024
@@ -133,6 +134,8 @@ class Seen:
     pins: Mapping[str, int]
     """Inodes by path of everything that is pinned below the node's namespaces."""
     layers: Mapping[str, LayerInfo | None]
+    unwatched: frozenset[str]
+    """Ids of containers whose process lives and whose monitor does not."""
 
 
 async def look(places: Places) -> Seen:
@@ -151,6 +154,7 @@ def compare(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> tuple[Findin
     findings += _missing_pins(first, looks, last)
     findings += _missing_bundles(first, looks, last)
     findings += _unreadable(first, both, last)
+    findings += _missing_monitors(last, looks)
     return tuple(findings)
 
 
@@ -257,6 +261,16 @@ def _unreadable(first: Owned, both: frozenset[Thing], last: Owned) -> list[Findi
         thing = Thing(what="record", key=record_id, where=name)
         findings.append(Finding(kind=Kind.DAMAGE, thing=thing, detail=reason, mend=mend, with_it=of_it))
     return findings
+
+
+def _missing_monitors(last: Owned, looks: tuple[Seen, Seen]) -> list[Finding]:
+    """A monitor that was killed cannot be had back: nobody else is the parent of the container's process."""
+    detail = "the container runs without one, so nobody writes its log or will see its exit code: restart it"
+    return [
+        Finding(kind=Kind.DAMAGE, thing=Thing(what="monitor", key=container_id, where=""), detail=detail)
+        for container_id in sorted(looks[0].unwatched & looks[1].unwatched)
+        if last.containers.get(container_id) in ALIVE
+    ]
 
 
 # --- what the records own, without a server -----------------------------------------------------------------------
@@ -380,7 +394,8 @@ def _look(places: Places) -> Seen:
     things.update(_monitors(layout))
     things.update(_cgroups())
     things.update(_reservations(places.cni_config_dir))
-    return Seen(things=frozenset(things), pins=_pins(layout), layers=layers)
+    unwatched = {name for name in _names(Path(layout.containers)) if is_unwatched(Path(layout.bundle(name)))}
+    return Seen(things=frozenset(things), pins=_pins(layout), layers=layers, unwatched=frozenset(unwatched))
 
 
 def _names(directory: Path) -> Sequence[str]:

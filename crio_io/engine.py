@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import field, replace
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import anyio
 
@@ -27,7 +28,7 @@ from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
 from crio_core.records import ContainerRecord, ContainerState
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
 from crio_core.values import dataclass
-from crio_io import host, mounts
+from crio_io import host, mounts, witness
 from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
 from crio_io.cni_watch import NetworkConfigs
@@ -189,6 +190,10 @@ class Engine:
         pulled = await self.driver.call(rq.PullImage(image=ImageSpec(image=reference), auth=handle))
         assert isinstance(pulled, Pulled)
         return pulled.image_id
+
+    def witness(self, container_id: str) -> Mapping[str, Any]:
+        """What only a container's monitor, or its absence, tells: whether it is watched, and what its log has lost."""
+        return witness.facts(Path(self._executor.layout.bundle(container_id)))
 
     async def load(self, path: Path, name: str = "") -> tuple[str, ...]:
         """Take up the images in an OCI layout directory, an OCI archive or a Docker archive; returns their references.

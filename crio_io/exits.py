@@ -1,12 +1,17 @@
 """Waits for the end of containers, and finds out the true exit code.
 
 The container's process is watched by pidfd, which cannot be missed and needs no other process's help. The code comes
-from the file that the monitor writes. When both are gone and there is no file, nobody knows the code: it is None, and
-never 0 (R17). A monitor is known to be the container's own when it is older than the container: a process that got
-its number later is younger.
+from the files that the monitor writes: ours a record in the bundle, any monitor a number in the exit directory, which
+may be full or read-only. When both processes are gone and there is no file, nobody knows the code: it is None, and
+never 0 (R17). A monitor is known to be the container's own when it is older than the container: a process that got its
+number later is younger.
+
+The monitor is watched as well. Without one nobody writes the log or sees the exit; that is said when it happens.
 """
 
+import logging
 import os
+import select
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -14,9 +19,11 @@ from pathlib import Path
 import anyio
 
 from crio_core.values import dataclass
-from crio_io import mounts
+from crio_io import mounts, witness
 from crio_io.cgroups import Cgroups
 from crio_io.runtime import processes
+
+log = logging.getLogger(__name__)
 
 RECONCILE_S = 60.0
 """How often a live container is looked at, besides being watched."""
@@ -27,7 +34,6 @@ MONITOR_S = 30.0
 GRACE_S = 0.5
 """How long after the end of both processes the exit file may still appear."""
 LOOK_S = 0.02
-EXIT_FILE_MAX_BYTES = 32
 OOM_KILLED_CODE = 137
 
 
@@ -41,12 +47,21 @@ class Exit:
     reason: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Written:
+    """What a monitor has written about an exit; `oom` is None when it does not tell."""
+
+    code: int
+    finished_at_ns: int
+    oom: bool | None
+
+
 class ExitWatcher:
     """Waits for containers whose monitors write into one exit directory.
 
     Args:
         exit_dir: Where monitors write exit codes.
-        bundles: The directory of all bundles, where they leave word of want of memory.
+        bundles: The directory of all bundles, where they leave word of want of memory, and ours a record.
         cgroups: For the kernel's own counters of that.
     """
 
@@ -66,55 +81,62 @@ class ExitWatcher:
         """
         memory_cgroup = self._cgroups.memory_path(pid) if _is(pid, pid_start_ticks) else None
         kills_before = await self._oom_kills(memory_cgroup)
-        await self._wait_process(container_id, pid, pid_start_ticks)
+        await self._wait_process(container_id, pid, pid_start_ticks, monitor_pid)
         kills = await self._oom_kills(memory_cgroup) - kills_before
-        code = await self._wait_code(container_id, pid_start_ticks, monitor_pid)
-        if code is None:
+        written = await self._wait_written(container_id, pid_start_ticks, monitor_pid)
+        if written is None:
             return Exit(code=None, finished_at_ns=time.time_ns(), oom=False, reason="Unknown")
-        status, finished_at_ns = code
-        # The kernel may have killed a child and nothing else: only a first process that was itself killed counts (R20).
-        oom = status == OOM_KILLED_CODE and (kills > 0 or self._monitor_saw_oom(container_id))
-        return Exit(code=status, finished_at_ns=finished_at_ns, oom=oom, reason="OOMKilled" if oom else "")
+        oom = written.oom
+        if oom is None:
+            # The kernel may have killed a child and nothing else: only a first process that was itself killed counts
+            # (R20). Our own monitor has seen signal, counter and time together (decision 0012).
+            oom = written.code == OOM_KILLED_CODE and (kills > 0 or self._monitor_saw_oom(container_id))
+        reason = "OOMKilled" if oom else ""
+        return Exit(code=written.code, finished_at_ns=written.finished_at_ns, oom=oom, reason=reason)
 
-    async def _wait_process(self, container_id: str, pid: int, start_ticks: int) -> None:
+    async def _wait_process(self, container_id: str, pid: int, start_ticks: int, monitor_pid: int) -> None:
+        said = _Said(container_id, self._bundles / container_id)
         while _is(pid, start_ticks) and self._read(container_id) is None:
+            said.dropped()
             try:
                 handle = os.pidfd_open(pid)
             except ProcessLookupError:
-                return
+                break
             except OSError:
                 await anyio.sleep(NO_WATCH_S)
                 continue
+            monitor_handle = None
             try:
+                monitor_handle = _own_monitor(monitor_pid, start_ticks)
                 # Looked at again behind the handle: now the number cannot change hands.
                 if _is(pid, start_ticks):
+                    if not _is_monitor(monitor_pid, start_ticks):
+                        said.unwatched(monitor_pid)
                     with anyio.move_on_after(RECONCILE_S):
-                        await anyio.wait_readable(handle)
+                        await _wait_either(handle, monitor_handle)
             finally:
                 os.close(handle)
+                if monitor_handle is not None:
+                    os.close(monitor_handle)
+        said.dropped()
 
-    async def _wait_code(self, container_id: str, start_ticks: int, monitor_pid: int) -> tuple[int, int] | None:
-        """The code and its time; None when the monitor is gone, or has had all its time, without writing one."""
-        try:
-            handle = os.pidfd_open(monitor_pid) if monitor_pid > 0 else None
-        except OSError:
-            handle = None
-        try:
-            facts = processes.look(monitor_pid) if handle is not None else None
-            if handle is not None and facts is not None and facts.start_ticks <= start_ticks:
+    async def _wait_written(self, container_id: str, start_ticks: int, monitor_pid: int) -> _Written | None:
+        """What the monitor wrote; None when it is gone, or has had all its time, without writing anything."""
+        handle = _own_monitor(monitor_pid, start_ticks)
+        if handle is not None:
+            try:
                 with anyio.move_on_after(MONITOR_S):
                     found = await self._wait_file_or_end(container_id, handle)
                     if found is not None:
                         return found
-        finally:
-            if handle is not None:
+            finally:
                 os.close(handle)
         deadline_s = time.monotonic() + GRACE_S
         while (found := self._read(container_id)) is None and time.monotonic() < deadline_s:
             await anyio.sleep(LOOK_S)
         return found
 
-    async def _wait_file_or_end(self, container_id: str, monitor_handle: int) -> tuple[int, int] | None:
+    async def _wait_file_or_end(self, container_id: str, monitor_handle: int) -> _Written | None:
         """The monitor ends after it has written the file, so its end is the signal; looking is for one that lingers."""
         while True:
             found = self._read(container_id)
@@ -124,22 +146,16 @@ class ExitWatcher:
                 await anyio.wait_readable(monitor_handle)
                 return self._read(container_id)
 
-    def _read(self, container_id: str) -> tuple[int, int] | None:
-        """The exit file, which is renamed into place whole: its number, and its time."""
-        try:
-            fd = os.open(self._exit_dir / container_id, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return None
-        try:
-            text = os.read(fd, EXIT_FILE_MAX_BYTES)
-            with suppress(ValueError):
-                status = int(text)
-                return (status, os.fstat(fd).st_mtime_ns) if status >= 0 else None  # Negative: it does not know either.
-            return None
-        except OSError:
-            return None
-        finally:
-            os.close(fd)
+    def _read(self, container_id: str) -> _Written | None:
+        """The record or the exit file, each renamed into place whole. A negative code says that nobody knows it."""
+        record = witness.exit_record(self._bundles / container_id)
+        if record is not None and record.code >= 0:
+            return _Written(code=record.code, finished_at_ns=record.finished_at_ns, oom=record.oom)
+        path = self._exit_dir / container_id
+        with suppress(OSError, ValueError):
+            code = int(witness.read_small(path))
+            return _Written(code=code, finished_at_ns=path.stat().st_mtime_ns, oom=None) if code >= 0 else None
+        return None
 
     async def _oom_kills(self, memory_cgroup: str | None) -> int:
         if memory_cgroup is None or memory_cgroup.strip("/") == "":
@@ -148,6 +164,67 @@ class ExitWatcher:
 
     def _monitor_saw_oom(self, container_id: str) -> bool:
         return (self._bundles / container_id / "oom").exists()
+
+
+class _Said:
+    """What went wrong with one container's monitor: each thing is said once.
+
+    Args:
+        container_id: Which.
+        bundle: Its bundle.
+    """
+
+    def __init__(self, container_id: str, bundle: Path) -> None:
+        self._container_id = container_id
+        self._bundle = bundle
+        self._dropped = False
+        self._unwatched = False
+
+    def dropped(self) -> None:
+        """Say when bytes of the log have been lost."""
+        if not self._dropped and (count := witness.log_dropped_bytes(self._bundle)):
+            self._dropped = True
+            log.warning("container %s: its log takes no more: %d bytes are lost so far", self._container_id, count)
+
+    def unwatched(self, monitor_pid: int) -> None:
+        """Say that the monitor has gone before the container."""
+        if not self._unwatched and monitor_pid > 0:
+            self._unwatched = True
+            log.warning(
+                "container %s: its monitor %d has ended before it: nobody writes its log or sees its exit code",
+                *(self._container_id, monitor_pid),
+            )
+
+
+def _own_monitor(monitor_pid: int, start_ticks: int) -> int | None:
+    """A pidfd of the monitor of a container that started then; None when it is gone or cannot be watched."""
+    if monitor_pid <= 0:
+        return None
+    try:
+        handle = os.pidfd_open(monitor_pid)
+    except OSError:
+        return None
+    if _is_monitor(monitor_pid, start_ticks):
+        return handle
+    os.close(handle)
+    return None
+
+
+def _is_monitor(pid: int, start_ticks: int) -> bool:
+    """Whether the process with this number is alive and no younger than a container that started then."""
+    facts = processes.look(pid)
+    return facts is not None and facts.start_ticks <= start_ticks and processes.is_alive(facts)
+
+
+async def _wait_either(handle: int, other: int | None) -> None:
+    """Wait until one of two handles is readable."""
+    if other is None:
+        await anyio.wait_readable(handle)
+        return
+    with select.epoll(2) as both:
+        both.register(handle, select.EPOLLIN)
+        both.register(other, select.EPOLLIN)
+        await anyio.wait_readable(both.fileno())
 
 
 def _is(pid: int, start_ticks: int) -> bool:

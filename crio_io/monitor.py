@@ -9,6 +9,7 @@ others that got the same numbers.
 """
 
 import os
+import re
 import signal
 import stat
 import time
@@ -40,12 +41,16 @@ POLL_S = 0.005
 SCOPE = "crio-conmon"
 """What the scopes of monitors are called, before the container's id."""
 PROCESSES_FILE = "monitor.json"
+RECORD_FILE = "exit.json"
+"""What our own monitors write at the exit."""
+DROPPED_FILE = "log-dropped"
+"""Where they say how many bytes they could not log."""
 
 _REOPEN_LOG = b"2 0 0\n"
 # With a dot: where the runtime writes its pid file before it renames it.
 _LEFTOVERS = (
     *(".pidfile", "pidfile", "conmon-pidfile", "ctl", "winsz", "attach"),
-    *("oom", "exit", "exit.json", PROCESSES_FILE),
+    *("oom", "exit", RECORD_FILE, DROPPED_FILE, PROCESSES_FILE),
 )
 
 
@@ -335,7 +340,7 @@ class ConmonMonitor:
                 link.unlink()
         for name in _LEFTOVERS:
             (bundle / name).unlink(missing_ok=True)
-        for name in ("conmon-pidfile", "exit"):
+        for name in ("conmon-pidfile", "exit", RECORD_FILE, DROPPED_FILE, "oom"):
             _remove_unfinished(bundle, name)
         (self._exit_dir / container_id).unlink(missing_ok=True)
 
@@ -382,10 +387,11 @@ def recorded(bundle: Path) -> Created | None:
 
 
 def _remove_unfinished(directory: Path, name: str) -> None:
-    """Remove what a monitor was writing when it was killed: it writes to NAME.XXXXXX and renames."""
+    """Remove what a monitor was writing when it was killed: conmon to NAME.XXXXXX, ours to NAME.<pid>.tmp."""
+    unfinished = re.compile(re.escape(name) + r"\.([A-Za-z0-9]{6}|[0-9]+\.tmp)")
     with suppress(FileNotFoundError):
         for path in directory.iterdir():
-            if path.name.startswith(f"{name}.") and len(path.name) == len(name) + 7:
+            if unfinished.fullmatch(path.name):
                 path.unlink(missing_ok=True)
 
 

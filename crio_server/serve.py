@@ -194,6 +194,7 @@ class _Serving:
             systemd_cgroup=config.cgroup_manager == "systemd",
             handlers=lambda: engine.handlers,
             verbose=self._verbose,
+            witness=engine.witness,
         )
 
         async def usage() -> tuple[str, int, int]:

@@ -143,7 +143,16 @@ async def _explanation(client: Client, found: Found) -> Mapping[str, Any]:
         raise Refused(f"the server's explanation of {found.kind} {found.id} cannot be read: {error}") from error
     if not isinstance(about, dict):
         raise Refused(f"the server's explanation of {found.kind} {found.id} is no object")
-    return about
+    return {**about, **_witnessed(info.get("info", "{}"))}
+
+
+def _witnessed(text: str) -> dict[str, Any]:
+    """Of a container's verbose status, what is wrong with its monitor and its log."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return {key: facts[key] for key in ("unwatched", "logDroppedBytes") if isinstance(facts, dict) and facts.get(key)}
 
 
 # --- for people ---------------------------------------------------------------------------------------------------
@@ -158,6 +167,10 @@ def lines_of(about: Mapping[str, Any], now_ns: int) -> list[str]:
     if about.get("exit"):
         ended = about["exit"]
         lines.append(f"  exited: {ended.get('code')} {ended.get('reason')} {ended.get('message')}".rstrip())
+    if about.get("unwatched"):
+        lines.append("  its monitor has ended: nobody writes its log or will see its exit code")
+    if about.get("logDroppedBytes"):
+        lines.append(f"  its log did not take {about['logDroppedBytes']} bytes")
     for operation, count in (about.get("callers") or {}).items():
         lines.append(f"  {count} {'caller waits' if count == 1 else 'callers wait'} for: {operation}")
     if about.get("waitsFor"):

@@ -34,6 +34,8 @@ class NodeFacts:
     """Names of the runtime handlers; a reload may change them."""
     verbose: Callable[[], Mapping[str, Any]]
     """What verbose Status adds, by name; each value is sent as JSON."""
+    witness: Callable[[str], Mapping[str, Any]] = lambda container_id: {}
+    """What verbose status of a container adds that only its monitor, or its absence, tells."""
 
 
 def _ns(field: str, seconds: int) -> int:
@@ -216,7 +218,8 @@ class RuntimeService(StatsMethods):
         status = self._container_statuses.item(found.container)
         if not request.verbose:
             return status
-        info = await self._info("container", found.container.id, container_info(found.container))
+        seen = container_info(found.container) | dict(self._facts.witness(found.container.id))
+        info = await self._info("container", found.container.id, seen)
         return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
     async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:

@@ -11,9 +11,10 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import anyio
 
@@ -24,6 +25,7 @@ BUSYBOX = "/bin/busybox"
 DEADLINE_S = 20.0
 APPLETS = ("sh", "sleep", "cat", "seq", "stty", "tail", "printf", "yes", "head", "dd", "echo", "true", "test")
 MONITORS = ("debian", "alone", "zygote")
+NO_PIPES: Mapping[str, int] = MappingProxyType({})
 
 
 def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
@@ -61,6 +63,15 @@ class Case:
     messages: list[dict[str, object]] = field(default_factory=list)
     sync_fd: int = -1
     monitor_pid: int = 0
+    program: "subprocess.Popen[bytes] | None" = None
+
+    def started(self) -> str:
+        """Wait until the program has left its monitor behind, or refused; what it said."""
+        assert self.program is not None
+        _, said = self.program.communicate(timeout=DEADLINE_S)
+        pidfile = self.folder / "conmon.pid"
+        self.monitor_pid = int(pidfile.read_text()) if pidfile.exists() else 0
+        return said.decode()
 
     @property
     def pid(self) -> int:
@@ -188,8 +199,10 @@ class Rig:
         memory_bytes: int = 0,
         options: Sequence[str] = (),
         runtime: str = RUNC,
+        pipes: Mapping[str, int] = NO_PIPES,
+        read: bool = True,
     ) -> Case:
-        """Have the monitor create a container; its first message has been read."""
+        """Have the monitor create a container; its first message has been read, unless `read` is false."""
         case = self._bundle(command, terminal=terminal, memory_bytes=memory_bytes)
         bundle = str(case.folder)
         arguments = ["--api-version", "1", "-c", case.cid, "-u", case.cid, "-n", case.cid, "-r", runtime]
@@ -199,27 +212,37 @@ class Rig:
             arguments += ["-l", f"k8s-file:{bundle}/log"]
         arguments += ["-t"] if terminal else []
         arguments += ["-i"] if stdin else []
-        self.launch(case, [*arguments, *options])
-        case.read_sync()
+        self.launch(case, [*arguments, *options], pipes)
+        if read:
+            case.read_sync()
         return case
 
-    def exec(self, case: Case, *command: str, api_version: int = 1, options: Sequence[str] = ()) -> Case:
+    def exec(
+        self,
+        case: Case,
+        *command: str,
+        api_version: int = 1,
+        terminal: bool = False,
+        options: Sequence[str] = (),
+        pipes: Mapping[str, int] = NO_PIPES,
+    ) -> Case:
         """Have another monitor run a command in a container; nothing has been read from it."""
         name = f"exec-{len(self.cases)}"
         folder = case.folder / name
         folder.mkdir()
         spec = json.loads((case.folder / "config.json").read_text())["process"]
-        spec.update(args=list(command), terminal=False)
+        spec.update(args=list(command), terminal=terminal)
         (folder / "process.json").write_text(json.dumps(spec))
         job = Case(rig=self, cid=case.cid, folder=folder)
         self.cases.append(job)
         arguments = ["-c", case.cid, "-n", case.cid, "-r", RUNC, "-p", f"{folder}/pidfile", "-e"]
         arguments += ["--exec-process-spec", f"{folder}/process.json", "-l", f"k8s-file:{folder}/log"]
         arguments += ["--api-version", "-u", name, "-b", str(folder), "--full-attach"] if api_version else []
-        self.launch(job, [*arguments, *options])
+        arguments += ["-t"] if terminal else []
+        self.launch(job, [*arguments, *options], pipes)
         return job
 
-    async def spawn(self, case: Case, arguments: Sequence[str]) -> None:
+    async def spawn(self, case: Case, arguments: Sequence[str], pipes: Mapping[str, int] = NO_PIPES) -> None:
         """Have the zygote start the monitor, with its sync pipe."""
         case.sync_fd, writer = os.pipe()
         try:
@@ -227,7 +250,7 @@ class Rig:
                 [*self._common(case), *arguments],
                 cwd=case.folder,
                 environment={"PATH": os.environ["PATH"]},
-                pipes={"sync": writer},
+                pipes={"sync": writer, **pipes},
             )
         finally:
             os.close(writer)
@@ -237,21 +260,29 @@ class Rig:
     def _common(self, case: Case) -> list[str]:
         return ["--runtime-arg", f"--root={self.folder}/runc", "-P", str(case.folder / "conmon.pid")]
 
-    def launch(self, case: Case, arguments: Sequence[str]) -> None:
-        """Start the monitor with its sync pipe."""
+    def launch(self, case: Case, arguments: Sequence[str], pipes: Mapping[str, int] = NO_PIPES) -> None:
+        """Start the monitor with its sync pipe, and with `start` and `attach` where they are given.
+
+        One with a start pipe is not waited for: the caller has to let it go on.
+        """
         if self.kind == "zygote":
-            anyio.run(self.spawn, case, arguments)
+            anyio.run(self.spawn, case, arguments, pipes)
             return
         case.sync_fd, writer = os.pipe()
-        words = [*self._common(case), *arguments]
         environment = {"PATH": os.environ["PATH"]}
+        for name, fd in {"sync": writer, **pipes}.items():
+            environment[f"_OCI_{name.upper()}PIPE"] = str(fd)
         program = ["/usr/bin/conmon"] if self.kind == "debian" else list(default_command())
-        environment["_OCI_SYNCPIPE"] = str(writer)
-        subprocess.run(
-            [*program, *words], env=environment, pass_fds=(writer,), cwd=case.folder, check=True, timeout=DEADLINE_S
+        case.program = subprocess.Popen(
+            [*program, *self._common(case), *arguments],
+            env=environment,
+            pass_fds=(writer, *pipes.values()),
+            cwd=case.folder,
+            stderr=subprocess.PIPE,
         )
         os.close(writer)
-        case.monitor_pid = int((case.folder / "conmon.pid").read_text())
+        if "start" not in pipes and "--sync" not in arguments:
+            case.started()
 
     def close(self) -> None:
         """Take away every container and monitor that this rig started."""

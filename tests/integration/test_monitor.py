@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import termios
 from collections.abc import AsyncIterator
 from dataclasses import replace
@@ -16,11 +17,13 @@ import psutil
 import pytest
 
 from crio_core.errors import Code, OperationError
-from crio_io import exits, monitor
+from crio_io import exits, monitor, witness
 from crio_io.cgroups import Cgroups
 from crio_io.exits import Exit, ExitWatcher
 from crio_io.monitor import ConmonMonitor, Created, MonitorRequest
 from crio_io.runtime import OciRuntime
+from crio_io.witness import ExitRecord
+from crio_io.zygote import ZygoteClient
 from tests.integration.bundle_fixture import CGROUP_PARENT, CONMON, RUNC, Bundles
 
 pytestmark = [
@@ -34,22 +37,37 @@ pytestmark = [
 MONITOR_CGROUP = "/criotest-monitors"
 
 
+KINDS = ("debian", "alone", "zygote")
+"""Debian's conmon, and our own: started as a program, as another engine would, and forked by a zygote."""
+FORKED = pytest.mark.parametrize("site", ["zygote"], indirect=True)
+
+
 class Site:
     """A runtime, a monitor and an exit watcher with directories of their own."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, kind: str) -> None:
         self.root = root
+        self.kind = kind
+        self.zygote = ZygoteClient(root / "zygote.sock") if kind == "zygote" else None
         self.bundles = Bundles(root=root / "bundles")
         self.groups = Cgroups.detect()
         self.runtime = OciRuntime("runc", RUNC, str(root / "runc"), systemd_cgroup=False, scratch=root / "scratch")
-        self.monitor = self.monitor_of(CONMON)
+        self.monitor = self.monitor_of(
+            str(Path(sys.executable).with_name("crio-conmon")) if kind == "alone" else CONMON
+        )
         self.watcher = ExitWatcher(root / "exits", root / "bundles", self.groups)
 
     def monitor_of(self, path: str, cgroup: str = MONITOR_CGROUP) -> ConmonMonitor:
         """A monitor by another program, or in another place."""
-        exit_dir, socket_dir = self.root / "exits", self.root / "att"
         return ConmonMonitor(
-            path, self.runtime, exit_dir=exit_dir, socket_dir=socket_dir, cgroups=self.groups, cgroup=cgroup
+            path,
+            self.runtime,
+            exit_dir=self.root / "exits",
+            socket_dir=self.root / "att",
+            cgroups=self.groups,
+            cgroup=cgroup,
+            env={"PATH": os.environ["PATH"]},
+            zygote=self.zygote if path == CONMON else None,
         )
 
     def request(self, name: str, *args: str, terminal: bool = False, memory_bytes: int = 0) -> MonitorRequest:
@@ -79,14 +97,16 @@ class Site:
         for path in (MONITOR_CGROUP, CGROUP_PARENT):
             assert self.groups.pids(path) == ()
             self.groups.remove(path)
+        if self.zygote is not None:
+            await self.zygote.quit()
         for directory in ("att", "exits", "runc"):
             assert not (self.root / directory).exists() or os.listdir(self.root / directory) == []
 
 
-@pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
+@pytest.fixture(params=KINDS)
+async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
     """A site, cleaned and checked for residue afterwards."""
-    made = Site(tmp_path)
+    made = Site(tmp_path, request.param)
     try:
         yield made
     finally:
@@ -114,13 +134,27 @@ def kill_and_wait(pid: int) -> None:
     wait_ended(pid)
 
 
+def witnessed(site: Site, name: str) -> ExitRecord:
+    """The record that our own monitor has left."""
+    found = witness.exit_record(site.bundles.root / name)
+    assert found is not None
+    return found
+
+
+def finished_at_ns(site: Site, name: str) -> int:
+    """When the monitor saw the end, as it has written it down."""
+    if site.kind == "debian":
+        return (site.root / "exits" / name).stat().st_mtime_ns
+    return witnessed(site, name).finished_at_ns
+
+
 async def test_container_that_exits_gives_its_code_and_log(site: Site) -> None:
     """The plain case, without a terminal."""
     request = site.request("criotest-plain", "sh", "-c", "echo hello; exit 3")
     created = await site.started(request)
     result = await site.exit_of("criotest-plain", created)
     assert (result.code, result.oom, result.reason) == (3, False, "")
-    assert result.finished_at_ns == (site.root / "exits" / "criotest-plain").stat().st_mtime_ns
+    assert result.finished_at_ns == finished_at_ns(site, "criotest-plain")
     assert Path(request.log_path).read_text().endswith(" stdout F hello\n")
 
 
@@ -293,9 +327,57 @@ async def test_exit_while_nobody_watched_is_found(site: Site) -> None:
     """R18: the server was down; the code and the time are in the file."""
     created = await site.started(site.request("criotest-later", "sh", "-c", "exit 9"))
     wait_ended(created.monitor_pid)
-    written = (site.root / "exits" / "criotest-later").stat().st_mtime_ns
     result = await site.exit_of("criotest-later", created)
-    assert (result.code, result.finished_at_ns) == (9, written)
+    assert (result.code, result.finished_at_ns) == (9, finished_at_ns(site, "criotest-later"))
+
+
+@FORKED
+@pytest.mark.parametrize("fault", ["size=4k,nr_inodes=1", "ro"], ids=["full", "read-only"])
+async def test_exit_with_an_exit_directory_that_takes_nothing_is_found_in_the_bundle(site: Site, fault: str) -> None:
+    """R18, R40: the exit is written down twice, in two places, and one is enough for the true code and time."""
+    request = site.request("criotest-full", "sh", "-c", "while test -e /tmp; do :; done; exit 12")
+    exit_dir = site.root / "exits"
+    created = await site.started(request)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", fault, "criotest-exits", str(exit_dir)], check=True)
+    try:
+        (request.bundle / "rootfs/tmp").rmdir()
+        result = await site.exit_of("criotest-full", created)
+        assert os.listdir(exit_dir) == []
+        assert (result.code, result.reason) == (12, "")
+        assert result.finished_at_ns == witnessed(site, "criotest-full").finished_at_ns
+    finally:
+        subprocess.run(["umount", str(exit_dir)], check=True)
+
+
+@FORKED
+async def test_monitor_s_verdict_on_want_of_memory_is_believed(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R20: a counter that rose since the server began to look may be hours old; the monitor knows when (0012)."""
+    created = await site.started(site.request("criotest-verdict", "sleep", "600"))
+    counts = iter([0, 1])
+    monkeypatch.setattr(Cgroups, "oom_kills", lambda *_: next(counts))
+    os.kill(created.pid, signal.SIGKILL)
+    result = await site.exit_of("criotest-verdict", created)
+    assert (result.code, result.oom, result.reason) == (137, False, "")
+
+
+@FORKED
+async def test_monitor_that_is_killed_is_noticed_while_the_container_runs(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """R17: log and exit code are lost from then on, and not only when somebody misses them."""
+    created = await site.started(site.request("criotest-unwatched", "sleep", "600"))
+    bundle = site.bundles.root / "criotest-unwatched"
+    assert not witness.is_unwatched(bundle)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(site.exit_of, "criotest-unwatched", created)
+        await anyio.wait_all_tasks_blocked()
+        kill_and_wait(created.monitor_pid)
+        assert witness.is_unwatched(bundle)
+        with anyio.fail_after(10):
+            while "its monitor" not in caplog.text:
+                await anyio.sleep(0.005)
+        os.kill(created.pid, signal.SIGKILL)
+    assert caplog.text.count("its monitor") == 1
 
 
 async def test_numbers_that_others_have_got_meanwhile_do_not_fool_it(site: Site) -> None:
@@ -307,6 +389,7 @@ async def test_numbers_that_others_have_got_meanwhile_do_not_fool_it(site: Site)
             confused = replace(created, pid=stranger.pid, monitor_pid=stranger.pid)
             assert (await site.exit_of("criotest-reuse", confused)).code == 6
             (site.root / "exits" / "criotest-reuse").unlink()
+            (site.bundles.root / "criotest-reuse/exit.json").unlink(missing_ok=True)
             assert (await site.exit_of("criotest-reuse", confused)).code is None
         finally:
             stranger.kill()

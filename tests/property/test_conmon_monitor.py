@@ -69,23 +69,18 @@ def test_gone_is_the_end_and_everything_leads_there() -> None:
     assert reached == set(STATES)
 
 
-def test_exit_before_the_pid_is_known_is_not_lost() -> None:
-    """A short command can be reaped before the runtime's own end is seen (R24)."""
-    machine = Monitor(is_exec=True)
-    machine.step(monitor.ChildReaped(PID, 7 << 8))
-    machine.step(monitor.RuntimeSucceeded())
-    assert machine.step(monitor.PidKnown(PID)) == (monitor.ReportPid(PID), monitor.Drain())
-    (record,) = machine.step(monitor.OutputDrained(1, 0))
-    assert record == monitor.RecordExit(7, "Error", False, "")
-
-
-def test_strangers_before_the_pid_is_known_are_bounded() -> None:
-    """A runtime that leaves many orphans does not make the monitor grow (R42)."""
+@given(st.lists(st.sampled_from((2, 3, 15)), max_size=8))
+def test_signals_during_creation_reach_the_runtime_and_the_container(signals: list[int]) -> None:
+    """The runtime may have ended, unseen as yet, when it gets one: then nobody would have got it."""
     machine = Monitor()
-    for pid in range(1000, 3000):
-        machine.step(monitor.ChildReaped(pid, 0))
-    assert sum(machine.knows_exit_of(pid) for pid in range(1000, 3000)) == monitor.EARLY_EXITS_MAX
-    assert machine.knows_exit_of(2999)
+    for signum in signals:
+        assert machine.step(monitor.SignalReceived(signum)) == (monitor.SendSignal(0, signum),)
+    machine.step(monitor.RuntimeSucceeded())
+    report, *sent = machine.step(monitor.PidKnown(PID))
+    assert report == monitor.ReportPid(PID)
+    assert {effect.signum for effect in sent if isinstance(effect, monitor.SendSignal)} == set(signals)
+    assert all(isinstance(effect, monitor.SendSignal) and effect.pid == PID for effect in sent)
+    assert len(sent) == len(set(signals))
 
 
 @pytest.mark.parametrize(

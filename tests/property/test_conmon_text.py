@@ -1,12 +1,14 @@
 """What a monitor reads and writes as text: log records, control lines, sync messages, options, counters."""
 
 import json
+import os
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conmon import oom
+from conmon.cli import open_logs
 from conmon.control import LINE_BYTES_MAX, ControlLines, ReopenLogs, Resize
 from conmon.logs import STDERR, STDOUT, Formatter, Stamps
 from conmon.options import UsageError, check, help_text, parse
@@ -161,6 +163,30 @@ def test_options_of_cri_o_are_understood() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        *(("16", 16), ("0x10", 16), ("020", 16), (" +5", 5), ("-3", -3), ("0", 0)),
+        *(("08", None), ("5x", None), ("", None), ("1_0", None), ("0x", None), ("--5", None), ("5 ", None)),
+        *(("2147483648", None), ("\u0665", None)),
+    ],
+)
+def test_number_of_an_option_is_read_as_the_c_library_does(text: str, number: int | None) -> None:
+    """conmon's options are parsed with strtol(3); a caller's octal is no decimal number here."""
+    if number is None:
+        with pytest.raises(UsageError, match="Cannot parse integer"):
+            parse(["-T", text])
+    else:
+        assert parse(["-T", text]).timeout == number
+
+
+def test_file_driver_without_a_file_is_refused() -> None:
+    """It would make a log with the driver's name in whatever directory is current."""
+    for word in ("k8s-file", "k8s-file:"):
+        with pytest.raises(UsageError, match="needs a filename"):
+            open_logs(parse(["-l", word]))
+
+
+@pytest.mark.parametrize(
     ("words", "part"),
     [
         ("--no-such", "Unknown option --no-such"),
@@ -231,3 +257,12 @@ def test_request_to_the_zygote_keeps_every_word() -> None:
     assert (request.cwd, request.pipes) == ("/cwd", ("sync", "hold", "hold"))
     assert request.environment == {"A": "b=c", "D": ""}
     assert request.words == ["-c", "x", ""]
+
+
+def test_counter_of_a_cgroup_that_is_gone_is_not_polled_for_ever() -> None:
+    """R41: a removed cgroup's file polls as urgent without end; reading it tells nothing, and that it is over."""
+    reader, writer = os.pipe()  # cannot be read at a position, as a removed counter cannot
+    watch = oom.OomWatch(reader, -1, 0)
+    assert watch.read() is None
+    watch.close()
+    os.close(writer)

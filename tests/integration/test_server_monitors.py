@@ -1,0 +1,145 @@
+"""One life of a container under each monitor that a configuration can name, and what a server shows of monitors."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration.harness import REPOSITORY, Crio, Site, read_log, wait_for
+
+pytestmark = pytest.mark.integration
+
+SCRIPT = str(Path(sys.executable).with_name("crio-conmon"))
+HANDLER = """
+[crio.runtime.runtimes.watched]
+runtime_path = "/usr/sbin/runc"
+runtime_root = "{root}"
+monitor_path = "{program}"
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One way to choose a monitor: flags, a handler of its own, and what its processes show as their program."""
+
+    flags: tuple[str, ...] = ()
+    handler_program: str = ""
+    shown: str
+
+    @property
+    def handler(self) -> str:
+        return "watched" if self.handler_program else ""
+
+
+CHOICES = {
+    "built-in": Choice(shown="conmon -c "),
+    "conmon": Choice(flags=("--conmon", "/usr/bin/conmon"), shown="/usr/bin/conmon"),
+    "script": Choice(flags=("--conmon", SCRIPT), shown=SCRIPT),
+    "handler with conmon": Choice(handler_program="/usr/bin/conmon", shown="/usr/bin/conmon"),
+    "handler with script": Choice(handler_program=SCRIPT, shown=SCRIPT),
+}
+
+
+@pytest.mark.parametrize("choice", CHOICES.values(), ids=CHOICES.keys())
+def test_life_of_a_container_is_the_same_under_every_monitor(site: Site, choice: Choice) -> None:
+    """The monitor is replaceable: create, log, exec, restart of the server, reopen, stop, and an OOM kill."""
+    if choice.handler_program:
+        folder = site.directory / "conf.d"
+        folder.mkdir(exist_ok=True)
+        text = HANDLER.format(root=site.marks.runtime_root, program=choice.handler_program)
+        (folder / "10-monitor.conf").write_text(text)
+    with Crio(site, *choice.flags) as crio:
+        crio.pull(crio.images.busybox)
+        crio.note_baseline()
+        pod = crio.client(
+            pb.RunPodSandboxRequest(config=crio.pod_config(), runtime_handler=choice.handler)
+        ).pod_sandbox_id
+        try:
+            script = "trap 'exit 7' TERM; trap 'echo two' USR1; echo one; while :; do sleep 0.05; done"
+            container = crio.begin(pod, ["sh", "-c", script])
+            log = Path(crio.status(container).log_path)
+            wait_for("the first line", lambda: [one.text for one in read_log(log)] == ["one\n"])
+            monitor = crio.info(container)["monitorPid"]
+            assert choice.shown.encode() in Path(f"/proc/{monitor}/cmdline").read_bytes()
+            assert crio.output(container, "echo", "inside") == "inside\n"
+
+            crio.restart(signal.SIGKILL)
+            assert crio.status(container).state == pb.CONTAINER_RUNNING
+            assert crio.info(container)["monitorPid"] == monitor
+            rotated = log.rename(log.with_suffix(".1"))
+            crio.client(pb.ReopenContainerLogRequest(container_id=container))
+            assert log.exists()
+            os.kill(crio.info(container)["pid"], signal.SIGUSR1)
+            wait_for("the second line", lambda: [one.text for one in read_log(log)] == ["two\n"])
+            assert [one.text for one in read_log(rotated)] == ["one\n"]
+            crio.stop(container, timeout_s=20)
+            assert crio.ended(container).exit_code == 7
+
+            linux = pb.LinuxContainerConfig()
+            linux.resources.memory_limit_in_bytes = 16 << 20
+            hungry = crio.ended(crio.begin(pod, ["busybox", "tail", "/dev/zero"], "hungry", linux=linux))
+            assert (hungry.exit_code, hungry.reason) == (137, "OOMKilled")
+        finally:
+            crio.remove(pod)
+        crio.assert_clean()
+
+
+@pytest.fixture
+def small(site: Site) -> Iterator[Path]:
+    """A directory for logs on a disk that is soon full."""
+    folder = site.directory / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "criotest-small", str(folder)], check=True)
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def explained(crio: Crio, wanted: str) -> str:
+    command = [sys.executable, "-m", "crio_server.crioctl", "-r", f"unix://{crio.site.socket}", "explain", wanted]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def test_bytes_that_a_full_disk_cost_are_shown(small: Path, own_crio: Crio) -> None:
+    """R40: the workload goes on, and whoever looks at it sees that its log is not whole."""
+    crio = own_crio
+    with crio.pod(log_directory=str(small)) as pod:
+        whole = crio.begin(pod, ["true"], "whole")
+        crio.ended(whole)
+        assert crio.info(whole)["logDroppedBytes"] == 0
+        container = crio.begin(pod, ["sh", "-c", "seq 100000; sleep 600"], "loud")
+        wait_for("a loss that is shown", lambda: crio.info(container)["logDroppedBytes"])
+        crio.stop(container)
+        crio.ended(container)
+        kept = sum(len(one.text.rstrip("\n")) for one in read_log(Path(crio.status(container).log_path)))
+        lost = crio.info(container)["logDroppedBytes"]
+        assert lost + kept == sum(len(str(number)) for number in range(1, 100001))
+        assert f"its log did not take {lost} bytes" in explained(crio, container)
+        wait_for("a warning", lambda: f"container {container}: its log takes no more" in crio.log.read_text())
+        assert crio.log.read_text().count("its log takes no more") == 1
+
+
+def test_monitor_that_was_killed_is_shown_before_it_is_missed(own_crio: Crio) -> None:
+    """R17: nobody writes the log or will see the exit code; an administrator can restart the container in time."""
+    crio = own_crio
+    with crio.pod() as pod:
+        container = crio.begin(pod, ["sleep", "600"])
+        info = crio.info(container)
+        assert info["unwatched"] is False
+        handle = os.pidfd_open(info["monitorPid"])
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        os.close(handle)
+        wait_for("the server shows it", lambda: crio.info(container)["unwatched"])
+        assert "its monitor has ended" in explained(crio, container)
+        wait_for("a warning", lambda: f"container {container}: its monitor" in crio.log.read_text())
+        check = subprocess.run([*crio.argv, "check"], capture_output=True, text=True, cwd=REPOSITORY, timeout=60)
+        assert container in check.stdout and "nobody writes its log" in check.stdout, check
+        crio.stop(container)
+        status = crio.ended(container)
+        assert status.exit_code != 0
+        assert crio.info(container)["unwatched"] is False
