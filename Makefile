@@ -48,8 +48,8 @@ test.integration: system.test venv.dev root ## the tests on real parts; TESTS=pa
 	$(AS_ROOT) $(PY) -m pytest $(TESTS)
 
 .PHONY: soak mutate
-soak: system.test venv.dev root ## random programs on the simulated node for MINUTES (60), then 200 kills on the real one
-	@$(AS_ROOT) $(PY) -m scripts.soak --minutes $(or $(MINUTES),60) --kills $(or $(KILLS),200)
+soak: system.test venv.dev root ## random programs on the simulated node for MINUTES (60), then 200 kills and 1000 containers on the real one
+	@$(AS_ROOT) $(PY) -m scripts.soak --minutes $(or $(MINUTES),60) --kills $(or $(KILLS),200) --churn $(or $(CHURN),1000)
 mutate: venv.dev ## break the core on purpose, in each of many ways, and see that the simulation finds it
 	@$(PY) -m scripts.mutate
 

@@ -275,15 +275,14 @@ class Attach:
             self._deaf_until_ns = 0
             self._poll.modify(self._server.fileno(), select.EPOLLIN)
 
-    def release(self) -> None:
-        """Close the descriptors and nothing else."""
-        for fd in tuple(self.clients):
-            os.close(fd)
-        self.clients.clear()
-        if self._stdin_fd >= 0:
-            os.close(self._stdin_fd)
-            self._stdin_fd = -1
-        self._server.close()
+    @property
+    def resting(self) -> bool:
+        """Nobody is attached or waits to be."""
+        return not self.clients and not self._deaf_until_ns
+
+    def leave(self) -> None:
+        """Keep the listening socket open for another process that has the same descriptor."""
+        self._server.detach()
 
     def close(self) -> None:
         """Hang up on every client and stop listening."""

@@ -39,6 +39,11 @@ class ControlLines:
         self._pending = b""
         self._skipping = False
 
+    @property
+    def resting(self) -> bool:
+        """No line has begun."""
+        return not self._pending and not self._skipping
+
     def feed(self, data: bytes) -> tuple[Resize | ReopenLogs, ...]:
         *lines, rest = (self._pending + data).split(b"\n")
         if lines and self._skipping:

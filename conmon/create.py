@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import select
 import time
+from fcntl import F_SETPIPE_SZ, fcntl
 
 from conmon import attach, linux, monitor, oom, runtime, sync
 from conmon.diagnostics import Diagnostics
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 SIGNAL_BYTES = 64
+PIPE_BYTES = 256 * 1024
 PIDFILE_BYTES_MAX = 32
 FORWARDED = (SIGTERM, SIGINT, SIGQUIT)
 CAUGHT = (SIGCHLD, SIGUSR1, *FORWARDED)
@@ -221,12 +223,12 @@ class Creation:
         if self._passthrough:
             return (-1, -1, -1), -1
         null = runtime.stdio_null()
-        self._error_fd, error_write = os.pipe()
+        self._error_fd, error_write = _output_pipe()
         if self._options.terminal:
             self._console = runtime.ConsoleSocket(self._environment.get("TMPDIR") or "/tmp")
             self._theirs = (error_write, null)
             return (null, null, error_write), -1
-        out_read, out_write = os.pipe()
+        out_read, out_write = _output_pipe()
         self.made.outputs[out_read] = STDOUT
         in_read = in_write = -1
         if self._options.stdin:
@@ -394,6 +396,14 @@ def remove(path: str) -> None:
     """Take a name away; one that is not there is the usual case."""
     with Suppress(FileNotFoundError):
         os.unlink(path)
+
+
+def _output_pipe() -> tuple[int, int]:
+    """A pipe in which a container that writes much need not wait for each read; what is not in it takes no memory."""
+    reader, writer = os.pipe()
+    with Suppress(OSError):  # above the host's limit
+        fcntl(writer, F_SETPIPE_SZ, PIPE_BYTES)
+    return reader, writer
 
 
 def _open_fifo(path: str) -> int:

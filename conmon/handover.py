@@ -1,13 +1,18 @@
 """What one process that creates a container gives to the one that watches it: numbers, words and open descriptors.
 
-The two are the same process when a monitor is started alone. A monitor of a zygote gets this as bytes, and reads them
-when something happens for the first time: until then it has run next to nothing (docs/monitor.md).
+The two are the same process when a monitor is started alone. A monitor of a zygote has this as bytes: a process that is
+made when something happens reads them, and leaves them for the next one when nothing has happened for a while
+(docs/monitor.md).
 """
 
 import marshal
 import select
 
 from conmon.options import Options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from conmon.logs import LogState
 
 BYTES_MAX = 1024 * 1024
 
@@ -50,7 +55,12 @@ class Handover:
         self.notify_fd = -1
         self.oom: tuple[int, int, int] | None = None  # counter, event or -1, kills so far
         self.log_fds: tuple[tuple[str, int], ...] = ()
+        self.log_states: tuple[LogState, ...] = ()  # of the same files, once somebody has written to them
         self.journal = False
+        self.noted_bytes = 0  # of the log, lost, and told so far
+        self.exits = (-1, -1)  # a pipe with pid and status of each child that the watcher has reaped, as two int
+        self.oom_kills = 0
+        self.oom_at_ns: int | None = None  # monotonic
         self.timeout_at_ns = 0  # monotonic
 
     def pack(self) -> bytes:
@@ -72,7 +82,15 @@ class Handover:
 
     def causes(self) -> dict[int, int]:
         """Every descriptor that may need the watcher, and the events of epoll(7) to wait for."""
-        wanted = [self.wake[0], self.foreign_fd, self.attach_fd, self.control_fd, self.window_fd, self.notify_fd]
+        wanted = [
+            self.wake[0],
+            self.exits[0],
+            self.foreign_fd,
+            self.attach_fd,
+            self.control_fd,
+            self.window_fd,
+            self.notify_fd,
+        ]
         wanted += self.outputs
         found = {fd: select.EPOLLIN for fd in wanted if fd >= 0}
         if self.oom is not None:

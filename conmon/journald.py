@@ -62,6 +62,11 @@ class JournalLog:
     def expire(self) -> None:
         """Held parts wait for their newline, as the journal shows whole messages."""
 
+    @property
+    def resting(self) -> bool:
+        """No part of a line is held."""
+        return not any(self._parts.values())
+
     def reopen(self) -> None:
         """Nothing to open: the journal keeps its own files."""
 

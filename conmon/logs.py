@@ -18,6 +18,7 @@ LINE_BYTES_MAX = 16384  # the length at which other CRI runtimes part a line
 PARTIAL_HOLD_NS = 50_000_000
 PIECES_MAX = 510  # of one writev(2), which takes IOV_MAX = 1024; a multiple of a record's three
 STDOUT, STDERR = 2, 3  # the numbers that conmon's attach protocol gives the streams
+LogState = tuple[bool, bool, bool, int, int]
 _NAMES = {STDOUT: b" stdout ", STDERR: b" stderr "}
 
 
@@ -52,12 +53,12 @@ class Formatter:
         line_bytes_max: The most bytes of a line that one record holds.
     """
 
-    __slots__ = ("_limit", "_open", "_stream", "held")
+    __slots__ = ("_limit", "_stream", "held", "open")
 
     def __init__(self, stream: int, line_bytes_max: int = LINE_BYTES_MAX) -> None:
         self._stream = _NAMES[stream]
         self._limit = line_bytes_max
-        self._open = False
+        self.open = False  # the last record is a part
         self.held = b""
 
     def header_bytes(self, stamp: bytes) -> int:
@@ -73,13 +74,13 @@ class Formatter:
         out: list[bytes] = []
         if cut:
             self._lines(data, cut, stamp + self._stream, out)
-            self._open = False
+            self.open = False
         if len(tail) > self._limit:
             part = stamp + self._stream + b"P "
             whole = (len(tail) - 1) // self._limit * self._limit
             for at in range(0, whole, self._limit):
                 out += (part, tail[at : at + self._limit], b"\n")
-            self._open = True
+            self.open = True
             tail = tail[whole:]
         self.held = tail
         return out
@@ -105,16 +106,16 @@ class Formatter:
             return b""
         out = stamp + self._stream + b"P " + self.held + b"\n"
         self.held = b""
-        self._open = True
+        self.open = True
         return out
 
     def finish(self, stamp: bytes) -> bytes:
         """A closing record for a last line that has no newline."""
-        if not self.held and not self._open:
+        if not self.held and not self.open:
             return b""
         out = stamp + self._stream + b"F " + self.held + b"\n"
         self.held = b""
-        self._open = False
+        self.open = False
         return out
 
 
@@ -131,14 +132,14 @@ class RecordFile:
         OSError: The file cannot be opened.
     """
 
-    __slots__ = ("_fd", "_path", "_size", "_size_max", "_torn", "_total", "_total_max", "dropped_bytes")
+    __slots__ = ("_fd", "_path", "_size", "_size_max", "_total_max", "dropped_bytes", "torn", "total")
 
     def __init__(self, path: str, size_max: int = 0, total_max: int = 0, fd: int = -1) -> None:
         self._path = path
         self._size_max = size_max
         self._total_max = total_max
-        self._total = 0
-        self._torn = False
+        self.total = 0
+        self.torn = False  # the file ends with a record that was cut off
         self.dropped_bytes = 0
         self._fd = fd if fd >= 0 else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self._size = os.fstat(self._fd).st_size
@@ -148,7 +149,7 @@ class RecordFile:
 
     def write(self, pieces: list[bytes], header_bytes: int) -> None:
         """Append records; what does not fit or fails is counted, less `header_bytes` and a newline each."""
-        if not self._size_max and not self._total_max and not self._torn:
+        if not self._size_max and not self._total_max and not self.torn:
             self._append_pieces(pieces, header_bytes)
         else:
             self._append_within(b"".join(pieces), header_bytes)
@@ -161,7 +162,7 @@ class RecordFile:
             except OSError:
                 done = 0
             self._size += done
-            self._total += done
+            self.total += done
             if done < sum(map(len, some)):
                 self._append(b"".join(some), header_bytes, done)
 
@@ -169,7 +170,7 @@ class RecordFile:
         at = 0
         while at < len(records):
             end = len(records)
-            if self._total_max and self._total >= self._total_max:
+            if self._total_max and self.total >= self._total_max:
                 self._drop(records[at:], header_bytes)
                 return
             if self._size_max and self._size + end - at > self._size_max:
@@ -179,8 +180,8 @@ class RecordFile:
                     continue
                 if end <= at:
                     end = records.index(b"\n", at) + 1
-            if self._total_max and self._total + end - at > self._total_max:
-                end = records.index(b"\n", min(at + self._total_max - self._total, end) - 1) + 1
+            if self._total_max and self.total + end - at > self._total_max:
+                end = records.index(b"\n", min(at + self._total_max - self.total, end) - 1) + 1
             self._append(records[at:end], header_bytes, 0)
             at = end
 
@@ -188,16 +189,16 @@ class RecordFile:
         """Append records of which the first `done` bytes are written."""
         before = done
         try:
-            if self._torn:
+            if self.torn:
                 os.write(self._fd, b"\n")
-                self._torn = False
+                self.torn = False
             while done < len(records):
                 done += os.write(self._fd, records[done:])
         except OSError:
             done = self._take_back(records, done)
             self._drop(records[done:], header_bytes)
         self._size += done - before
-        self._total += done - before
+        self.total += done - before
 
     def _take_back(self, records: bytes, done: int) -> int:
         """Cut off a record that was written in part; the number of bytes that stay."""
@@ -206,7 +207,7 @@ class RecordFile:
             try:
                 os.ftruncate(self._fd, os.fstat(self._fd).st_size - (done - whole))
             except OSError:
-                self._torn = True
+                self.torn = True
         return whole
 
     def _drop(self, records: bytes, header_bytes: int) -> None:
@@ -215,17 +216,21 @@ class RecordFile:
     def reopen(self) -> None:
         """Go on in the file that has the name now: it was renamed away, or it is still the same.
 
-        A directory that is full or gone leaves the old file in use, so that nothing is lost.
+        A directory that is full or gone leaves the old file in use, so that nothing is lost. The descriptor keeps its
+        number, by which other processes know it.
         """
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
             return
         old, new = os.fstat(self._fd), os.fstat(fd)
-        os.close(self._fd)
-        self._fd = fd
+        self._take(fd)
         self._size = new.st_size
-        self._torn = self._torn and (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino)
+        self.torn = self.torn and (old.st_dev, old.st_ino) == (new.st_dev, new.st_ino)
+
+    def _take(self, fd: int) -> None:
+        os.dup2(fd, self._fd, inheritable=False)
+        os.close(fd)
 
     def _replace(self) -> None:
         """Put an empty file in the place of the full one; a reader of the old one keeps it."""
@@ -234,15 +239,14 @@ class RecordFile:
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             os.rename(fresh, self._path)
-            os.close(self._fd)
-            self._fd = fd
-            self._torn = False
+            self._take(fd)
+            self.torn = False
         except OSError:
             if fd >= 0:
                 os.close(fd)
             with Suppress(OSError):  # read-only: what is written from now on is dropped, and counted
                 os.ftruncate(self._fd, 0)
-                self._torn = False
+                self.torn = False
         self._size = 0
 
     def sync(self) -> None:
@@ -302,6 +306,20 @@ class FileLog:
 
     def reopen(self) -> None:
         self._file.reopen()
+
+    @property
+    def resting(self) -> bool:
+        """Nothing is held: `state` is all that another process needs to go on."""
+        return not self._out.held and not self._err.held
+
+    @property
+    def state(self) -> LogState:
+        """What the file itself does not tell."""
+        return self._out.open, self._err.open, self._file.torn, self._file.total, self._file.dropped_bytes
+
+    def resume(self, state: LogState) -> None:
+        """Go on from the `state` of another log with the same descriptor."""
+        self._out.open, self._err.open, self._file.torn, self._file.total, self._file.dropped_bytes = state
 
     def finish(self, *, sync: bool) -> None:
         """Close the last lines and the file."""

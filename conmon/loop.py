@@ -1,7 +1,8 @@
 """Watches one container to its end: waits with epoll, feeds `Monitor`, and carries out what that orders.
 
 Every wake-up has a cause: a descriptor is ready, a signal arrived, or one of the few timers that exist only while they
-are needed (a held line, a slow client, `--timeout`). A monitor whose container is quiet sleeps.
+are needed (a held line, a slow client, `--timeout`). A monitor whose container is quiet sleeps; one that works for a
+watcher ends when it has been quiet for `QUIET_S`, and is made again with the next event.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import fcntl
 import os
 import select
 import time
+from sys import byteorder
 
-from conmon import attach, monitor, oom, runtime, sync
+from conmon import attach, linux, monitor, oom, runtime, sync
 from conmon.control import ControlLines, ReopenLogs
 from conmon.create import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals, remove, run_exit_command
 from conmon.diagnostics import Diagnostics
@@ -30,6 +32,10 @@ READ_BYTES = 65536
 TERMINAL_DRAIN_BYTES_MAX = 1024 * 1024
 HANGUP_WAIT_NS = 100_000_000
 DROPPED_NOTE_NS = 1_000_000_000
+QUIET_S = 3.0  # long enough that a container that logs each second does not have a process made for each line
+LOST_WAIT_NS = 1_000_000_000
+EXIT_BYTES = 8  # of a child in the pipe of exits
+EXITS_MAX = 64
 
 
 def file_log(options: Options, path: str, fd: int = -1) -> FileLog:
@@ -67,7 +73,12 @@ class Loop:
         if given.journal:
             self._logs += (journal_log(options),)
         self._say = Diagnostics(options.cid, level=options.log_level, syslog=options.syslog)
-        self._machine = monitor.Monitor.resume(given.pid, is_exec=options.exec)
+        for log, state in zip(self._logs, given.log_states, strict=False):
+            assert isinstance(log, FileLog), "files come first"
+            log.resume(state)
+        self._machine = monitor.Monitor.resume(
+            given.pid, is_exec=options.exec, oom_kills=given.oom_kills, oom_at_ns=given.oom_at_ns
+        )
         self._poll = select.epoll()
         self._handlers: dict[int, Callable[[int], None]] = {}
         self._timers: dict[Callable[[], None], int] = {}
@@ -78,20 +89,42 @@ class Loop:
         self._oom: oom.OomWatch | None = None
         self._terminal_fd = given.terminal_fd
         self._noted_ns = 0
-        self._noted_bytes = 0
+        self._noted_bytes = given.noted_bytes
+        self._control = (ControlLines(typed=True), ControlLines(typed=False))
         self._code = 0
         self._over = False
+        self.resting = False
         self._watch_all()
 
     def run(self) -> int:
-        """Watch the container to its end; the code for the monitor's own exit."""
+        """Watch the container to its end, or until it rests; the code for the monitor's own exit."""
         catch_signals(self._given.wake[1])
         self._reap()  # what ended before this began to listen
+        if self._given.exits[0] >= 0 and self._given.foreign_fd < 0 and not linux.parent_of(self._given.pid):
+            # Its status is on the way from the watcher, or was lost with one like us that was killed.
+            self._timers[self._on_lost] = time.monotonic_ns() + LOST_WAIT_NS
         if not self._over:
             self._balance()
         while not self._over:
             self._turn()
         return self._code
+
+    def hand_over(self) -> Handover:
+        """What another process with the same descriptors needs to go on; this one is closed."""
+        given = self._given
+        given.log_states = tuple(log.state for log in self._logs if isinstance(log, FileLog))
+        given.noted_bytes = self._noted_bytes
+        given.oom_kills, given.oom_at_ns = self._machine.oom_kills, self._machine.oom_at_ns
+        if self._attach is not None:
+            given.stdin_fd = self._attach.stdin_fd
+            self._attach.leave()
+        if self._notify is not None:
+            self._notify.leave()
+        for log in self._logs:
+            if isinstance(log, JournalLog):
+                log.close()
+        self._poll.close()
+        return given
 
     def rehearse(self) -> None:
         """Do the whole work around a process that sleeps, and leave no trace in this process."""
@@ -116,6 +149,8 @@ class Loop:
     def _watch_all(self) -> None:
         given, options = self._given, self._options
         self._watch(given.wake[0], self._on_signals)
+        if given.exits[0] >= 0:
+            self._watch(given.exits[0], self._on_exits)
         if given.notify_fd >= 0:
             self._notify = NotifyRelay(given.notify_fd, options.sdnotify_socket)
             self._watch(self._notify.fd, self._notify.relay)
@@ -130,8 +165,8 @@ class Loop:
                 self._attach.set_stdin(given.stdin_fd)
             else:
                 self._attach.close_stdin()
-            self._watch(given.control_fd, self._on_control(ControlLines(typed=True)))
-            self._watch(given.window_fd, self._on_control(ControlLines(typed=False)))
+            for fd, lines in zip((given.control_fd, given.window_fd), self._control, strict=True):
+                self._watch(fd, self._on_control(lines))
         if given.oom is not None:
             self._oom = oom.OomWatch(*given.oom)
             self._watch(self._oom.fd, self._on_oom, self._oom.events)
@@ -153,7 +188,13 @@ class Loop:
             self._poll.unregister(fd)
 
     def _turn(self) -> None:
-        for fd, events in self._poll.poll(self._wait_s()):
+        wait_s = self._wait_s()
+        resting = wait_s < 0 and self._may_rest()
+        found = self._poll.poll(QUIET_S if resting else wait_s)
+        if resting and not found:
+            self.resting = self._over = True
+            return
+        for fd, events in found:
             handler = self._handlers.get(fd)
             if handler is not None:
                 handler(fd)
@@ -172,6 +213,17 @@ class Loop:
         if not deadlines:
             return -1
         return max(min(deadlines) - time.monotonic_ns(), 0) / 1e9
+
+    def _may_rest(self) -> bool:
+        """Whether this works for a watcher, and all that it knows is in its `Handover`."""
+        return (
+            self._given.exits[0] >= 0
+            and self._machine.state is monitor.RUNNING
+            and not self._timers
+            and all(log.resting for log in self._logs)
+            and all(lines.resting for lines in self._control)
+            and (self._attach is None or self._attach.resting)
+        )
 
     def _run_timers(self) -> None:
         now_ns = time.monotonic_ns()
@@ -211,7 +263,18 @@ class Loop:
                 self._feed(monitor.SignalReceived(number))
         self._reap()
 
+    def _on_exits(self, fd: int) -> None:
+        """The watcher is the parent of the container: it reaps, and tells."""
+        with Suppress(BlockingIOError):
+            told = os.read(fd, EXIT_BYTES * EXITS_MAX)
+            for at in range(0, len(told), EXIT_BYTES):
+                pid, status = (int.from_bytes(told[begin : begin + 4], byteorder) for begin in (at, at + 4))
+                if not self._over:
+                    self._feed(monitor.ChildReaped(pid, status))
+
     def _reap(self) -> None:
+        if self._given.exits[0] >= 0:
+            return
         while not self._over:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -296,9 +359,15 @@ class Loop:
     def _on_oom(self, fd: int) -> None:
         kills = self._oom.read() if self._oom is not None else None
         if kills is None:
-            self._unwatch(fd)
+            self._forget_oom()
         else:
             self._feed(monitor.OomSeen(time.monotonic_ns(), kills))
+
+    def _forget_oom(self) -> None:
+        if self._oom is not None:
+            self._unwatch(self._oom.fd)
+            self._oom.close()
+            self._oom = self._given.oom = None
 
     # Carrying out
 
@@ -317,6 +386,9 @@ class Loop:
             self._record(effect)
         elif isinstance(effect, monitor.Finish):
             self._finish(effect.code)
+
+    def _on_lost(self) -> None:
+        self._feed(monitor.ContainerExited(None))
 
     def _on_timeout(self) -> None:
         self._feed(monitor.TimeoutExpired())
@@ -358,10 +430,7 @@ class Loop:
         for log in self._logs:
             log.finish(sync=not self._options.no_sync_log)
         kills = self._oom.read() if self._oom is not None else None
-        if self._oom is not None:
-            self._unwatch(self._oom.fd)
-            self._oom.close()
-            self._oom = None
+        self._forget_oom()
         self._feed(monitor.OutputDrained(time.monotonic_ns(), kills or 0))
 
     def _record(self, exit: monitor.RecordExit) -> None:

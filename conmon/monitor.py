@@ -259,7 +259,7 @@ class Monitor:
         is_exec: The process is an exec in a running container, not the container itself.
     """
 
-    __slots__ = ("_is_exec", "_kept", "_oom_at_ns", "_oom_kills", "_status", "_timed_out", "pid", "state")
+    __slots__ = ("_is_exec", "_kept", "_status", "_timed_out", "oom_at_ns", "oom_kills", "pid", "state")
 
     def __init__(self, *, is_exec: bool = False) -> None:
         self.state = SPAWNED
@@ -268,15 +268,22 @@ class Monitor:
         self._kept: tuple[int, ...] = ()
         self._status: int | None = None
         self._timed_out = False
-        self._oom_kills = 0
-        self._oom_at_ns: int | None = None
+        self.oom_kills = 0
+        self.oom_at_ns: int | None = None
 
     @classmethod
-    def resume(cls, pid: int, *, is_exec: bool = False) -> "Monitor":
-        """The machine of a container that runs, in a process that did not create it."""
+    def resume(cls, pid: int, *, is_exec: bool, oom_kills: int, oom_at_ns: int | None) -> "Monitor":
+        """The machine of a container that runs, in a process that did not create it.
+
+        Args:
+            oom_kills: What was counted so far.
+            oom_at_ns: And when that last changed.
+        """
         machine = cls(is_exec=is_exec)
         machine.state = RUNNING
         machine.pid = pid
+        machine.oom_kills = oom_kills
+        machine.oom_at_ns = oom_at_ns
         return machine
 
     def step(self, event: Event) -> tuple[Effect, ...]:
@@ -344,9 +351,9 @@ class Monitor:
         return ()
 
     def _count_oom(self, oom_kills: int, at_ns: int) -> None:
-        if oom_kills > self._oom_kills:
-            self._oom_kills = oom_kills
-            self._oom_at_ns = at_ns
+        if oom_kills > self.oom_kills:
+            self.oom_kills = oom_kills
+            self.oom_at_ns = at_ns
 
     def _code(self) -> int:
         return TIMED_OUT_CODE if self._timed_out else exit_code(self._status)
@@ -354,7 +361,7 @@ class Monitor:
     def _verdict(self, at_ns: int) -> RecordExit:
         """What ended the process. A counter of the cgroup alone blames old kills; the last signal has to fit too."""
         killed = self._status is not None and self._status & 0x7F == SIGKILL
-        recent = self._oom_at_ns is not None and at_ns - self._oom_at_ns <= OOM_BLAME_NS
+        recent = self.oom_at_ns is not None and at_ns - self.oom_at_ns <= OOM_BLAME_NS
         oom_killed = killed and recent and not self._timed_out and not self._is_exec
         if self._timed_out:
             return RecordExit(TIMED_OUT_CODE, "TimedOut", False, TIMED_OUT_MESSAGE)

@@ -23,10 +23,14 @@ class NotifyRelay:
         self._outside = socket(AF_UNIX, SOCK_DGRAM, 0)
         self._outside.setblocking(False)
 
+    def leave(self) -> None:
+        """Close what another relay with the same descriptor makes for itself."""
+        self._outside.close()
+
     def close(self) -> None:
         """Close the descriptors and leave the name."""
         os.close(self.fd)
-        self._outside.close()
+        self.leave()
 
     def relay(self, fd: int) -> None:
         """Pass on one message, or drop it."""

@@ -3,7 +3,8 @@
 Every object that a process looks at is written to, because its references are counted, and each page written to is a
 page of its own. So this one runs the few lines of `watch` and then sleeps. A child that shares its descriptors
 (clone(2), `CLONE_FILES`) does everything that has to be done until the container runs, and leaves a `Handover` in
-a memory file. With the first event the watcher reads that and becomes a `Loop`.
+a memory file. With an event another such child is made: it takes the `Handover`, is the `Loop`, and leaves the next
+`Handover` when nothing has happened for a while. What only a parent can do, reaping, the watcher does, and tells it.
 
 The C library is called with the interpreter's lock held, as there is only one thread; and processes are made by the
 system call itself, since fork(3) prepares locks that nobody else holds.
@@ -14,19 +15,20 @@ import os
 import select
 from _signal import set_wakeup_fd, signal  # type: ignore[import-not-found]  # typeshed has no stub for it
 
+from conmon import linux
 from conmon.create import heard
 from conmon.handover import BYTES_MAX, Handover
 from conmon.loop import Loop
-from conmon.low import SIGCHLD
+from conmon.low import SIGCHLD, SIGKILL, Suppress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
-    # Our pid, what the caller gave, the wake-up pipe, the memory file for the `Handover`, and the epoll set in which
-    # whatever may happen is to be registered.
-    Create = Callable[[int, tuple[int, int], tuple[int, int], int, int], int]
+    # Our pid, what the caller gave, the wake-up pipe, the pipe of exits, the memory file for the `Handover`, and the
+    # epoll set in which whatever may happen is to be registered.
+    Create = Callable[[int, tuple[int, int], tuple[int, int], tuple[int, int], int, int], int]
 
 # Numbers of clone(2). Its first argument is the flags on each of these.
 CLONE_NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 220, "ppc64le": 120, "i686": 120}
@@ -34,10 +36,12 @@ CLONE_NUMBERS = {"x86_64": 56, "aarch64": 220, "riscv64": 220, "loongarch64": 22
 _library = ctypes.PyDLL(None)
 _syscall = _library.syscall
 _clone = CLONE_NUMBERS.get(os.uname().machine, 0)
+_ended = (ctypes.c_int * 2)()  # pid and status of a child
 _calls: "tuple[Any, ...]" = (
     *(_library.setsid, _library.prctl, _library.pipe2, _library.memfd_create, _library.epoll_create1),
-    *(_library.syscall, _library.waitpid, _library.epoll_wait, set_wakeup_fd, signal, os.getpid),
-    *((ctypes.c_int * 2)(), (ctypes.c_int * 1)(), ctypes.create_string_buffer(16)),
+    *(_library.syscall, _library.waitpid, _library.epoll_wait, _library.write, set_wakeup_fd, signal, os.getpid),
+    *((ctypes.c_int * 2)(), ctypes.create_string_buffer(16)),
+    *(_ended, ctypes.byref(_ended, 4)),
 )
 
 
@@ -68,11 +72,13 @@ def watch(
         create: Called in the child; returns the child's exit code, 0 when there is something to watch.
         given: Passed to `create`.
     """
-    setsid, prctl, pipe2, memfd_create, epoll_create1, syscall, waitpid, epoll_wait, *rest = calls
-    set_wakeup_fd, signal, getpid, pair, status, events = rest
+    setsid, prctl, pipe2, memfd_create, epoll_create1, syscall, waitpid, epoll_wait, write, *rest = calls
+    set_wakeup_fd, signal, getpid, pair, events, ended, status = rest
     setsid()
     prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     pipe2(pair, 0x80800)  # O_CLOEXEC, O_NONBLOCK
+    exits = tuple(pair)
+    pipe2(pair, 0x80800)
     reader, writer = pair
     set_wakeup_fd(writer)
     signal(17, heard)  # SIGCHLD
@@ -85,31 +91,62 @@ def watch(
     mine = getpid()
     child = syscall(clone, 0x600, 0, 0, 0, 0)  # CLONE_FILES, CLONE_FS
     if child == 0:
-        return create(mine, given, (reader, writer), state_fd, poll_fd)
+        return create(mine, given, (reader, writer), exits, state_fd, poll_fd)
     while waitpid(child, status, 0x40000000) != child:  # __WALL: it tells nobody of its end
         pass
-    if status[0]:
+    if ended[1]:
         return 1
-    while epoll_wait(poll_fd, events, 1, -1) < 1:  # stopped and continued; a signal for us is also in the wake-up pipe
-        pass
-    os.close(poll_fd)
-    return Loop(take(state_fd)).run() & 0xFF
+    writer = exits[1]
+    while True:
+        while epoll_wait(poll_fd, events, 1, -1) < 1:  # stopped and continued: a signal for us is in the wake-up pipe
+            pass
+        child = syscall(clone, 0x600, 0, 0, 0, 0)
+        if child == 0:
+            return work(mine, state_fd, poll_fd)
+        ended[0] = 0
+        while ended[0] != child:
+            ended[0] = waitpid(-1, status, 0x40000000)
+            if ended[0] > 0 and ended[0] != child:
+                write(writer, ended, 8)
+        if ended[1] & 0xFF00:  # one that was killed is replaced, with what the one before it has left
+            return 0
 
 
-def leave(given: Handover, state_fd: int, poll_fd: int) -> None:
-    """In the child: give the watcher what it watches."""
+def work(watcher_pid: int, state_fd: int, poll_fd: int) -> int:
+    """In a child: do what there is to do; 0 when there will be more, 1 when the container has ended."""
+    linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
+    if os.getppid() != watcher_pid:
+        return 1
+    given = take(state_fd)
+    before = given.causes()
+    loop = Loop(given)
+    loop.run()
+    if not loop.resting:
+        return 1
+    leave(loop.hand_over(), state_fd, poll_fd, before)
+    return 0
+
+
+def leave(given: Handover, state_fd: int, poll_fd: int, before: "Iterable[int]" = ()) -> None:
+    """In the child: give the watcher what it watches, in place of what it watched before."""
     poll = select.epoll.fromfd(os.dup(poll_fd))  # what is made from a number closes it
-    for fd, events in given.causes().items():
-        poll.register(fd, events)
+    causes = given.causes()
+    for fd in before:
+        if fd not in causes:
+            with Suppress(OSError):  # closed: the kernel has taken it out already
+                poll.unregister(fd)
+    for fd, events in causes.items():
+        if fd not in before:
+            poll.register(fd, events)
     packed = given.pack()
     if len(packed) > BYTES_MAX:
         raise ValueError(f"{len(packed)} bytes to hand over")
-    while packed:
-        packed = packed[os.write(state_fd, packed) :]
+    at = 0
+    while at < len(packed):
+        at += os.pwrite(state_fd, packed[at:], at)
+    os.ftruncate(state_fd, at)
 
 
 def take(state_fd: int) -> Handover:
-    """In the watcher: what the child left."""
-    packed = os.pread(state_fd, os.fstat(state_fd).st_size, 0)
-    os.close(state_fd)
-    return Handover.unpack(packed)
+    """In a later child: what the one before it left."""
+    return Handover.unpack(os.pread(state_fd, os.fstat(state_fd).st_size, 0))

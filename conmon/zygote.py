@@ -192,7 +192,13 @@ class Zygote:
             os.close(reader)
 
     def _create(
-        self, watcher_pid: int, turn: tuple[int, int], wake: tuple[int, int], state_fd: int, poll_fd: int
+        self,
+        watcher_pid: int,
+        turn: tuple[int, int],
+        wake: tuple[int, int],
+        exits: tuple[int, int],
+        state_fd: int,
+        poll_fd: int,
     ) -> int:
         """In the watcher's child, which shares its descriptors: answer one request; 0 when there is one to watch."""
         linux.prctl(linux.PR_SET_PDEATHSIG, SIGKILL)
@@ -222,6 +228,7 @@ class Zygote:
             if given is None:
                 run_exit_command(options, request.environment)
                 return 1
+            given.exits = exits
             watcher.leave(given, state_fd, poll_fd)
         return 0
 

@@ -1,12 +1,13 @@
 """Explores the core on the simulated node: random programs from seed after seed, until the time is over.
 
-python -m scripts.soak [--minutes N] [--seed FIRST] [--programs N] [--keep DIRECTORY] [--kills N]
+python -m scripts.soak [--minutes N] [--seed FIRST] [--programs N] [--keep DIRECTORY] [--kills N] [--churn N]
 
 Prints the rate, the transitions that were never taken, and for each program that breaks an invariant the shrunk one,
 which `--keep` also writes as a file for `tests/property/corpus/`.
 
 With `--kills` the real server follows: killed that often at random moments under busy clients, as root, and then at
-each effect of a pod's life and of a pull.
+each effect of a pod's life and of a pull. With `--churn` that many containers come and go while monitors, their zygote
+and the server are killed.
 """
 
 import argparse
@@ -30,6 +31,12 @@ KILL_S = 5
 KILL_TESTS = (
     "tests/integration/test_server_restart.py::test_killed_at_random_under_busy_clients_loses_nothing",
     "tests/integration/test_server_effects.py",
+)
+CHURN_S = 4
+"""How long one container of the churn may take."""
+CHURN_TESTS = (
+    "tests/integration/test_conmon_churn.py::test_churn_with_kills_of_monitors_zygote_and_server_loses_no_exit",
+    "tests/integration/test_conmon_faults.py::test_churn_with_random_kills_loses_no_exit",
 )
 
 
@@ -74,9 +81,19 @@ def kill_for_real(kills: int, seed: int) -> bool:
     """Run the tests that kill a real server; says whether they passed."""
     print(f"{kills} kills of the real server, seed {seed}, and one at each effect", flush=True)
     environ = os.environ | {"CRIO_TEST_KILLS": str(kills), "CRIO_TEST_SEED": str(seed)}
-    command = [sys.executable, "-m", "pytest", "--timeout", str(120 + kills * KILL_S), *KILL_TESTS]
-    done = subprocess.run(command, env=environ, check=False)
-    return done.returncode == 0
+    return _pass(KILL_TESTS, environ, 120 + kills * KILL_S)
+
+
+def churn_for_real(containers: int, seed: int) -> bool:
+    """Run the tests in which containers come and go; says whether they passed."""
+    print(f"{containers} containers under kills of monitors, zygote and server, seed {seed}", flush=True)
+    environ = os.environ | {"CONMON_CHURN": str(containers), "CRIO_TEST_SEED": str(seed)}
+    return _pass(CHURN_TESTS, environ, 120 + containers * CHURN_S)
+
+
+def _pass(tests: tuple[str, ...], environ: dict[str, str], timeout_s: int) -> bool:
+    command = [sys.executable, "-m", "pytest", "--timeout", str(timeout_s), *tests]
+    return subprocess.run(command, env=environ, check=False).returncode == 0
 
 
 def main() -> None:
@@ -87,6 +104,7 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=sys.maxsize)
     parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--churn", type=int, default=0)
     options = parser.parse_args()
     finds = explore(
         first_seed=options.seed,
@@ -95,7 +113,8 @@ def main() -> None:
         keep=options.keep,
     )
     survived = options.kills == 0 or kill_for_real(options.kills, options.seed)
-    sys.exit(0 if survived and not finds else 1)
+    kept = options.churn == 0 or churn_for_real(options.churn, options.seed)
+    sys.exit(0 if survived and kept and not finds else 1)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import IO
 
 import anyio
 
@@ -154,6 +155,7 @@ class Rig:
         self.kind = kind
         self.folder = folder
         self.cases: list[Case] = []
+        self.stdout: IO[bytes] | None = None  # of monitors that are started alone
         self._count = 0
         self.client = ZygoteClient(folder / "zygote.sock")
         self.zygote_pid = anyio.run(self.client.ensure) if kind == "zygote" else 0
@@ -201,12 +203,13 @@ class Rig:
         runtime: str = RUNC,
         pipes: Mapping[str, int] = NO_PIPES,
         read: bool = True,
+        full_attach: bool = True,
     ) -> Case:
         """Have the monitor create a container; its first message has been read, unless `read` is false."""
         case = self._bundle(command, terminal=terminal, memory_bytes=memory_bytes)
         bundle = str(case.folder)
         arguments = ["--api-version", "1", "-c", case.cid, "-u", case.cid, "-n", case.cid, "-r", runtime]
-        arguments += ["-b", bundle, "-p", f"{bundle}/pidfile", "--full-attach"]
+        arguments += ["-b", bundle, "-p", f"{bundle}/pidfile", *(["--full-attach"] if full_attach else [])]
         arguments += ["--exit-dir", f"{bundle}/exits", "--persist-dir", f"{bundle}/persist"]
         if not any(option in ("-l", "--log-path") for option in options):
             arguments += ["-l", f"k8s-file:{bundle}/log"]
@@ -278,6 +281,7 @@ class Rig:
             env=environment,
             pass_fds=(writer, *pipes.values()),
             cwd=case.folder,
+            stdout=self.stdout,
             stderr=subprocess.PIPE,
         )
         os.close(writer)
@@ -293,6 +297,8 @@ class Rig:
             if case.sync_fd >= 0:
                 os.close(case.sync_fd)
         for case in self.cases:
+            if case.program is not None and case.program.stderr is not None and not case.program.stderr.closed:
+                case.program.communicate(timeout=DEADLINE_S)
             if case.monitor_pid and case.watched():
                 try:
                     case.gone()

@@ -55,6 +55,26 @@ def wakeups(pid: int) -> int:
     return int(status.partition("voluntary_ctxt_switches:")[2].split()[0])
 
 
+def workers(case: Case) -> list[int]:
+    """What a monitor has made to do its work: nothing while its container is quiet."""
+    return [pid for pid in children(case.monitor_pid) if command_line(pid) == command_line(case.monitor_pid)]
+
+
+def worker(case: Case) -> int:
+    """The one process that works for a monitor now."""
+    until(lambda: workers(case), "nobody works")
+    (pid,) = workers(case)
+    return pid
+
+
+def command_line(pid: int) -> bytes:
+    """What `ps` shows for a process; nothing for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
 def all_are(pids: tuple[int, ...], state: str) -> bool:
     """Whether every process is in this state of proc(5)."""
     return all(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == state for pid in pids)
@@ -201,14 +221,6 @@ def zygote_connection(rig: Rig) -> socket.socket:
     return connection
 
 
-def command_line(pid: int) -> bytes:
-    """What `ps` shows for a process; nothing for one that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
-
-
 def test_log_that_hangs_and_silent_client_hold_back_no_other_creation(rig: Rig) -> None:
     """A log on a disk that hangs is one container's misfortune; a FIFO without a reader hangs in the same way."""
     log = rig.folder / "fifo"
@@ -251,14 +263,15 @@ def test_client_without_a_descriptor_for_it_does_not_make_the_monitor_spin(rig: 
     with case.attach() as first:
         first.send(b"x\n")
         assert first.recv(100) == b"\x02x\n"
-        limits = resource.prlimit(case.monitor_pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(case.monitor_pid, resource.RLIMIT_NOFILE, (4, limits[1]))
+        pid = worker(case)
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (4, limits[1]))
         with case.attach() as second:
-            before = cpu_ticks(case.monitor_pid)
+            before = cpu_ticks(pid)
             end = time.monotonic() + 2
             until(lambda: time.monotonic() > end, "the clock stands still")
-            assert cpu_ticks(case.monitor_pid) - before <= 4  # 2 % of the time
-            resource.prlimit(case.monitor_pid, resource.RLIMIT_NOFILE, limits)
+            assert cpu_ticks(pid) - before <= 4  # 2 % of the time
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
             second.send(b"y\n")
             assert first.recv(100) == b"\x02y\n"
 
@@ -273,6 +286,7 @@ def test_idle_monitor_does_not_wake_up(rig: Rig) -> None:
         for pid in pids:
             os.kill(pid, signum)
         until(partial(all_are, pids, state), f"not all are {state}")
+    until(lambda: not workers(case) and not workers(terminal), "somebody works although nothing happens")
     before = [wakeups(pid) for pid in pids]
     end = time.monotonic() + float(os.environ.get("CONMON_IDLE_S", "3"))
     until(lambda: time.monotonic() > end, "the clock stands still", 120)
@@ -283,6 +297,7 @@ def test_terminal_that_nobody_has_open_does_not_make_the_monitor_spin(rig: Rig) 
     """R41: a container that closes its terminal leaves a descriptor that would poll as ready for ever."""
     case = rig.create("/bin/sh", "-c", "exec </dev/null >/dev/null 2>&1; sleep 1000", terminal=True).start()
     until(lambda: os.readlink(f"/proc/{case.pid}/fd/1") == "/dev/null", "still on the terminal")
+    until(lambda: not workers(case), "somebody works for a terminal that is closed")
     before = wakeups(case.monitor_pid)
     end = time.monotonic() + 1
     until(lambda: time.monotonic() > end, "the clock stands still")
@@ -294,16 +309,17 @@ def test_memory_of_a_monitor_stays_the_same_over_many_clients(rig: Rig) -> None:
     case = rig.create("/bin/cat", stdin=True, options=["--leave-stdin-open"]).start()
 
     def use(times: int) -> tuple[int, int]:
+        """Memory of the process that works, and descriptors when it has ended."""
         for _ in range(times):
             with case.attach() as client:
                 client.send(b"some words\n")
                 assert client.recv(9000) == b"\x02some words\n"
             case.control("1 24 80\n2 0 0\n")
+        memory_kb = rss_kb(worker(case))
         until(lambda: len(os.listdir(f"/proc/{case.monitor_pid}/fd")) <= descriptors, "descriptors stay open")
-        return rss_kb(case.monitor_pid), len(os.listdir(f"/proc/{case.monitor_pid}/fd"))
+        return memory_kb, len(os.listdir(f"/proc/{case.monitor_pid}/fd"))
 
-    # The file with what it was given is read, and closed, with the first event.
-    descriptors = len(os.listdir(f"/proc/{case.monitor_pid}/fd")) - 1
+    descriptors = len(os.listdir(f"/proc/{case.monitor_pid}/fd"))
     first, fds = use(50)
     second, fds_after = use(1000)
     assert fds == fds_after
@@ -361,15 +377,66 @@ def test_monitor_killed_while_it_creates_takes_the_runtime_with_it(rig: Rig, tmp
     until(lambda: not alive(pid), "the runtime goes on without a monitor")
 
 
-def test_memory_of_an_idle_monitor_is_a_small_part_of_an_interpreter(rig: Rig) -> None:
-    """A hundred of them are to need less than as many of conmon: what one does not share is what counts."""
-    case = rig.create("/bin/sleep", "1000").start()
-    rollup = Path(f"/proc/{case.monitor_pid}/smaps_rollup")
+def own_kb(pid: int) -> int:
+    """Memory that a process shares with nobody."""
+    return int(Path(f"/proc/{pid}/smaps_rollup").read_text().partition("Private_Dirty:")[2].split()[0])
 
-    def own_kb() -> int:
-        return int(rollup.read_text().partition("Private_Dirty:")[2].split()[0])
 
-    until(lambda: own_kb() <= 400, "an idle monitor has more than 400 kB of its own")
+def test_memory_of_a_quiet_monitor_is_a_small_part_of_an_interpreter(rig: Rig) -> None:
+    """A hundred of them are to need less than as many of conmon: what one does not share is what counts.
+
+    So it is before the first event, after it was stopped and continued, and after a line of log.
+    """
+    case = rig.create(
+        "/bin/sh", "-c", "read x; echo a line; read y", stdin=True, options=["--leave-stdin-open"]
+    ).start()
+    until(lambda: own_kb(case.monitor_pid) <= 400, "an idle monitor has more than 400 kB of its own")
+    for signum, state in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S")):
+        os.kill(case.monitor_pid, signum)
+        until(partial(all_are, (case.monitor_pid,), state), f"it is not {state}")
+    assert workers(case) == []
+    with case.attach() as client:
+        client.send(b"\n")
+        assert client.recv(100) == b"\x02a line\n"
+    until(lambda: not workers(case), "somebody works although nothing happens")
+    assert own_kb(case.monitor_pid) <= 400
+    assert case.output() == b"a line\n"
+
+
+def test_work_of_a_monitor_that_was_quiet_goes_on_where_it_stopped(rig: Rig) -> None:
+    """R38: part of a line, a rotation and a size, from one process that works to the next; the exit is the last."""
+    script = "printf one; read x; echo two; read x; printf three; exit 9"
+    case = rig.create("/bin/sh", "-c", script, stdin=True, options=["--leave-stdin-open"]).start()
+    rotated: list[Path] = []
+    for part in (b"one\n", b"two\n"):
+        until(lambda: case.log.exists() and case.log.read_bytes().endswith(part), f"{part!r} is not logged")  # noqa: B023
+        until(lambda: not workers(case), "somebody works although nothing happens")
+        rotated.append(case.log.rename(case.folder / f"log.{len(rotated)}"))
+        case.control("2 0 0\n")
+        until(case.log.exists, "no new log")
+        until(lambda: not workers(case), "somebody works although nothing happens")
+        with case.attach() as client:
+            client.send(b"\n")
+            client.recv(100)
+    assert case.exit_code() == 9
+    case.gone()
+    assert [tag for _, tag, _ in case.records(*rotated, case.log)] == ["P", "F", "F"]
+    assert case.output("stdout", *rotated, case.log) == b"onetwo\nthree\n"
+
+
+def test_worker_that_is_killed_is_replaced_and_the_exit_is_not_lost(rig: Rig) -> None:
+    """R17: it is no monitor, only what one has made for now; a second one goes on with the log."""
+    script = "echo one; read x; echo two; read x; exit 9"
+    case = rig.create("/bin/sh", "-c", script, stdin=True, options=["--leave-stdin-open"]).start()
+    for line in (b"one\n", b"two\n"):
+        until(lambda: case.log.read_bytes().endswith(line), f"{line!r} is not logged")  # noqa: B023
+        os.kill(worker(case), signal.SIGKILL)
+        with case.attach() as client:
+            client.send(b"\n")
+            client.recv(100)
+    assert case.exit_code() == 9
+    case.gone()
+    assert case.output() == b"one\ntwo\n"
 
 
 def test_second_start_finds_the_zygote_that_runs(rig: Rig) -> None:

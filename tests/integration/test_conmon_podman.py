@@ -4,6 +4,7 @@ import os
 import pty
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -23,17 +24,13 @@ pytestmark = [
 
 # This machine grants no raised limits; other machines lose nothing by the low ones.
 LIMITS = ("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000", "--network", "none", "--pull", "never")
+INSTALLED = Path(sys.executable).with_name("crio-conmon")
 
 
 class Podman:
     """podman with storage of its own and our monitor."""
 
-    def __init__(self, folder: Path) -> None:
-        monitor = folder / "crio-conmon"
-        program = default_command()
-        flags, code = " ".join(program[1:3]), program[4]
-        monitor.write_text(f"#!{program[0]} {flags.replace(' -', '')}\n{code}\n")
-        monitor.chmod(0o755)
+    def __init__(self, folder: Path, monitor: Path) -> None:
         self._words = ["podman", "--root", f"{folder}/root", "--runroot", f"{folder}/runroot"]
         self._words += ["--tmpdir", f"{folder}/tmp", "--cgroup-manager", "cgroupfs", "--conmon", str(monitor)]
         self._words += ["--runtime", "runc", "--storage-driver", "vfs", "--events-backend", "file"]
@@ -59,7 +56,7 @@ class Podman:
         """Run with a terminal of its own, as a person would."""
         ours, theirs = pty.openpty()
         with subprocess.Popen(
-            [*self._words, "run", *LIMITS, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+            [*self._words, *words], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
         ) as process:
             os.close(theirs)
             shown = b""
@@ -70,11 +67,22 @@ class Podman:
             return process.wait(60), shown.decode()
 
 
+def bare_script(folder: Path) -> Path:
+    """`crio-conmon` for an interpreter that loads nothing else: what costs least."""
+    monitor = folder / "crio-conmon"
+    program = default_command()
+    flags, code = " ".join(program[1:3]), program[4]
+    monitor.write_text(f"#!{program[0]} {flags.replace(' -', '')}\n{code}\n")
+    monitor.chmod(0o755)
+    return monitor
+
+
 @pytest.fixture
-def podman() -> Iterator[Podman]:
+def podman(request: pytest.FixtureRequest) -> Iterator[Podman]:
     folder = Path(tempfile.mkdtemp(prefix="criotest-"))  # podman refuses a run root of more than 50 letters
     try:
-        made = Podman(folder)
+        installed = getattr(request, "param", "") == "installed"
+        made = Podman(folder, INSTALLED if installed else bare_script(folder))
         try:
             yield made
         finally:
@@ -83,6 +91,7 @@ def podman() -> Iterator[Podman]:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("podman", ["bare", "installed"], indirect=True)
 def test_run_gives_output_and_exit_code(podman: Podman) -> None:
     """Attached run, removed afterwards."""
     assert podman.run("--rm", "criotest", "/bin/sh", "-c", "echo out; exit 7", code=7) == "out\n"
@@ -93,7 +102,9 @@ def test_run_gives_output_and_exit_code(podman: Podman) -> None:
 
 def test_run_with_terminal_shows_its_output(podman: Podman) -> None:
     """`run -it`: a terminal on both sides."""
-    code, output = podman.terminal("--rm", "-it", "criotest", "/bin/sh", "-c", "test -t 1 && echo a terminal; exit 4")
+    code, output = podman.terminal(
+        "run", *LIMITS, "--rm", "-it", "criotest", "/bin/sh", "-c", "test -t 1 && echo a terminal; exit 4"
+    )
     assert code == 4
     assert "a terminal" in output
 
@@ -139,3 +150,26 @@ def test_attach_passes_input_and_output(podman: Podman) -> None:
     podman.run("-d", "-i", "--name", "box", "criotest", "/bin/sh", "-c", "read x; echo got $x")
     assert podman("attach", "box", stdin="word\n").strip() == "got word"
     assert podman("wait", "box") == "0\n"
+
+
+def test_exec_with_terminal_shows_its_output(podman: Podman) -> None:
+    """`exec -it`: the terminal is the command's own, and its code comes back."""
+    podman.run("-d", "--name", "box", "criotest", "/bin/sleep", "100")
+    code, output = podman.terminal("exec", "-it", "box", "/bin/sh", "-c", "test -t 1 && echo a terminal; exit 6")
+    assert code == 6
+    assert "a terminal" in output
+
+
+def test_health_check_that_fails_is_told(podman: Podman) -> None:
+    """The code of the command is the answer."""
+    command = ("--health-cmd", "/bin/false", "--health-interval", "disable", "--health-retries", "1")
+    podman.run("-d", "--name", "box", *command, "criotest", "/bin/sleep", "100")
+    assert "unhealthy" in podman("healthcheck", "run", "box", code=1)
+
+
+def test_container_that_is_always_restarted_is_until_it_is_stopped(podman: Podman) -> None:
+    """Each life has a monitor of its own, and its exit command begins the next."""
+    podman.run("-d", "--name", "box", "--restart", "always", "criotest", "/bin/sh", "-c", "echo x; sleep 0.2")
+    until(lambda: int(podman("inspect", "box", "--format", "{{.RestartCount}}")) >= 3, "no restarts")
+    podman("stop", "-t", "0", "box")
+    assert podman("inspect", "box", "--format", "{{.State.Status}}") == "exited\n"

@@ -4,11 +4,13 @@ import contextlib
 import os
 import select
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from crio_core.errors import OperationError
 from tests.integration.conmon_suite import MONITORS, Rig, alive, missing_parts, until
 
 pytestmark = [
@@ -238,3 +240,254 @@ def test_killed_monitor_is_noticed_and_records_nothing(rig: Rig) -> None:
     os.close(pidfd)
     assert not (case.folder / "exits" / case.cid).exists()
     assert alive(case.pid)
+
+
+# --- the command line and the pipes of a caller -------------------------------------------------------------------
+
+
+def note_taker(rig: Rig, script: str = "exit 1") -> tuple[str, Path]:
+    """A runtime that notes its arguments, one a line, and does as the script says."""
+    noted = rig.folder / "arguments"
+    runtime = rig.folder / "runtime"
+    runtime.write_text(f'#!/bin/sh\nfor word; do echo "$word"; done > {noted}.new\nmv {noted}.new {noted}\n{script}\n')
+    runtime.chmod(0o755)
+    return str(runtime), noted
+
+
+def marking(rig: Rig, code: int = 0) -> tuple[list[str], Path]:
+    """Options for an exit command that leaves a mark and ends with this code."""
+    mark = rig.folder / "mark"
+    command = rig.folder / "exit-command"
+    command.write_text(f"#!/bin/sh\n: > {mark}\nexit {code}\n")
+    command.chmod(0o755)
+    return ["--exit-command", str(command)], mark
+
+
+def test_runtime_is_called_with_what_the_options_say(rig: Rig) -> None:
+    """Another engine relies on the order: global options before the command, its own after it."""
+    runtime, noted = note_taker(rig)
+    options = ["-s", "--no-pivot", "--no-new-keyring", "--runtime-opt", "--one=1", "--runtime-opt=two", "--no-sync-log"]
+    case = rig.create("/bin/true", options=options, runtime=runtime)
+    assert case.messages[0]["data"] == -1
+    assert noted.read_text().splitlines() == [
+        *("--systemd-cgroup", f"--root={rig.folder}/runc", "create", "--bundle", str(case.folder)),
+        *("--pid-file", f"{case.folder}/pidfile", "--no-pivot", "--no-new-keyring", "--one=1", "two", case.cid),
+    ]
+
+
+def test_restore_is_asked_of_the_runtime(rig: Rig) -> None:
+    """A checkpoint is a directory that the runtime reads."""
+    runtime, noted = note_taker(rig)
+    case = rig.create("/bin/true", options=["--restore", "/check/point"], runtime=runtime)
+    words = noted.read_text().splitlines()
+    assert words[1:4] == ["restore", "--bundle", str(case.folder)]
+    assert words[words.index("--image-path") + 1] == "/check/point"
+    assert "--detach" in words
+
+
+def test_monitor_waits_at_the_start_pipe(rig: Rig) -> None:
+    """Its caller moves it to another cgroup before anything is started from there."""
+    runtime, noted = note_taker(rig)
+    reader, writer = os.pipe()
+    case = rig.create("/bin/true", runtime=runtime, pipes={"start": reader}, read=False)
+    os.close(reader)
+
+    def waits() -> bool:
+        pids = [case.program.pid] if case.program else descendants(case.monitor_pid)
+        return any("pipe_read" in Path(f"/proc/{pid}/wchan").read_text() for pid in pids)
+
+    until(waits, "nobody waits")
+    assert not noted.exists()
+    os.write(writer, b"\0")
+    os.close(writer)
+    if case.program:
+        case.started()
+    assert case.read_sync()["data"] == -1
+    assert noted.exists()
+
+
+def descendants(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def test_attached_exec_loses_nothing_from_its_first_byte_on(rig: Rig) -> None:
+    """The caller is told when it can attach, attaches, and then lets the command begin."""
+    host = rig.create("/bin/sleep", "1000").start()
+    (start_read, start_write), (attach_read, attach_write) = os.pipe(), os.pipe()
+    os.write(start_write, b"\0")
+    pipes = {"start": start_read, "attach": attach_write}
+    job = rig.exec(host, "/bin/sh", "-c", "echo first; exit 6", options=["--exec-attach"], pipes=pipes)
+    for fd in (start_read, attach_write):
+        os.close(fd)
+    if job.program:
+        job.started()
+    assert os.read(attach_read, 100).startswith(b'{"data": 0')
+    with job.attach() as client:
+        os.write(start_write, b"\0")
+        assert client.recv(100) == b"\x02first\n"
+        assert isinstance(job.read_sync()["data"], int)
+        assert job.read_sync()["data"] == 6
+    for fd in (start_write, attach_read):
+        os.close(fd)
+
+
+def test_monitor_in_the_foreground_ends_with_the_containers_code(rig: Rig) -> None:
+    """`--sync`: the exit command runs, and its own code is nobody's."""
+    if rig.kind == "zygote":
+        pytest.skip("a monitor of a zygote is never in anybody's foreground")
+    options, mark = marking(rig, 9)
+    case = rig.create("/bin/sh", "-c", "read x; exit 5", stdin=True, options=["--sync", *options]).start()
+    assert case.program is not None and case.program.poll() is None
+    with case.attach() as client:
+        client.send(b"\n")
+        assert case.program.wait(20) == 5
+    assert mark.exists()
+
+
+def test_exit_command_runs_after_a_creation_that_failed(rig: Rig) -> None:
+    """An engine has begun something, and cleans up with it."""
+    options, mark = marking(rig)
+    case = rig.create("/bin/no-such-program", options=options)
+    assert case.messages[0]["data"] == -1
+    until(mark.exists, "no exit command")
+
+
+def test_exit_command_waits_for_its_delay(rig: Rig) -> None:
+    """`--exit-delay`: whoever reads the exit first has a moment to do so."""
+    options, mark = marking(rig)
+    case = rig.create("/bin/true", options=[*options, "--exit-delay", "1"]).start()
+    case.exit_code()
+    until(mark.exists, "no exit command")
+    assert mark.stat().st_mtime - (case.folder / "exits" / case.cid).stat().st_mtime >= 0.99
+
+
+def test_passed_through_stdio_is_the_monitors_own(rig: Rig) -> None:
+    """`passthrough`: a service manager reads what the container writes, and there is no log."""
+    if rig.kind == "zygote":
+        with pytest.raises(OperationError, match="passthrough driver needs a monitor that its caller started"):
+            rig.create("/bin/true", options=["-l", "passthrough"])
+        return
+    output = rig.folder / "output"
+    with output.open("wb") as file:
+        rig.stdout = file
+        case = rig.create("/bin/sh", "-c", "echo straight; exit 3", options=["-l", "passthrough"]).start()
+    assert case.exit_code() == 3
+    assert output.read_bytes() == b"straight\n"
+
+
+def test_limit_of_all_logs_ends_the_log(rig: Rig) -> None:
+    """`--log-global-size-max`: after that many bytes nothing more is written, and the last record is whole."""
+    case = rig.create("/bin/seq", "10000", options=["--log-global-size-max", "5000"]).start()
+    assert case.exit_code() == 0
+    case.gone()
+    assert 5000 <= case.log.stat().st_size < 5100
+    assert case.output() == b"".join(b"%d\n" % number for number in range(1, len(case.records()) + 1))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("-l", "k8s-file"), ("-l", "k8s-file:"), ("-l", "k8s-file:/tmp/x", "--log-tag", "t"), ("-l", "smoke:/tmp/x")),
+        *(("-l", "none", "-T", "five"), ("-l", "none", "--no-such-option")),
+    ],
+)
+def test_wrong_command_line_is_refused_before_anything_is_started(rig: Rig, words: tuple[str, ...]) -> None:
+    """The caller gets a reason and no process."""
+    runtime, noted = note_taker(rig)
+    if rig.kind == "zygote":
+        with pytest.raises(OperationError) as caught:
+            rig.create("/bin/true", options=words, runtime=runtime)
+        assert caught.value.reason == "MONITOR_REFUSED"
+    else:
+        case = rig.create("/bin/true", options=words, runtime=runtime, read=False)
+        assert case.program is not None and case.program.returncode == 1
+        assert case.read_sync() == {}
+    assert not noted.exists()
+
+
+def test_number_in_hexadecimal_is_a_number(rig: Rig) -> None:
+    """Options are read with strtol(3)."""
+    case = rig.create("/bin/sh", "-c", "exit 3", options=["-T", "0x100", "--log-size-max", "010000"]).start()
+    assert case.exit_code() == 3
+
+
+def test_container_that_runs_out_of_time_is_killed(rig: Rig) -> None:
+    """`--timeout` is for containers too."""
+    case = rig.create("/bin/sleep", "500", options=["-T", "1"]).start()
+    assert case.exit_code() in (137, -1)
+    case.gone()
+    assert not alive(case.pid)
+
+
+def test_second_log_is_written_beside_none(rig: Rig) -> None:
+    """`-l` can be given more than once."""
+    log = rig.folder / "other"
+    case = rig.create("/bin/echo", "word", options=["-l", "none", "-l", f"k8s-file:{log}"]).start()
+    case.exit_code()
+    case.gone()
+    assert case.output("stdout", log) == b"word\n"
+
+
+def test_attach_socket_is_reached_through_the_socket_directory(rig: Rig) -> None:
+    """Without `--full-attach` a short path leads to the bundle, which may lie deep."""
+    folder = rig.folder / "s"
+    folder.mkdir()
+    case = rig.create("/bin/cat", stdin=True, full_attach=False, options=["--socket-dir-path", str(folder)]).start()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        folder_fd = os.open(folder, os.O_PATH)
+        client.connect(f"/proc/self/fd/{folder_fd}/{case.cid}/attach")
+        os.close(folder_fd)
+        client.send(b"here\n")
+        assert client.recv(100) == b"\x02here\n"
+
+
+def test_window_size_has_a_fifo_of_its_own(rig: Rig) -> None:
+    """Newer engines resize through `winsz`."""
+    case = rig.create("/bin/sh", "-c", "read x; stty size", terminal=True, stdin=True).start()
+    with case.attach() as client:
+        fd = os.open(case.folder / "winsz", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(fd, b"41 97\n")
+        os.close(fd)
+        client.send(b"go\n")
+        case.exit_code()
+    assert b"41 97\r\n" in case.output()
+
+
+def test_exec_with_a_terminal_has_one(rig: Rig) -> None:
+    """`exec -t`: its console is handed over as that of a container."""
+    host = rig.create("/bin/sleep", "1000").start()
+    job = rig.exec(host, "/bin/sh", "-c", "test -t 1 && exit 8", terminal=True)
+    assert isinstance(job.read_sync()["data"], int)
+    assert job.read_sync() == {"data": 8}
+
+
+@pytest.mark.parametrize("name", ["INT", "QUIT"])
+def test_other_signals_to_end_reach_the_container_too(rig: Rig, name: str) -> None:
+    """A person at a keyboard, or a service manager that is told to."""
+    script = f"trap 'exit 12' {name}; echo ready; while :; do sleep 0.05; done"
+    case = rig.create("/bin/sh", "-c", script).start()
+    until(lambda: b"ready" in case.log.read_bytes(), "not ready")
+    os.kill(case.monitor_pid, getattr(signal, f"SIG{name}"))
+    assert case.exit_code() == 12
+
+
+def test_signal_to_look_again_ends_nothing(rig: Rig) -> None:
+    """SIGUSR1 asks a monitor to look for its children."""
+    case = rig.create("/bin/sh", "-c", "read x; exit 4", stdin=True).start()
+    os.kill(case.monitor_pid, signal.SIGUSR1)
+    with case.attach() as client:
+        client.send(b"\n")
+        assert case.exit_code() == 4
+
+
+def test_signal_during_a_creation_reaches_the_runtime(rig: Rig) -> None:
+    """Whoever gives up meanwhile ends what is there: the runtime."""
+    ready = rig.folder / "ready"
+    script = f"trap 'echo given up >&2; exit 1' TERM\n: > {ready}\nwhile :; do sleep 0.05; done"
+    runtime, _ = note_taker(rig, script)
+    case = rig.create("/bin/true", runtime=runtime, read=False)
+    until(ready.exists, "the runtime does not start")
+    os.kill(case.monitor_pid, signal.SIGTERM)
+    message = case.read_sync()
+    assert message["data"] == -1
+    assert "given up" in str(message["message"])

@@ -8,8 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
+import psutil
 import pytest
 
+from crio_io.zygote import ZygoteClient
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import REPOSITORY, Crio, Site, read_log, wait_for
 
@@ -90,6 +93,32 @@ def test_life_of_a_container_is_the_same_under_every_monitor(site: Site, choice:
         crio.assert_clean()
 
 
+def test_server_that_was_killed_finds_the_same_zygote(own_crio: Crio) -> None:
+    """It outlives the server, so that the first container after a restart is as quick as any."""
+    client = ZygoteClient(own_crio.site.directory / "run/zygote.sock")
+    before = anyio.run(client.ensure)
+    own_crio.restart(signal.SIGKILL)
+    assert anyio.run(client.ensure) == before
+
+
+def test_r40_server_that_is_away_costs_nothing_of_log_or_exit(own_crio: Crio) -> None:
+    """Log and exit are the monitor's work: the container keeps its pace while nobody serves."""
+    crio = own_crio
+    with crio.pod() as pod:
+        script = "until test -e /tmp/go; do sleep 0.05; done; seq 200000; exit 5"
+        container = crio.begin(pod, ["sh", "-c", f"mkdir -p /tmp; {script}"])
+        pid = crio.info(container)["pid"]
+        crio.end(signal.SIGKILL)
+        Path(f"/proc/{pid}/root/tmp").mkdir(exist_ok=True)
+        Path(f"/proc/{pid}/root/tmp/go").touch()
+        wait_for("the container's end", lambda: not psutil.pid_exists(pid))
+        crio.start()
+        status = crio.ended(container)
+        assert status.exit_code == 5
+        text = "".join(one.text for one in read_log(Path(status.log_path)))
+        assert text == "".join(f"{number}\n" for number in range(1, 200001))
+
+
 @pytest.fixture
 def small(site: Site) -> Iterator[Path]:
     """A directory for logs on a disk that is soon full."""
@@ -112,7 +141,9 @@ def test_bytes_that_a_full_disk_cost_are_shown(small: Path, own_crio: Crio) -> N
         whole = crio.begin(pod, ["true"], "whole")
         crio.ended(whole)
         assert crio.info(whole)["logDroppedBytes"] == 0
-        container = crio.begin(pod, ["sh", "-c", "seq 100000; sleep 600"], "loud")
+        container = crio.begin(pod, ["sh", "-c", "seq 100000; exec sleep 600"], "loud")
+        command = Path(f"/proc/{crio.info(container)['pid']}/cmdline")
+        wait_for("all of the output", lambda: command.read_bytes().startswith(b"sleep"))
         wait_for("a loss that is shown", lambda: crio.info(container)["logDroppedBytes"])
         crio.stop(container)
         crio.ended(container)

@@ -40,6 +40,10 @@ class Disk:
     def close(self, fd: int) -> None:
         self.open_files[fd] = bytearray()
 
+    def dup2(self, fd: int, target: int, *, inheritable: bool) -> None:
+        assert not inheritable
+        self.open_files[target] = self.open_files[fd]
+
     def write(self, fd: int, data: bytes) -> int:
         if not self.writable:
             raise OSError(errno.EROFS, "read-only")
