@@ -19,6 +19,7 @@ from conmon.logs import STDERR, STDOUT, FileLog
 from conmon.low import (
     SIGCHLD,
     SIGINT,
+    SIGKILL,
     SIGQUIT,
     SIGTERM,
     SIGUSR1,
@@ -177,12 +178,15 @@ class Creation:
         self._runtime_pid = self._child.spawn()
         self._close(self._theirs)
         self._theirs = ()
+        if not self._options.exec_attach:
+            self._open_bundle_meanwhile()
         if self._inherited.start_fd >= 0:
             os.close(self._inherited.start_fd)
         if self._passthrough:
             for target in range(3):
                 os.dup2(runtime.stdio_null(), target)
-        self._wait()
+        if not self._over:
+            self._wait()
         if self._console is not None:
             self._console.close()
         if not self._ready:
@@ -207,7 +211,7 @@ class Creation:
         if options.sdnotify_socket:
             made.notify_fd = listen_notify(options.bundle)
         stdio, made.stdin_fd = self._make_stdio()
-        if options.bundle and not self._passthrough:
+        if options.exec_attach:
             self._open_bundle()
         return runtime.Child(
             runtime.arguments(options, self._console.path if self._console else ""),
@@ -237,8 +241,19 @@ class Creation:
         self._theirs = (error_write, out_write, null) + ((in_read,) if in_read >= 0 else ())
         return (in_read if in_read >= 0 else null, out_write, error_write), in_write
 
+    def _open_bundle_meanwhile(self) -> None:
+        """Open what clients need while the runtime works; without it there is no container."""
+        try:
+            self._open_bundle()
+        except OSError as error:
+            os.kill(self._runtime_pid, SIGKILL)
+            os.waitpid(self._runtime_pid, 0)
+            self._feed(monitor.RuntimeFailed(1, f"bundle {self._options.bundle}: {error.strerror}"))
+
     def _open_bundle(self) -> None:
         options, made = self._options, self.made
+        if not options.bundle or self._passthrough:
+            return
         folder = options.bundle
         if not options.full_attach:
             folder = made.link = f"{options.socket_dir_path}/{options.cuuid}"

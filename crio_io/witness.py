@@ -6,12 +6,12 @@ is full costs bytes of the log, and the container does not notice. Both are only
 
 import os
 from contextlib import suppress
-from crio_core.values import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
+from crio_core.values import dataclass
 from crio_io.monitor import DROPPED_FILE, RECORD_FILE, recorded
 from crio_io.runtime import processes
 

@@ -72,7 +72,7 @@ class Case:
         _, said = self.program.communicate(timeout=DEADLINE_S)
         pidfile = self.folder / "conmon.pid"
         self.monitor_pid = int(pidfile.read_text()) if pidfile.exists() else 0
-        return said.decode()
+        return (said or b"").decode()
 
     @property
     def pid(self) -> int:
@@ -155,6 +155,7 @@ class Rig:
         self.kind = kind
         self.folder = folder
         self.cases: list[Case] = []
+        self.environment = {"PATH": os.environ["PATH"]}  # of monitors, for their runtime and exit command
         self.stdout: IO[bytes] | None = None  # of monitors that are started alone
         self._count = 0
         self.client = ZygoteClient(folder / "zygote.sock")
@@ -252,7 +253,7 @@ class Rig:
             process = await self.client.spawn(
                 [*self._common(case), *arguments],
                 cwd=case.folder,
-                environment={"PATH": os.environ["PATH"]},
+                environment=self.environment,
                 pipes={"sync": writer, **pipes},
             )
         finally:
@@ -272,7 +273,7 @@ class Rig:
             anyio.run(self.spawn, case, arguments, pipes)
             return
         case.sync_fd, writer = os.pipe()
-        environment = {"PATH": os.environ["PATH"]}
+        environment = dict(self.environment)
         for name, fd in {"sync": writer, **pipes}.items():
             environment[f"_OCI_{name.upper()}PIPE"] = str(fd)
         program = ["/usr/bin/conmon"] if self.kind == "debian" else list(default_command())
@@ -282,7 +283,7 @@ class Rig:
             pass_fds=(writer, *pipes.values()),
             cwd=case.folder,
             stdout=self.stdout,
-            stderr=subprocess.PIPE,
+            stderr=self.stdout or subprocess.PIPE,
         )
         os.close(writer)
         if "start" not in pipes and "--sync" not in arguments:

@@ -76,6 +76,21 @@ def test_signal_between_the_runtimes_end_and_its_notice_reaches_the_container(ri
     assert case.exit_code() == 21
 
 
+def test_bundle_that_takes_no_fifo_ends_the_creation_with_the_reason(rig: Rig) -> None:
+    """The runtime is under way by then, and must not be left alone."""
+    noted = rig.folder / "noted"
+    runtime = rig.folder / "runtime"
+    runtime.write_text(f"#!/bin/sh\necho $$ > {noted}.new; mv {noted}.new {noted}\nexec sleep 1000\n")
+    runtime.chmod(0o755)
+    folder = rig.folder / f"criotest-{os.getpid()}-1-zygote"
+    (folder / "ctl").mkdir(parents=True)
+    case = rig.create("/bin/true", runtime=str(runtime))
+    assert case.messages[0]["data"] == -1
+    assert str(folder) in str(case.messages[0]["message"])
+    case.gone()
+    assert not noted.exists() or not alive(int(noted.read_text()))
+
+
 # --- R20 ----------------------------------------------------------------------------------------------------------
 
 

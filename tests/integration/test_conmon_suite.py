@@ -245,7 +245,7 @@ def test_killed_monitor_is_noticed_and_records_nothing(rig: Rig) -> None:
 # --- the command line and the pipes of a caller -------------------------------------------------------------------
 
 
-def note_taker(rig: Rig, script: str = "exit 1") -> tuple[str, Path]:
+def note_taker(rig: Rig, script: str = "echo no >&2; exit 1") -> tuple[str, Path]:
     """A runtime that notes its arguments, one a line, and does as the script says."""
     noted = rig.folder / "arguments"
     runtime = rig.folder / "runtime"
@@ -342,6 +342,18 @@ def test_monitor_in_the_foreground_ends_with_the_containers_code(rig: Rig) -> No
         client.send(b"\n")
         assert case.program.wait(20) == 5
     assert mark.exists()
+
+
+def test_console_socket_is_where_temporary_files_are(rig: Rig) -> None:
+    """`$TMPDIR`: a host whose /tmp is not for services names another place."""
+    folder = rig.folder / "t"
+    folder.mkdir()
+    runtime, noted = note_taker(rig)
+    rig.environment["TMPDIR"] = str(folder)
+    rig.create("/bin/true", terminal=True, runtime=runtime)
+    words = noted.read_text().splitlines()
+    assert words[words.index("--console-socket") + 1].startswith(f"{folder}/")
+    assert list(folder.iterdir()) == []
 
 
 def test_exit_command_runs_after_a_creation_that_failed(rig: Rig) -> None:
