@@ -176,8 +176,10 @@ class RecordFile:
             if self._size_max and self._size + end - at > self._size_max:
                 end = records.rfind(b"\n", at, at + max(self._size_max - self._size, 0)) + 1
                 if end <= at and self._size:
-                    self._replace()
-                    continue
+                    if self._replace():
+                        continue
+                    self._drop(records[at:], header_bytes)
+                    return
                 if end <= at:
                     end = records.index(b"\n", at) + 1
             if self._total_max and self.total + end - at > self._total_max:
@@ -232,22 +234,28 @@ class RecordFile:
         os.dup2(fd, self._fd, inheritable=False)
         os.close(fd)
 
-    def _replace(self) -> None:
-        """Put an empty file in the place of the full one; a reader of the old one keeps it."""
+    def _replace(self) -> bool:
+        """Put an empty file in the place of the full one; a reader of the old one keeps it.
+
+        Returns:
+            False when the file stays full: the disk has turned read-only.
+        """
         fresh = self._path + ".tmp"
         fd = -1
         try:
             fd = os.open(fresh, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             os.rename(fresh, self._path)
             self._take(fd)
-            self.torn = False
         except OSError:
             if fd >= 0:
                 os.close(fd)
-            with Suppress(OSError):  # read-only: what is written from now on is dropped, and counted
+            try:
                 os.ftruncate(self._fd, 0)
-                self.torn = False
+            except OSError:
+                return False
+        self.torn = False
         self._size = 0
+        return True
 
     def sync(self) -> None:
         """Bring the file to the disk; a disk that fails now has nothing to add to what was counted."""
