@@ -281,7 +281,13 @@ def is_being_removed(state: State, image_id: str) -> bool:
 
 
 def sweep_layers(state: State, candidates: tuple[str, ...]) -> None:
-    """Remove those of the candidate layers that no image, pull or container needs."""
+    """Remove those of the candidate layers that no image, pull or container needs.
+
+    What is quarantined may be a container that has any of them mounted: they stay until a start that has nothing set
+    aside.
+    """
+    if state.quarantined:
+        return
     for diff_id in candidates:
         layer = state.layers.get(diff_id)
         if layer is None or layer.state is not LayerState.APPLIED or _needed(state, diff_id):

@@ -379,6 +379,11 @@ def _has_infra(state: State, sandbox: SandboxRecord) -> bool:
     return infra is not None and infra.state in WATCHED
 
 
+def _is_set_aside(state: State, sandbox_id: str) -> bool:
+    """Whether there may be a sandbox of this id whose record cannot be read."""
+    return any(key in state.quarantined for key in (f"{SandboxRecord.KIND}/{sandbox_id}", "/".join(LOST)))
+
+
 def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
     for sandbox in state.sandboxes.values():
@@ -386,14 +391,12 @@ def resume(state: State) -> None:
             state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
     for container in state.containers.values():
         pod = state.sandboxes.get(container.sandbox_id)
-        if pod is None or pod.boot_id != state.boot_id:
+        gone = pod is None and not _is_set_aside(state, container.sandbox_id)
+        if gone or (pod is not None and pod.boot_id != state.boot_id):
             # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
-        quarantined = any(
-            key in state.quarantined for key in (f"{SandboxRecord.KIND}/{container.sandbox_id}", "/".join(LOST))
-        )
-        if (pod is None and not quarantined) or (pod is not None and _has_removed(pod, container)):
+        if gone or (pod is not None and _has_removed(pod, container)):
             _remove_orphan(state, container.id)
     for sandbox in state.sandboxes.values():
         match sandbox.state:

@@ -62,9 +62,9 @@ def load(state: State, event: JournalLoaded) -> None:
             state.members.put(container.sandbox_id, (*members, container.id))
     images.load_layers(state, event.layers)
     pods.resume(state)
+    images.sweep_layers(state, event.layers)
     # What is quarantined may own anything, so nothing is swept while something is.
     if not state.quarantined:
-        images.sweep_layers(state, event.layers)
         sweep(state)
 
 
