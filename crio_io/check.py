@@ -1,17 +1,13 @@
 """Compares what the records say with what there is: residue that nobody owns, damage that somebody will miss.
 
-Only what can be told to be this node's is called residue: what lies below its own directories, and processes, runtime
-state and control groups that lead there. Looking changes nothing. On a live node things come and go meanwhile, so it is
-looked twice, and between and after the looks it is asked what is owned: what was there both times and owned never is
-residue; what was owned both times and there never is damage.
+Only what can be told to be this node's is called residue (`looking.py`). On a live node things come and go meanwhile,
+so it is looked twice, and between and after the looks it is asked what is owned: what was there both times and owned
+never is residue; what was owned both times and there never is damage.
 """
 
-import json
-import os
-import re
 import shutil
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -22,20 +18,10 @@ from crio_core.image.digest import parse_digest
 from crio_core.layout import Layout
 from crio_core.records import LOST, ContainerRecord, ImageRecord, SandboxRecord, decode
 from crio_io import mounts
-from crio_io.cgroups import Cgroups
 from crio_io.journal import Journal
+from crio_io.looking import Places, Seen, Thing, look
 from crio_io.record_files import RecordFiles
-from crio_io.storage.store import LayerInfo, layer_name, layers_in
-from crio_io.witness import is_unwatched
-
-CGROUP_DEPTH_MAX = 8
-STATE_BYTES_MAX = 1024 * 1024
-CONF_FILES_MAX = 256
-RESERVATIONS_MAX = 100_000
-DEFAULT_IPAM_DIR = "/var/lib/cni/networks"
-_ID = "[0-9a-f]{64}"
-_CGROUP = re.compile(rf"crio-({_ID})(?:\.scope)?")
-_TITLE = re.compile(rf"conmon -c ({_ID}) ".encode())
+from crio_io.storage.store import layer_name
 
 ALIVE = ("created", "starting", "running", "stopping", "killing")
 """States of a container that has a process."""
@@ -52,15 +38,6 @@ class Kind(Enum):
     """It is owned or needed, and it is not there or not whole."""
     NOTE = "note"
     """Worth knowing; nothing is wrong, or it cannot be told whose it is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Thing:
-    """Something on this machine: `what` is a noun, `key` the id that it belongs to or has, `where` its path or pid."""
-
-    what: str
-    key: str
-    where: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,43 +81,16 @@ class Owned:
         if self.unreadable(thing):
             return True
         if thing.what in ("layer", "broken layer"):
+            if any(name.startswith((f"{ContainerRecord.KIND}/", f"{ImageRecord.KIND}/")) for name in self.quarantined):
+                return True  # It may be mounted by a container whose record cannot be read, or an image's.
             return thing.key in self.layers or any(thing.key in layers for layers in self.images.values())
+        if thing.what == "image record":
+            return thing.key in self.images or f"{ImageRecord.KIND}/{thing.key}" in self.quarantined
         return thing.key in self.sandboxes or thing.key in self.containers
 
     def unreadable(self, thing: Thing) -> bool:
         """Whether this thing is of a record that cannot be read."""
         return any(f"{kind}/{thing.key}" in self.quarantined for kind in (SandboxRecord.KIND, ContainerRecord.KIND))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """Where to look.
-
-    Args:
-        runtime_roots: State directories of the runtimes; they may be shared with others.
-        cni_config_dir: Where the networks are described, for the reservations of addresses.
-    """
-
-    layout: Layout
-    runtime_roots: tuple[str, ...]
-    cni_config_dir: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """One look at the machine."""
-
-    things: frozenset[Thing]
-    pins: Mapping[str, int]
-    """Inodes by path of everything that is pinned below the node's namespaces."""
-    layers: Mapping[str, LayerInfo | None]
-    unwatched: frozenset[str]
-    """Ids of containers whose process lives and whose monitor does not."""
-
-
-async def look(places: Places) -> Seen:
-    """Look at everything once; nothing is changed."""
-    return await mounts.in_thread("look at the node", _look, places)
 
 
 def compare(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> tuple[Finding, ...]:
@@ -158,8 +108,10 @@ def compare(first: Owned, looks: tuple[Seen, Seen], last: Owned) -> tuple[Findin
     return tuple(findings)
 
 
-_SHARED = ("control group", "address")
-"""Things in places that are shared with other programs, and that only their id tells apart."""
+_SHARED = ("control group", "address", "link")
+"""Things in places that are shared with other programs, and that only their id tells apart; a link has none."""
+_UNDER_WAY = ("half layer", "broken layer", "image record", "partial download")
+"""What a server may be making or deleting in this moment."""
 _MENDS = {
     "bundle": "deletes the container in its runtime, its monitor, its mounts and this directory",
     "writable layer": "unmounts and deletes it",
@@ -175,6 +127,10 @@ _MENDS = {
     "control group": "kills what is in it and removes it",
     "parent control group": "removes it when nothing is in it any more, and the note about it",
     "address": "gives it back",
+    "attach link": "deletes it",
+    "scratch file": "deletes it",
+    "image record": "deletes it",
+    "partial download": "deletes it",
 }
 
 
@@ -192,6 +148,8 @@ def _attributed(findings: Iterable[Finding], known: set[str]) -> Iterable[Findin
         elif (thing.what, thing.key) not in noted:
             noted.add((thing.what, thing.key))
             detail = "not this node's, as far as can be told: nothing else here has this id"
+            if thing.what == "link":
+                detail = "both ends are on the node, so no pod uses it; whose it is cannot be told"
             yield Finding(kind=Kind.NOTE, thing=thing, detail=detail)
 
 
@@ -356,158 +314,5 @@ async def check(places: Places, owned: Callable[[], Awaitable[Owned]], *, live: 
     return tuple(
         found
         for found in findings
-        if found.kind is Kind.DAMAGE
-        or (not last.owns(found.thing) and not (live and found.thing.what in ("half layer", "broken layer")))
+        if found.kind is Kind.DAMAGE or (not last.owns(found.thing) and not (live and found.thing.what in _UNDER_WAY))
     )
-
-
-# --- looking ------------------------------------------------------------------------------------------------------
-
-
-def _look(places: Places) -> Seen:
-    layout = places.layout
-    things: set[Thing] = set()
-    directories = (
-        ("bundle", Path(layout.containers)),
-        ("sandbox directory", Path(layout.sandboxes)),
-        ("namespaces", Path(layout.namespaces("x").parent)),
-        ("exit file", Path(layout.exits)),
-        ("writable layer", Path(layout.storage) / "containers"),
-        ("half layer", Path(layout.storage) / "unpacking"),
-        ("half layer", Path(layout.storage) / "trash"),
-    )
-    for what, directory in directories:
-        for name in _names(directory):  # A file that is being written has more behind its id.
-            things.add(Thing(what=what, key=name.partition(".")[0], where=str(directory / name)))
-    parents = Path(layout.scratch) / "cgroups"
-    for name in _names(parents):
-        things.add(Thing(what="parent control group", key=name.rpartition(".")[2], where=str(parents / name)))
-    layers = layers_in(Path(layout.storage))
-    for name, info in layers.items():
-        where = str(Path(layout.storage) / "layers" / name)
-        if info is not None:
-            things.add(Thing(what="layer", key=str(info.diff_id), where=where))
-        else:
-            things.add(Thing(what="broken layer", key=name, where=where))
-    things.update(_mounted(layout))
-    things.update(_runtime_states(places))
-    things.update(_monitors(layout))
-    things.update(_cgroups())
-    things.update(_reservations(places.cni_config_dir))
-    unwatched = {name for name in _names(Path(layout.containers)) if is_unwatched(Path(layout.bundle(name)))}
-    return Seen(things=frozenset(things), pins=_pins(layout), layers=layers, unwatched=frozenset(unwatched))
-
-
-def _names(directory: Path) -> Sequence[str]:
-    try:
-        return sorted(entry.name for entry in directory.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-
-
-def _mounted(layout: Layout) -> Iterable[Thing]:
-    """Mounts below the directories of containers and sandboxes. Pins of namespaces are looked at by themselves."""
-    tops = tuple(os.path.realpath(top) + "/" for top in (layout.containers, layout.sandboxes))
-    for entry in mounts.mountinfo():
-        for top in tops:
-            if entry.mountpoint.startswith(top):
-                key = entry.mountpoint.removeprefix(top).partition("/")[0]
-                yield Thing(what="mount", key=key, where=entry.mountpoint)
-
-
-def _pins(layout: Layout) -> Mapping[str, int]:
-    """What is truly mounted: a file that is left of a pin is none."""
-    top = Path(layout.namespaces("x").parent)
-    mounted = {entry.mountpoint for entry in mounts.mountinfo() if entry.kind == "nsfs"}
-    found = {}
-    for sandbox_id in _names(top):
-        for name in _names(top / sandbox_id):
-            path = str(top / sandbox_id / name)
-            if os.path.realpath(path) in mounted:
-                with suppress(OSError):  # Let go of meanwhile.
-                    found[path] = os.stat(path).st_ino
-    return found
-
-
-def _runtime_states(places: Places) -> Iterable[Thing]:
-    """Containers in the runtimes' state directories whose bundle is one of this node's."""
-    ours = re.compile(re.escape(f"{places.layout.containers}/".encode()) + f"({_ID})".encode())
-    for root in places.runtime_roots:
-        for name in _names(Path(root)):
-            path = Path(root, name)
-            state = path / "state.json" if path.is_dir() else path
-            try:
-                with state.open("rb") as file:
-                    match = ours.search(file.read(STATE_BYTES_MAX))
-            except OSError:
-                continue  # Of another kind, or gone meanwhile.
-            if match is not None:
-                yield Thing(what="runtime state", key=match[1].decode(), where=str(path))
-
-
-def _monitors(layout: Layout) -> Iterable[Thing]:
-    """Processes that serve a bundle of this node: by their arguments, or by what they have open."""
-    ours = re.compile(re.escape(f"{layout.containers}/".encode()) + f"({_ID})".encode())
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdecimal() or int(entry.name) == os.getpid():
-            continue
-        try:
-            command = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        match = ours.search(command) if b"--exit-dir" in command else None
-        if match is None and (title := _TITLE.match(command)) is not None and _has_open(entry, ours):
-            match = title
-        if match is not None:
-            yield Thing(what="monitor", key=match[1].decode(), where=entry.name)
-
-
-def _has_open(process: Path, ours: "re.Pattern[bytes]") -> bool:
-    try:
-        for entry in (process / "fd").iterdir():
-            if ours.search(os.fsencode(os.readlink(entry))):
-                return True
-        return bool(ours.search(os.fsencode(os.readlink(process / "cwd"))))
-    except OSError:
-        return False
-
-
-def _cgroups() -> Iterable[Thing]:
-    """Control groups with the names that containers of this runtime have."""
-    for hierarchy in Cgroups.detect().hierarchies:
-        base = len(hierarchy.mountpoint.parts)
-        for top, names, _ in os.walk(hierarchy.mountpoint):
-            match = _CGROUP.fullmatch(os.path.basename(top))
-            if match is not None:
-                yield Thing(what="control group", key=match[1], where=top)
-                names.clear()
-            elif len(Path(top).parts) - base >= CGROUP_DEPTH_MAX:
-                names.clear()
-
-
-def _reservations(cni_config_dir: str) -> Iterable[Thing]:
-    """Addresses that host-local has given away in the networks that are configured here, by whom they are for."""
-    for directory in sorted(_reservation_dirs(cni_config_dir)):
-        for name in _names(directory)[:RESERVATIONS_MAX]:
-            if not name[0].isdigit() and ":" not in name:
-                continue
-            try:
-                owner = (directory / name).read_text(errors="replace").split()
-            except OSError:
-                continue
-            if owner and re.fullmatch(_ID, owner[0]):
-                yield Thing(what="address", key=owner[0], where=str(directory / name))
-
-
-def _reservation_dirs(cni_config_dir: str) -> set[Path]:
-    found = set()
-    for name in _names(Path(cni_config_dir))[:CONF_FILES_MAX]:
-        try:
-            document = json.loads(Path(cni_config_dir, name).read_bytes()[:STATE_BYTES_MAX])
-            for plugin in document.get("plugins", [document]):
-                ipam = plugin.get("ipam", {})
-                if ipam.get("type") == "host-local":
-                    found.add(Path(ipam.get("dataDir") or DEFAULT_IPAM_DIR) / document["name"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # The server reports a configuration that cannot be read; here it only names no directory.
-    return found

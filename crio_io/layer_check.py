@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from crio_io import mounts
-from crio_io.check import Finding, Kind, Owned, Thing
+from crio_io.check import Finding, Kind, Owned
+from crio_io.looking import Thing
 from crio_io.storage import deep
 from crio_io.storage.recipe import why_changed
 from crio_io.storage.store import LayerInfo, layers_in

@@ -17,8 +17,9 @@ from crio_core.records import LOST, ImageRecord
 from crio_io import mounts, namespaces, sandbox_files
 from crio_io.bundle import remove_bundle
 from crio_io.cgroups import Cgroups
-from crio_io.check import Finding, Thing
+from crio_io.check import Finding
 from crio_io.journal import Delete, Journal
+from crio_io.looking import Thing
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles
@@ -100,7 +101,7 @@ class _Mender:
                 await mounts.in_thread(f"remove control group {where}", _remove_cgroup, where)
             case "parent control group":
                 await mounts.in_thread(f"forget {where}", _forget_parent, where, key)
-            case "exit file" | "address":
+            case "exit file" | "address" | "attach link" | "scratch file" | "image record" | "partial download":
                 await mounts.in_thread(f"delete {where}", where.unlink, True)
             case "layer":
                 await self._store.remove_layer(parse_digest(key))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from crio_core import effects as fx
@@ -11,6 +12,7 @@ from crio_core.layout import Layout
 from crio_io import mounts, namespaces, sandbox_files
 from crio_io.bundle import remove_bundle
 from crio_io.images import ImageStore
+from crio_io.looking import is_attach_link
 from crio_io.monitor import ConmonMonitor
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,8 @@ class Sweeper:
     def _look(self) -> dict[PurePosixPath, tuple[str, ...]]:
         layout = self._layout
         writable = self._images.writable_layers
-        places = (layout.containers, writable, layout.namespaces("x").parent, layout.sandboxes, layout.exits)
+        pins = layout.namespaces("x").parent
+        places = (layout.containers, writable, pins, layout.sandboxes, layout.exits, layout.attach, layout.scratch)
         return {place: _names(Path(place)) for place in places}
 
     async def sweep(self, order: fx.SweepStorage) -> ev.StorageSwept:
@@ -53,10 +56,21 @@ class Sweeper:
             await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove, directory)
         for container_id in self._unowned(self._layout.exits, order.containers):
             (Path(self._layout.exits) / container_id).unlink(missing_ok=True)
+        await mounts.in_thread("remove links and scratch files", self._remove_small, order)
         removed += await self._images.sweep()
         for one in removed:
             log.info("swept: %s", one)
         return ev.StorageSwept(removed=tuple(removed))
+
+    def _remove_small(self, order: fx.SweepStorage) -> None:
+        """Links to attach sockets, and files of the execs of a server that was killed."""
+        for name in self._unowned(self._layout.attach, order.containers):
+            link = Path(self._layout.attach, name)
+            if is_attach_link(self._layout, link):
+                link.unlink(missing_ok=True)
+        for name in self._unowned(self._layout.scratch, ("cgroups",)):
+            with suppress(OSError):
+                Path(self._layout.scratch, name).unlink()
 
     def _ns(self, sandbox_id: str) -> Path:
         return Path(self._layout.namespaces(sandbox_id))

@@ -76,10 +76,11 @@ async def find(config: Any, options: "EngineOptions", *, deep: bool) -> tuple[tu
     from crio_io import check, host
     from crio_io.engine import layout_of
     from crio_io.layer_check import check_layers
+    from crio_io.looking import Places
     from crio_server.commands.live import ask_owned, is_live
 
     layout = layout_of(options)
-    places = check.Places(
+    places = Places(
         layout=layout,
         runtime_roots=tuple(dict.fromkeys(one.root for one in options.runtimes.values())),
         cni_config_dir=options.cni_config_dir,

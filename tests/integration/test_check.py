@@ -140,6 +140,94 @@ def test_repair_of_a_node_whose_records_are_lost_leaves_nothing_behind(stopped: 
     assert [one for one in left if not one.startswith("rule ") and "zygote" not in one] == []
 
 
+ID = "0123456789abcdef"
+
+
+def _id(number: int) -> str:
+    """An id that no chance gives."""
+    return f"{number:016x}" + ID * 3
+
+
+def _planted(crio: Crio) -> dict[str, set[str]]:
+    """Residue of every kind, each with an id of its own; where it is, by what the check calls it."""
+    marks = crio.site.marks
+    storage = marks.root / "storage"
+    places = {
+        "bundle": marks.runroot / "containers" / _id(1) / "config.json",
+        "sandbox directory": marks.runroot / "sandboxes" / _id(2) / "hostname",
+        "namespaces": marks.runroot / "ns" / _id(3) / "net",
+        "exit file": marks.root / "exits" / _id(4),
+        "writable layer": storage / "containers" / _id(5) / "upper" / "file",
+        "half layer": storage / "unpacking" / "half" / "file",
+        "broken layer": storage / "layers" / "sha256-broken" / "fs" / "file",
+        "image record": marks.root / "images" / f"sha256:{_id(6)}",
+        "partial download": storage / "ingest" / f"sha256-{_id(7)}",
+        "scratch file": marks.runroot / "scratch" / f"exec-runc-{2**22 + 1}-1",
+        "address": marks.ipam / marks.name / f"{marks.subnet}250",
+    }
+    for place in places.values():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(_id(1))
+    os.utime(places["partial download"], (0, 0))
+    deep = {"broken layer": 2, "writable layer": 2, "exit file": 0, "image record": 0, "partial download": 0}
+    deep |= {"scratch file": 0, "address": 0}
+    found = {what: {str([place, *place.parents][deep.get(what, 1)])} for what, place in places.items()}
+    link = crio.site.directory / "attach" / _id(8)
+    link.symlink_to(marks.runroot / "containers" / _id(8))
+    mount = marks.runroot / "containers" / _id(1) / "rootfs"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "criotest", str(mount)], check=True)
+    cgroups = {path / f"crio-{_id(1)}" for path in residue.CGROUP_ROOT.glob("*/") if (path / "cgroup.procs").exists()}
+    if (residue.CGROUP_ROOT / "cgroup.procs").exists():
+        cgroups = {residue.CGROUP_ROOT / f"crio-{_id(1)}"}
+    for path in cgroups:
+        (path.parent / marks.name).mkdir(exist_ok=True)
+        (path.parent / marks.name / path.name).mkdir()
+    ours = {str(path.parent / marks.name / path.name) for path in cgroups}
+    return found | {"attach link": {str(link)}, "mount": {str(mount)}, "control group": ours}
+
+
+def test_check_finds_exactly_what_is_planted_and_what_the_tests_own_residue_check_sees(site: Site) -> None:
+    """R30: zero misses: each kind of thing that a crash could leave, and nothing besides; repair leaves none of it."""
+    crio, marks = Crio(site, "--container-attach-socket-dir", str(site.directory / "attach")), site.marks
+    crio.start()
+    with crio.pod():
+        pass  # The bridge is there from now on.
+    crio.end()
+    assert _findings(crio) == []
+    before = residue.find(marks)
+    planted = _planted(crio)
+    veth = (f"{marks.name[:12]}v0", f"{marks.name[:12]}v1")
+    subprocess.run(["ip", "link", "add", veth[0], "type", "veth", "peer", "name", veth[1]], check=True)
+    try:
+        subprocess.run(["ip", "link", "set", veth[0], "master", marks.bridge], check=True)
+        found: dict[str, set[str]] = {}
+        for one in _findings(crio):
+            assert one["kind"] == "residue" and one["mend"]
+            found.setdefault(one["what"], set()).add(one["where"])
+        assert found == planted
+        notes = json.loads(_crio(crio, "check", "-o", "json").stdout)["findings"]
+        assert [(one["what"], one["key"]) for one in notes if one["kind"] == "note"][-1] == ("link", veth[0])
+        # Whatever the tests' own check calls residue lies in something that was found.
+        tops = {where for wheres in found.values() for where in wheres}
+        for line in residue.find(marks) - before:
+            kind, _, rest = line.partition(" ")
+            if kind in ("file", "mount", "cgroup"):
+                assert any(rest == top or rest.startswith(f"{top}/") or top.startswith(f"{rest}/") for top in tops), (
+                    line
+                )
+            else:
+                assert kind in ("address", "link"), line
+    finally:
+        subprocess.run(["ip", "link", "delete", veth[0]], check=False)
+    mended = _crio(crio, "check", "--repair", "-y")
+    assert mended.returncode == 0, mended.stdout + mended.stderr
+    assert _findings(crio) == []
+    for path in residue.cgroups(marks):
+        path.rmdir()  # The parent, which is the test's.
+    assert residue.find(marks) - before == frozenset()
+
+
 def test_check_of_a_live_node_finds_residue_and_repair_is_refused_beside_the_server(own_crio: Crio) -> None:
     """Beside a server nothing is changed, whatever was found."""
     strange = own_crio.site.marks.runroot / "containers" / ("a" * 64)
