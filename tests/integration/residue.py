@@ -164,13 +164,14 @@ def sweep(marks: Marks) -> None:
         subprocess.run(["umount", "-l", point], capture_output=True, timeout=30, check=False)
     for link in (*(line.partition("@")[0] for line in links(marks)), marks.bridge):
         subprocess.run(["ip", "link", "delete", link], capture_output=True, timeout=30, check=False)
-    _remove_rules(marks)
+    remove_rules(marks)
     for path in cgroups(marks):
         with suppress(OSError):
             path.rmdir()
 
 
-def _remove_rules(marks: Marks) -> None:
+def remove_rules(marks: Marks) -> None:
+    """Remove the packet filter rules of a site."""
     for tool in ("iptables", "ip6tables"):
         nat = [tool, "-w", "-t", "nat"]
         chains = set()

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,10 @@ POD_ORDERS = (
     "RemoveSandboxFiles 1",
     "DeleteRecord 2",  # The sandbox's.
 )
+INFRA_ORDERS = ("MountRootfs 1", "CreateContainer 1", "StartContainer 1", "DeleteContainer 2")
+"""The infra container is made first, and deleted last."""
+RECOVERY_ORDERS = ("ObserveSandbox 1", "ObserveContainer 1", "SweepStorage 1")
+UNWINDING_ORDERS = ("DetachNetwork 1", "RemoveSandboxFiles 1", "DeleteRecord 1")
 PULL_ORDERS = ("ResolveImage 1", "FetchLayer 1", "ApplyLayer 1", "SaveRecord 1")
 SIDES = ("before", "after")
 
@@ -86,6 +91,16 @@ class Victim:
         if not self.died:
             self.revive()
 
+    def die_while_starting(self, order: str, side: str) -> None:
+        """Restart the server, which is killed at an order of its recovery, and then once more."""
+        self.crio.end(signal.SIGKILL)
+        self.die_at(order, side)
+        with suppress(AssertionError):  # It may be killed before it serves.
+            self.crio.start()
+        wait_for(f"the kill at {order}", lambda: not self.file.exists())
+        self.crio.end(signal.SIGKILL)
+        self.crio.start()
+
     def dead(self) -> bool:
         """Whether the server has ended, and was not started again."""
         return bool(psutil.Process(self.crio.pid).status() == psutil.STATUS_ZOMBIE)
@@ -99,6 +114,7 @@ def shared_victim(shared_site: Site, tmp_path_factory: pytest.TempPathFactory) -
         patch.setenv("CRIO_TEST_KILL", str(file))
         with Crio(shared_site, launcher=("-m", "tests.integration.killing_server")) as crio:
             crio.pull(crio.images.busybox)
+            crio.pull(crio.images.pause)
             crio.note_baseline()
             yield Victim(crio, file)
             crio.end()
@@ -116,10 +132,11 @@ def victim(shared_victim: Victim) -> Iterator[Victim]:
     shared_victim.crio.assert_clean()
 
 
-def live(victim: Victim, name: str) -> None:
+def live(victim: Victim, name: str, pid: pb.NamespaceMode = pb.CONTAINER) -> None:
     """A pod's life, every step of which is asked for again when the server dies under it."""
     crio, call = victim.crio, victim.call
-    config = crio.pod_config(name)
+    context = pb.LinuxSandboxSecurityContext(namespace_options=pb.NamespaceOption(pid=pid))
+    config = crio.pod_config(name, linux=pb.LinuxPodSandboxConfig(security_context=context))
     run = pb.RunPodSandboxRequest(config=config)
     pod = call(run).pod_sandbox_id
     main = crio.container_config(["sleep", "600"])
@@ -146,6 +163,68 @@ def test_killed_at_an_effect_of_a_pods_life_the_retry_succeeds(victim: Victim, o
     victim.revive_dead(order)
     assert victim.call(pb.ListPodSandboxRequest()).items == []
     victim.crio.assert_clean()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("order", INFRA_ORDERS)
+def test_killed_at_an_effect_of_an_infra_container_the_retry_succeeds(victim: Victim, order: str, side: str) -> None:
+    """R3: no client knows this container: nobody but the pod's own recovery asks for it again, or removes it."""
+    victim.die_at(order, side)
+    live(victim, f"infra-{order.replace(' ', '-').lower()}-{side}", pid=pb.POD)
+    victim.revive_dead(order)
+    assert victim.call(pb.ListPodSandboxRequest()).items == []
+    victim.crio.assert_clean()
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("order", RECOVERY_ORDERS)
+def test_killed_while_recovering_the_next_start_recovers(victim: Victim, order: str, side: str) -> None:
+    """R7, R32: a server that crashes while it starts must not make it worse; what was swept half is swept whole."""
+    crio = victim.crio
+    with crio.pod() as pod:
+        running = crio.begin(pod, ["sleep", "600"])
+        created = crio.create(pod, crio.container_config(["sleep", "600"], "created"))
+        before = [crio.status(running), crio.info(running), crio.status(created)]
+        for place in ("containers", "sandboxes"):
+            (crio.site.marks.runroot / place / ("f" * 64)).mkdir()
+        victim.die_while_starting(order, side)
+        assert [crio.status(running), crio.info(running), crio.status(created)] == before
+        wait_for("a sweep", lambda: not list(crio.site.marks.runroot.glob(f"*/{'f' * 64}")))
+        crio.client(pb.StartContainerRequest(container_id=created))
+        assert crio.exec(created, "true").exit_code == 0
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("order", UNWINDING_ORDERS)
+def test_killed_while_a_failed_pod_is_taken_back_nothing_of_it_stays(victim: Victim, order: str, side: str) -> None:
+    """R3, R4: an ADD that failed may have left anything; the DEL is owed whoever dies, and the name is free."""
+    site, config = victim.crio.site, victim.crio.pod_config(f"unwound-{order.split()[0].lower()}-{side}")
+    network = site.network()
+    network["plugins"][0]["ipam"] = {"type": "static", "addresses": [{"address": "not an address"}]}
+    site.write_network(network)
+    try:
+        victim.die_at(order, side)
+        with pytest.raises(grpc.RpcError) as caught:
+            victim.call(pb.RunPodSandboxRequest(config=config))
+        assert "address" in str(caught.value)
+        victim.revive_dead(order)
+    finally:
+        site.write_network()
+    victim.crio.assert_clean()
+    victim.crio.remove(victim.call(pb.RunPodSandboxRequest(config=config)).pod_sandbox_id)
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_killed_while_a_layer_is_removed_it_goes_all_the_same(victim: Victim, side: str) -> None:
+    """R30: its image is forgotten already, so nobody will ever ask for its removal again."""
+    crio, image = victim.crio, pb.ImageSpec(image=victim.crio.images.redis)
+    crio.pull(image.image)
+    victim.die_at("RemoveLayer 1", side)
+    victim.call(pb.RemoveImageRequest(image=image))
+    victim.revive_dead("RemoveLayer 1")
+    crio.assert_clean()
+    crio.pull(image.image)
+    victim.call(pb.RemoveImageRequest(image=image))
 
 
 @pytest.mark.parametrize("side", SIDES)
