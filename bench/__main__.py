@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import images, peers, report, scenarios
+from bench import images, peers, report, scenarios, starts
 from bench.place import missing_tools, place
 from bench.scenarios import FULL, QUICK, Run
 from scripts.local_registry import LocalRegistry
@@ -21,6 +21,7 @@ SCENARIOS: dict[str, Callable[[Run], None]] = {
     "lives": scenarios.lives,
     "at-once": scenarios.at_once,
     "records": scenarios.records,
+    "starts": starts.starts,
     "growth": scenarios.growth,
     "pulls": scenarios.pulls,
     "core": scenarios.simulated,

@@ -98,6 +98,7 @@ BUDGET = (
     Limit(figure="memory.idle", at_most=48.0),
     Limit(figure="memory.pod", at_most=0.7),
     Limit(figure="start.500", at_most=500.0),
+    Limit(figure="start.1000", at_most=1000.0),
     Limit(figure="pull.large", at_most=0.55, of=CONTAINERD),
     Limit(figure="pull.layered", at_most=0.75, of=CONTAINERD),
     Limit(figure="pull.same", at_most=1.1, of=CRIO, than="pull.large"),

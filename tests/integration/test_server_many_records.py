@@ -1,0 +1,70 @@
+"""A server that starts with a thousand recorded containers serves at once, whatever looking at them takes."""
+
+import json
+import signal
+
+import anyio
+import psutil
+import pytest
+
+from bench.starts import RECORDED, add_records, drop_records
+from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration.harness import Crio, Site, wait_for
+
+pytestmark = pytest.mark.integration
+
+
+def test_lists_and_status_answer_while_every_look_hangs_and_no_program_was_started(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R31, R33: nothing before serving waits for a look or a program; what runs is found to run afterwards."""
+    hang, programs = site.directory / "hang", site.directory / "programs"
+    monkeypatch.setenv("CRIO_TEST_HANG", str(hang))
+    monkeypatch.setenv("CRIO_TEST_PROGRAMS", str(programs))
+    journal = (site.marks.root / "state.db", site.marks.runroot / "state.db")
+    with Crio(site, launcher=("-m", "tests.integration.hanging_server")) as crio:
+        crio.pull(crio.images.busybox)
+        crio.note_baseline()
+        pod = crio.run_pod()
+        container = crio.begin(pod, ["sleep", "600"])
+        before, pid = crio.status(container), crio.info(container)["pid"]
+        assert programs.read_text()
+        crio.end()
+        made = anyio.run(add_records, *journal, RECORDED, True)
+        hang.touch()
+        programs.unlink()
+
+        crio.start()
+        assert programs.read_text() == ""
+        assert len(crio.client(pb.ListContainersRequest()).containers) == RECORDED + 1
+        assert len(crio.client(pb.ListPodSandboxRequest()).items) == RECORDED + 1
+        running = json.loads(crio.client(pb.StatusRequest(verbose=True)).info["running"])
+        assert sum(one["what"] == "ObserveSandbox" for one in running) == RECORDED + 1
+        assert crio.status(container) == before
+        assert crio.exec(container, "true").exit_code == 0
+
+        hang.unlink()
+        wait_for(
+            "the pods without namespaces to be found out",
+            lambda: [one.id for one in ready(crio)] == [pod],
+            timeout_s=60,
+        )
+        assert crio.status(container) == before
+        assert psutil.pid_exists(pid)
+        crio.end(signal.SIGKILL)
+        anyio.run(drop_records, *journal, made)
+        for record in made:
+            for place in ("sandboxes", "containers"):
+                directory = site.marks.runroot / place / record.id
+                if directory.is_dir():
+                    (directory / "record").unlink()
+                    directory.rmdir()
+        crio.start()
+        crio.remove_all()
+        crio.assert_clean()
+
+
+def ready(crio: Crio) -> list[pb.PodSandbox]:
+    """Pods that are ready."""
+    wanted = pb.PodSandboxFilter(state=pb.PodSandboxStateValue(state=pb.SANDBOX_READY))
+    return list(crio.client(pb.ListPodSandboxRequest(filter=wanted)).items)
