@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct
 from grpclib.const import Cardinality, Handler
 
@@ -60,11 +59,15 @@ class Transfer:
 
 def packed(members: Mapping[str, Any]) -> Struct:
     """A message with these members."""
+    from google.protobuf.json_format import ParseDict  # 0.9 MB, and not every server is asked for this
+
     return ParseDict(dict(members), Struct())
 
 
 def members_of(message: Struct) -> dict[str, Any]:
     """The members of a message."""
+    from google.protobuf.json_format import MessageToDict
+
     return dict(MessageToDict(message))
 
 
