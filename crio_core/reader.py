@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 Reader = Callable[[Any], Any]
+_ABSENT = object()
+_PLAIN: Mapping[Any, type] = {kind: kind for kind in (str, int, bool)}
 
 
 def read(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -33,15 +35,21 @@ def read(cls: type[T], values: Mapping[str, Any]) -> T:
 def _compiled(cls: Any) -> Reader:
     hints = typing.get_type_hints(cls)
     required = {field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING}
-    readers = tuple((field.name, _reader(hints[field.name]), field.name in required) for field in fields(cls))
+    readers = tuple(
+        (field.name, _PLAIN.get(hints[field.name]), _reader(hints[field.name]), field.name in required)
+        for field in fields(cls)
+    )
 
     def read_object(values: Any) -> Any:
         if not isinstance(values, dict):
             raise TypeError(f"{cls.__name__}: expected an object, not {type(values).__name__}")
         found = {}
-        for name, reader, is_required in readers:
-            if name in values:
-                found[name] = reader(values[name])
+        for name, plain, reader, is_required in readers:
+            value = values.get(name, _ABSENT)
+            if type(value) is plain:  # What a reader would find, too: most members are of these types.
+                found[name] = value
+            elif value is not _ABSENT:
+                found[name] = reader(value)
             elif is_required:
                 raise KeyError(f"{cls.__name__}.{name}")
         return cls(**found)
@@ -63,7 +71,7 @@ def _reader(hint: Any) -> Reader:
         # Looked up when it is needed, so that a class may contain itself.
         return lambda value: _compiled(kind)(value)
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return hint
+        return _enum_reader(hint)
     return _typed(hint)
 
 
@@ -74,6 +82,16 @@ def _tuple_reader(item: Reader) -> Reader:
         return tuple(map(item, value))
 
     return read_tuple
+
+
+def _enum_reader(kind: type[Enum]) -> Reader:
+    members = {member.value: member for member in kind}
+
+    def read_member(value: Any) -> Any:
+        found = members.get(value)
+        return kind(value) if found is None else found
+
+    return read_member
 
 
 def _typed(kind: type) -> Reader:

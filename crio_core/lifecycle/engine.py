@@ -89,6 +89,7 @@ class Lifecycle(Generic[R]):
         self.on_transition: Callable[[str, Enum, type, Enum], None] | None = None
         """Told every transition taken: for coverage reports."""
         self._enter = enter
+        self._next: dict[tuple[Enum, type], Enum] = {}
         self._machine = Machine(
             model=None,
             states=list(states),
@@ -104,9 +105,14 @@ class Lifecycle(Generic[R]):
     def next_state(self, state: Enum, event: type) -> Enum:
         """The row for this pair.
 
+        `transitions` is asked once for each: its machine has no conditions, so the answer is always the same.
+
         Raises:
             NoSuchTransition: The table has none.
         """
+        known = self._next.get((state, event))
+        if known is not None:
+            return known
         trigger = self._machine.events.get(event.__name__)
         cursor = _Cursor(state)
         try:
@@ -115,6 +121,7 @@ class Lifecycle(Generic[R]):
             trigger.trigger(cursor)
         except MachineError as error:
             raise NoSuchTransition(f"{self.name}: {event.__name__} in state {state.value}: {error}") from error
+        self._next[state, event] = cursor.state
         return cursor.state
 
     def step(self, record: R, event: object) -> tuple[R, tuple[Output, ...]]:

@@ -87,10 +87,13 @@ def swept(state: State, outcome: Outcome) -> None:
 def rest(record: SandboxRecord | ContainerRecord) -> SandboxRecord | ContainerRecord:
     """The record as a server takes it up that finds it in its journal."""
     if isinstance(record, SandboxRecord):
-        return replace(record, state=_SANDBOX_REST.get(record.state, record.state))
+        found = _SANDBOX_REST.get(record.state)
+        return record if found is None else replace(record, state=found)
     state = _CONTAINER_REST.get(record.state, record.state)
     # A removal goes on where every process is dead; where one lives its client has to ask again.
     doomed = record.doomed and state is ContainerState.EXITED
+    if record.state is state and record.doomed is doomed and not record.cancelled and not record.kill_at_ns:
+        return record  # As nearly all are, and a start has no time to lose.
     return replace(record, state=state, doomed=doomed, cancelled=False, kill_at_ns=0)
 
 
