@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def podman(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Podman with a store of its own, of which nothing stays."""
     if shutil.which("podman") is None:
         pytest.skip("needs podman")
-    places = [f"--{name}={tmp_path / 'podman' / name}" for name in ("root", "runroot", "tmpdir")]
+    top = Path(tempfile.mkdtemp(prefix="criotest-podman-"))  # it takes no longer paths
+    places = [f"--{name}={top / name}" for name in ("root", "runroot", "tmpdir")]
     argv = ["podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none"]
 
     def run(*words: "str | Path") -> str:
@@ -68,8 +70,9 @@ def podman(tmp_path: Path) -> Iterator[Callable[..., str]]:
     yield run
     for command in (["image", "umount", "--all"], ["rmi", "--all", "--force"]):
         subprocess.run([*argv, *command], capture_output=True, timeout=120, check=False)
-    for place in (tmp_path / "podman/root/vfs", tmp_path / "podman/root"):
+    for place in (top / "root/vfs", top / "root"):
         subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)
+    shutil.rmtree(top)
 
 
 def run(*words: "str | Path") -> None:
