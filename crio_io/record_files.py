@@ -70,7 +70,7 @@ class RecordFiles:
         if path:
             with suppress(OSError):
                 os.unlink(path)
-            if kind != ImageRecord.KIND:
+            if kind not in DURABLE:
                 with suppress(OSError):
                     os.rmdir(os.path.dirname(path))
 
@@ -99,11 +99,10 @@ class RecordFiles:
         """Write the copies that are missing of what is there, and drop those of images that are in no row."""
         for (kind, record_id), data in rows.items():
             path = self._path(kind, record_id)
-            wanted = path and (kind == ImageRecord.KIND or os.path.isdir(os.path.dirname(path)))
-            if wanted and not os.path.exists(path):
+            if path and not os.path.exists(path) and (kind in DURABLE or os.path.isdir(os.path.dirname(path))):
                 self.put(kind, record_id, data)
         for key, _ in self._places():
-            if key[0] == ImageRecord.KIND and key not in rows:
+            if key[0] in DURABLE and key not in rows:
                 self.remove(*key)
 
     def traces(self) -> bool:
@@ -115,7 +114,7 @@ class RecordFiles:
         directory = self._directories.get(kind)
         if directory is None or _ID.fullmatch(record_id) is None:
             return ""
-        return f"{directory}/{record_id}" if kind == ImageRecord.KIND else f"{directory}/{record_id}/{NAME}"
+        return f"{directory}/{record_id}" if kind in DURABLE else f"{directory}/{record_id}/{NAME}"
 
     def _places(self) -> Iterable[tuple[_Key, str]]:
         for kind, directory in self._directories.items():
