@@ -29,23 +29,19 @@ def starts(run: Run) -> None:
     if ours is None:
         return
     pod = run.up(ours, host_network=True)
-    try:
-        for running in (False, True):
-            for _ in range(run.size.starts):
-                ours.stop()
-                made = anyio.run(add_records, *_places(ours), RECORDED, running)
-                try:
-                    what = f"{RECORDED} running" if running else str(RECORDED)
-                    run.samples.add(f"start.{what}", ours.name, ours.start() * 1e3)
-                    found = len(ours.client.call("ListContainers", pb.ListContainersRequest()).containers)
-                    if found != RECORDED + 1:
-                        raise RuntimeError(f"{found} containers are listed, not {RECORDED} and one")
-                    ours.stop()
-                finally:
-                    anyio.run(drop_records, *_places(ours), made)
-                ours.start()
-    finally:
-        pods.down(pod)
+    ours.stop()
+    for running in (False, True):
+        for _ in range(run.size.starts):
+            made = anyio.run(add_records, *_places(ours), RECORDED, running)
+            what = f"{RECORDED} running" if running else str(RECORDED)
+            run.samples.add(f"start.{what}", ours.name, ours.start() * 1e3)
+            found = len(ours.client.call("ListContainers", pb.ListContainersRequest()).containers)
+            if found != RECORDED + 1:
+                raise RuntimeError(f"{found} containers are listed, not {RECORDED} and one")
+            ours.stop()
+            anyio.run(drop_records, *_places(ours), made)
+    ours.start()
+    pods.down(pod)
 
 
 def _places(peer: Peer) -> tuple[Path, Path]:
