@@ -499,6 +499,11 @@ async def test_stop_kills_a_monitor_that_does_not_end(site: Site, monkeypatch: p
     created = await site.started(request)
     os.kill(created.monitor_pid, signal.SIGSTOP)
     await site.runtime.delete("criotest-hung")
+    # What it was writing then: conmon's names, and ours.
+    for name in ("criotest-hung.AbC123", "criotest-hung.77.tmp"):
+        (site.root / "exits" / name).touch()
+    for name in ("exit.AbC123", "exit.json.77.tmp"):
+        (request.bundle / name).touch()
     await site.monitor.stop("criotest-hung", request.bundle)
     wait_ended(created.monitor_pid)
 
