@@ -39,7 +39,8 @@ _clone = CLONE_NUMBERS.get(os.uname().machine, 0)
 _ended = (ctypes.c_int * 2)()  # pid and status of a child
 _calls: "tuple[Any, ...]" = (
     *(_library.setsid, _library.prctl, _library.pipe2, _library.memfd_create, _library.epoll_create1),
-    *(_library.syscall, _library.waitpid, _library.epoll_wait, _library.write, set_wakeup_fd, signal, os.getpid),
+    *(_library.syscall, _library.waitpid, _library.epoll_wait, _library.write, _library.usleep),
+    *(set_wakeup_fd, signal, os.getpid),
     *((ctypes.c_int * 2)(), ctypes.create_string_buffer(16)),
     *(_ended, ctypes.byref(_ended, 4)),
 )
@@ -72,7 +73,7 @@ def watch(
         create: Called in the child; returns the child's exit code, 0 when there is something to watch.
         given: Passed to `create`.
     """
-    setsid, prctl, pipe2, memfd_create, epoll_create1, syscall, waitpid, epoll_wait, write, *rest = calls
+    setsid, prctl, pipe2, memfd_create, epoll_create1, syscall, waitpid, epoll_wait, write, usleep, *rest = calls
     set_wakeup_fd, signal, getpid, pair, events, ended, status = rest
     setsid()
     prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
@@ -103,6 +104,9 @@ def watch(
         child = syscall(clone, 0x600, 0, 0, 0, 0)
         if child == 0:
             return work(mine, state_fd, poll_fd)
+        if child < 0:  # the host, or our cgroup, has no room for a process now
+            usleep(100_000)
+            continue
         ended[0] = 0
         while ended[0] != child:
             ended[0] = waitpid(-1, status, 0x40000000)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from conmon.oom import OomWatch
 from crio_core.errors import OperationError
 from tests.integration.conmon_suite import Case, Rig, alive, missing_parts, until
 from tests.integration.test_conmon_faults import children, cpu_ticks, rss_kb, worker, workers
@@ -199,6 +201,57 @@ def test_r41_descriptors_in_odd_states_do_not_make_the_monitor_spin(rig: Rig, te
         client.close()
     os.kill(case.pid, signal.SIGKILL)
     assert case.exit_code() == 137
+
+
+@pytest.fixture
+def narrow() -> Iterator[Path]:
+    """A cgroup in which the number of processes can be limited."""
+    top = Path("/sys/fs/cgroup/pids")
+    if not top.is_dir():
+        pytest.skip("needs the pids controller of cgroup version 1")
+    group = top / f"criotest-{os.getpid()}"
+    group.mkdir()
+    yield group
+    until(lambda: not (group / "cgroup.procs").read_text(), "something lives on in the cgroup")
+    group.rmdir()
+
+
+def test_r41_monitor_that_can_make_no_process_waits_without_spinning_and_goes_on(narrow: Path, rig: Rig) -> None:
+    """A host that is out of process numbers costs time, and neither log nor exit."""
+    case = rig.create("/bin/sh", "-c", "read x; echo a line; exit 6", stdin=True).start()
+    until(lambda: not workers(case), "somebody works although nothing happens")
+    (narrow / "cgroup.procs").write_text(str(case.monitor_pid))
+    (narrow / "pids.max").write_text("1")
+    before = cpu_ticks(case.monitor_pid)
+    with case.attach() as client:
+        client.send(b"\n")
+        end = time.monotonic() + 2
+        until(lambda: time.monotonic() > end, "the clock stands still")
+        assert cpu_ticks(case.monitor_pid) - before <= 4  # 2 % of the time
+        (narrow / "pids.max").write_text("max")
+        assert case.exit_code() == 6
+    case.gone()
+    assert case.output() == b"a line\n"
+
+
+def test_r41_counter_of_a_removed_cgroup_says_that_it_is_over() -> None:
+    """The kernel reports its file as urgent for ever; who reads it must learn that there is nothing more to see."""
+    top = next((one for one in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") if Path(one, "cgroup.procs").exists()), "")
+    if not top or not os.access(top, os.W_OK):
+        pytest.skip("needs a cgroup hierarchy of version 2")
+    group = Path(top, f"criotest-{os.getpid()}")
+    group.mkdir()
+    try:
+        fd = os.open(group / "cgroup.events", os.O_RDONLY)
+    finally:
+        group.rmdir()
+    watch = OomWatch(fd, -1, 0)
+    with select.epoll() as poll:
+        poll.register(watch.fd, watch.events)
+        assert poll.poll(1)
+        assert watch.read() is None
+        assert poll.poll(0), "the kernel has changed: nobody need stop polling"
+    watch.close()
 
 
 @pytest.mark.slow
