@@ -10,6 +10,13 @@ from typing import Any
 
 REST_S = 0.5
 """How long after a piece of work memory is looked after: when its answers are sent and its last buffers are freed."""
+_SELDOM = (
+    "google.protobuf.internal.python_message",  # Messages in pure Python: 1.1 MB, of no use beside those in C.
+    *("bz2", "lzma"),  # shutil tries whether they are there.
+    *("certifi", "idna", "mimetypes", "zstandard"),  # httpx has them at hand: 1 MB with the first pull.
+)
+_HARMLESS = frozenset({"__cached__", "__file__", "__warningregistry__"})
+"""Looked at by what goes through all modules, and no sign of use."""
 _M_ARENA_MAX = -8  # malloc.h
 _LIBC = ctypes.CDLL(None)
 
@@ -18,8 +25,8 @@ def stay_small() -> None:
     """Set up this process to be a server's, before anything that serves is imported or a thread is started."""
     # httpcore loads trio wherever it is installed: 2 MB with the first pull, which a server on asyncio never uses.
     sys.modules.setdefault("trio", None)  # type: ignore[arg-type]
-    # Messages in pure Python: 1.1 MB, of no use beside those in C.
-    load_when_used("google.protobuf.internal.python_message")
+    for name in _SELDOM:
+        load_when_used(name)
     # Otherwise each thread that runs for a moment gets a heap of its own.
     if hasattr(_LIBC, "mallopt"):
         _LIBC.mallopt(_M_ARENA_MAX, 1)
@@ -32,8 +39,8 @@ def load_when_used(name: str) -> None:
     later = ModuleType(name)
 
     def attribute(wanted: str) -> Any:
-        if wanted.startswith("__"):
-            raise AttributeError(wanted)  # What `import` itself looks for.
+        if wanted in _HARMLESS:
+            raise AttributeError(wanted)
         if sys.modules.get(name) is later:
             del sys.modules[name]
         module = importlib.import_module(name)

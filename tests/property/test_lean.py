@@ -51,6 +51,25 @@ def test_module_put_off_is_loaded_when_it_is_used() -> None:
     assert run(program) == "False (0.0, 0.0, 0) True\n"
 
 
+def test_package_put_off_is_loaded_for_a_module_inside_it() -> None:
+    """`import package.module` finds the package's place."""
+    program = (
+        "import sys; from crio_server.lean import load_when_used; load_when_used('xml'); import xml.sax.saxutils;"
+        "print(xml.sax.saxutils.escape('<'), xml.__name__, sys.modules['xml'].__file__ is not None)"
+    )
+    assert run(program) == "&lt; xml True\n"
+
+
+def test_http_client_loaded_by_a_small_server_leaves_what_it_seldom_uses() -> None:
+    """A first pull costs a megabyte less, and an international name of a registry is still understood."""
+    program = (
+        f"{SMALL} import sys, crio_server.main, crio_server.serve, httpx, httpcore;"
+        "seldom = [sys.modules[name] for name in ('certifi', 'idna', 'zstandard', 'bz2', 'lzma')];"
+        "print([one.__spec__ for one in seldom], httpx.URL('https://bücher.example/').raw_host)"
+    )
+    assert run(program) == "[None, None, None, None, None] b'xn--bcher-kva.example'\n"
+
+
 def test_memory_freed_below_what_is_in_use_goes_back() -> None:
     """After a pull an idle server has its old size: malloc by itself returns only what lies above everything in use."""
     program = (
