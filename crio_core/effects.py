@@ -267,6 +267,18 @@ class ApplyLayer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ProveLayer:
+    """Download a blob and see that it unpacks to a layer that is in the store; nothing of it is kept: `LayerProved`."""
+
+    reference: str
+    auth: str
+    digest: str
+    diff_id: str
+    size_bytes: int
+    media_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveLayer:
     """Delete an unpacked layer: `Released`."""
 
@@ -310,6 +322,7 @@ Order = (
     | ResolveImage
     | FetchLayer
     | ApplyLayer
+    | ProveLayer
     | RemoveLayer
     | SweepStorage
 )

@@ -185,6 +185,11 @@ class LayerApplied:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerProved:
+    """The blob was fetched from where the order said, and unpacks to the layer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StorageSwept:
     """What no record owns is gone; `removed` names it."""
 
@@ -210,6 +215,7 @@ Outcome = (
     | ImageResolved
     | LayerFetched
     | LayerApplied
+    | LayerProved
     | StorageSwept
 )
 
@@ -261,6 +267,16 @@ class LayerProgressed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StoredLayer:
+    """A layer that is whole in the store: what it takes on disk, and the blob that it was unpacked from."""
+
+    diff_id: str
+    size_bytes: int
+    blob: str
+    """Digest; empty when that is not known."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JournalLoaded:
     """The server starts: what was recorded, by kind and id, and this boot's id."""
 
@@ -270,8 +286,7 @@ class JournalLoaded:
     wall_ns: int
     quarantined: Mapping[str, str]
     """Rows that could not be read, by `kind/id`, with the reason."""
-    layers: tuple[str, ...] = ()
-    """Diff ids of the layers that are whole in the store."""
+    layers: tuple[StoredLayer, ...] = ()
 
 
 Event = CallArrived | CallCancelled | EffectEnded | TimerFired | NetworkChanged | LayerProgressed | JournalLoaded

@@ -81,6 +81,8 @@ class LayerState(Enum):
     FETCHING = "fetching"
     APPLYING = "applying"
     APPLIED = "applied"
+    PROVING = "proving"
+    KEPT = "kept"
     REMOVING = "removing"
     OWING = "owing"
     GONE = "gone"
@@ -247,12 +249,15 @@ class ImageRecord(JsonMethods):
     digests: tuple[str, ...] = ()
     """Repository digests, `docker.io/library/redis@sha256:...`."""
     layers: tuple[str, ...] = ()
+    blobs: tuple[str, ...] = ()
+    """Digest of the blob that each layer was proven to be the content of, in the order of `layers`."""
     size_bytes: int = 0
     user: str = ""
     config: str = ""
     """The image configuration as the registry gave it, JSON."""
     created_at_ns: int = 0
     pinned: bool = False
+    """Decided anew for each answer, by the settings of that moment; in the journal it means nothing."""
     failure: Failure | None = None
     version: int = 1
 

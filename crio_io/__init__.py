@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crio_io.container_log import ContainerLog
     from crio_io.engine import Engine, EngineOptions, RuntimeOptions, open_engine
-    from crio_io.images import RegistryOptions
+    from crio_io.registry.configuration import RegistryOptions
 
 __all__ = ["ContainerLog", "Engine", "EngineOptions", "RegistryOptions", "RuntimeOptions", "open_engine"]
 
@@ -18,7 +18,7 @@ _HOMES = {
     "ContainerLog": "crio_io.container_log",
     "Engine": "crio_io.engine",
     "EngineOptions": "crio_io.engine",
-    "RegistryOptions": "crio_io.images",
+    "RegistryOptions": "crio_io.registry.configuration",
     "RuntimeOptions": "crio_io.engine",
     "open_engine": "crio_io.engine",
 }

@@ -80,7 +80,7 @@ class Owned:
         """Whether any record owns this thing, be it one that cannot be read."""
         if self.unreadable(thing):
             return True
-        if thing.what in ("layer", "broken layer"):
+        if thing.what in ("layer", "young layer", "broken layer"):
             if any(name.startswith((f"{ContainerRecord.KIND}/", f"{ImageRecord.KIND}/")) for name in self.quarantined):
                 return True  # It may be mounted by a container whose record cannot be read, or an image's.
             return thing.key in self.layers or any(thing.key in layers for layers in self.images.values())
@@ -135,6 +135,9 @@ _MENDS = {
 
 
 def _residue(thing: Thing) -> Finding:
+    if thing.what == "young layer":
+        detail = "of a pull that did not come to its end: the server keeps it for the next pull, for an hour at most"
+        return Finding(kind=Kind.NOTE, thing=thing, detail=detail)
     return Finding(kind=Kind.RESIDUE, thing=thing, detail="no record owns it", mend=_MENDS.get(thing.what, ""))
 
 
@@ -294,7 +297,7 @@ def owned_by_records(records: Iterable[SandboxRecord | ContainerRecord | ImageRe
         containers={key: one.state.value for key, one in containers.items()},
         pins={key: {pin.path: pin.inode for pin in one.pins} for key, one in sandboxes.items() if key not in stale},
         images=images,
-        layers=frozenset(layer for one in containers.values() for layer in one.layers),
+        layers=frozenset(layer for one in containers.values() for layer in one.every_layer),
         stale=frozenset(stale),
     )
 

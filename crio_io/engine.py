@@ -23,7 +23,7 @@ from crio_core.events import JournalLoaded, NetworkChanged
 from crio_core.image.reference import parse_image_id
 from crio_core.layout import Layout
 from crio_core.node import Handler, Node, Settings
-from crio_core.node.images import canonical_names
+from crio_core.node.naming import canonical_names
 from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
 from crio_core.records import ContainerRecord, ContainerState
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
@@ -36,12 +36,13 @@ from crio_io.container_log import ContainerLog, read_log
 from crio_io.driver import Driver
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
-from crio_io.images import ImageStore, RegistryOptions
+from crio_io.images import ImageStore
 from crio_io.journal import Journal
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles
 from crio_io.recorder import Recorder
+from crio_io.registry.configuration import RegistryOptions
 from crio_io.runtime import OciRuntime
 from crio_io.stats import StatsReader
 from crio_io.sweep import Sweeper
@@ -468,6 +469,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         async with anyio.create_task_group() as tasks:
             await engine.refresh_network()
             tasks.start_soon(engine.watch_network)
+            tasks.start_soon(images.tidy)
             tasks.start_soon(images.tell_progress, driver.feed)
             try:
                 yield engine

@@ -130,6 +130,8 @@ class HostExecutor:
                 return await self.images.fetch(order)
             case fx.ApplyLayer():
                 return await self.images.apply(order)
+            case fx.ProveLayer():
+                return await self.images.prove(order)
             case fx.RemoveLayer():
                 await self.images.remove(order.diff_id)
                 return ev.Released()

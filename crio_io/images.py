@@ -3,7 +3,7 @@
 import logging
 import platform as host_platform
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
 from pathlib import Path, PurePosixPath
@@ -13,21 +13,19 @@ import anyio
 
 from crio_core import effects as fx
 from crio_core import events as ev
-from crio_core.errors import Code, OperationError, invalid
-from crio_core.image.auth import Auth, Credentials, parse_auth_file
+from crio_core.image.auth import Auth
 from crio_core.image.digest import digest_of, parse_digest
-from crio_core.image.lookaside import Lookasides, parse_lookasides
 from crio_core.image.platform import platform_of_machine
-from crio_core.image.policy import ACCEPT_ANYTHING, Policy, parse_policy
 from crio_core.image.reference import normalise, parse_reference
-from crio_core.image.registries import RegistriesConfig, candidates, parse_registries
-from crio_core.image.resolved import LayerDescriptor, ResolvedImage
+from crio_core.image.registries import RegistriesConfig, candidates
+from crio_core.image.resolved import Candidate, LayerDescriptor, ResolvedImage
 from crio_core.layout import Layout
 from crio_core.records import ImageRecord, ImageVolume
-from crio_core.values import dataclass
 from crio_io import mounts, rootfs
-from crio_io.registry.blob import Progress
+from crio_io.registry.blob import Progress, Rates
 from crio_io.registry.client import RegistryClient
+from crio_io.registry.configuration import RegistryOptions, read_lookasides, read_policy, read_registries
+from crio_io.registry.credentials import CredentialSources
 from crio_io.registry.signatures import Checker
 from crio_io.storage.store import Store, Usage
 from crio_io.vault import Vault
@@ -36,44 +34,17 @@ if TYPE_CHECKING:  # Loaded when an image comes out of a file or goes into one.
     from crio_io.archives import LocalImage
     from crio_io.image_source import Place
 
+log = logging.getLogger(__name__)
+
 RESOLVED_MAX = 64
 """Resolved images remembered between the effects of their pulls; a forgotten one is asked for again."""
 PARTIAL_BLOB_AGE_S = 86400.0
 """How long a partial download is kept for a pull that goes on with it."""
+PARTIAL_BLOBS_BYTES_MAX = 8 * 1024**3
+"""How much partial downloads may take together; the oldest go first."""
+TIDY_EVERY_S = 600.0
 PROGRESS_EVERY_S = 0.25
 """How often at most the node is told how far a layer has come."""
-CONF_BYTES_MAX = 1024 * 1024
-CONF_FILES_MAX = 256
-DEFAULT_POLICY = Path("/etc/containers/policy.json")
-
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RegistryOptions:
-    """How registries are reached: the files of containers-registries.conf(5), credentials, certificates.
-
-    Args:
-        conf: The main file; it need not exist. An empty path means none.
-        conf_dir: Its drop-ins, likewise.
-        search: Registries for short names, in place of what the files say; empty leaves it to them.
-        insecure: Hosts and address ranges that may be spoken to without TLS.
-        auth_file: Credentials for pulls that bring none; empty for none.
-        certs_dirs: Directories with a directory of certificates for each host.
-        policy: The signature policy; empty for `DEFAULT_POLICY`, without which every image is accepted.
-        policy_dir: Policies of namespaces, in place of that one: NAMESPACE.json.
-        lookaside_dir: Where signatures are, containers-registries.d(5).
-    """
-
-    conf: Path = Path("/etc/containers/registries.conf")
-    conf_dir: Path = Path("/etc/containers/registries.conf.d")
-    search: tuple[str, ...] = ()
-    insecure: tuple[str, ...] = ()
-    auth_file: str = ""
-    certs_dirs: tuple[Path, ...] = (Path("/etc/containers/certs.d"), Path("/etc/docker/certs.d"))
-    policy: str = ""
-    policy_dir: str = "/etc/crio/policies"
-    lookaside_dir: Path = Path("/etc/containers/registries.d")
 
 
 class ImageStore:
@@ -84,13 +55,13 @@ class ImageStore:
         self._layout = layout
         self._options = options
         self._vault = vault
-        self._platform = platform_of_machine(host_platform.machine())
-        self._client = RegistryClient(certs_dirs=options.certs_dirs)
+        self._platform = platform_of_machine(host_platform.machine(), _features(Path("/proc/cpuinfo")))
+        self._client = RegistryClient(certs_dirs=options.certs_dirs, rates=Rates(window_s=options.progress_window_s))
         self._resolved: dict[tuple[str, str], ResolvedImage] = {}
         self._news: dict[str, ev.LayerProgressed] = {}
         """How far downloads have come, by diff id, since the node was told."""
         self._has_news = anyio.Event()
-        self._warned = False
+        self._credentials = CredentialSources()
         self._offers: dict[str, LocalImage] = {}
         self._offer_numbers = count(1)
 
@@ -110,6 +81,7 @@ class ImageStore:
     def reload(self, options: RegistryOptions) -> None:
         """Reach registries by other options from now on."""
         self._options = options
+        self._client.reload(options.certs_dirs, Rates(window_s=options.progress_window_s))
 
     # --- pulling ------------------------------------------------------------------------------------------------
 
@@ -117,11 +89,11 @@ class ImageStore:
         """Ask the registries what a reference means."""
         if (offer := self._offers.get(order.auth)) is not None:
             return _resolved(offer, order.reference)
-        found = await self._ask(order.reference, order.auth)
-        policy = await mounts.in_thread("read signature policy", self._policy, order.namespace)
+        found, auth = await self._ask(order.reference, order.auth)
+        policy = await mounts.in_thread("read signature policy", read_policy, self._options, order.namespace)
         if not policy.accepts_anything(found.reference):
-            lookasides = await mounts.in_thread("read registries.d", _lookasides, self._options)
-            checker = Checker(client=self._client, lookasides=lookasides, auth=await self._auth(order.auth))
+            lookasides = await mounts.in_thread("read registries.d", read_lookasides, self._options)
+            checker = Checker(client=self._client, lookasides=lookasides, auth=auth)
             await checker.check(policy, found)
         tags = (str(found.reference),) if found.reference.tag and not found.reference.digest else ()
         return ev.ImageResolved(
@@ -133,51 +105,48 @@ class ImageStore:
             layers=_wanted(found.layers),
         )
 
-    def _policy(self, namespace: str) -> Policy:
-        """The policy of a namespace, or else of the node; blocking."""
-        if namespace:
-            if "/" in namespace or "\0" in namespace or namespace in (".", ".."):
-                raise invalid("sandbox_config.metadata.namespace", namespace[:200], "a name without '/'")
-            own = Path(self._options.policy_dir) / f"{namespace}.json"
-            if own.exists():
-                return parse_policy(str(own), _read_bounded(own))
-        path = Path(self._options.policy) if self._options.policy else DEFAULT_POLICY
-        if not self._options.policy and not path.exists():
-            if not self._warned:
-                log.warning("there is no signature policy %s: every image is accepted", path)
-                self._warned = True
-            return ACCEPT_ANYTHING
-        return parse_policy(str(path), _read_bounded(path))
-
-    async def _ask(self, reference: str, auth: str) -> ResolvedImage:
-        config = await mounts.in_thread("read registries.conf", _registries, self._options)
+    async def _ask(self, reference: str, handle: str) -> tuple[ResolvedImage, Auth]:
+        config = await mounts.in_thread("read registries.conf", read_registries, self._options)
         places = candidates(config, parse_reference(reference, "image.image"))
-        found = await self._client.resolve(places, self._platform, await self._auth(auth))
-        self._resolved.pop((reference, auth), None)
-        self._resolved[(reference, auth)] = found
+        auth = await self._auth(handle, config, places)
+        found = await self._client.resolve(places, self._platform, auth)
+        self._resolved.pop((reference, handle), None)
+        self._resolved[(reference, handle)] = found
         while len(self._resolved) > RESOLVED_MAX:
             del self._resolved[next(iter(self._resolved))]
-        return found
+        return found, auth
 
-    async def _auth(self, handle: str) -> Auth:
-        auths: Mapping[str, Credentials] = {}
-        if self._options.auth_file:
-            path = Path(self._options.auth_file)
-            auths = parse_auth_file(await mounts.in_thread(f"read auth file {path}", _read_bounded, path))
-        return Auth(cri=self._vault.get(handle), auths=auths)
+    async def _auth(self, handle: str, config: RegistriesConfig, places: Sequence[Candidate]) -> Auth:
+        request = self._vault.get(handle)
+        return await self._credentials.gather(request, self._options.auth_file, config.credential_helpers, places)
 
     async def fetch(self, order: fx.FetchLayer) -> ev.LayerFetched:
         """Download a layer's blob, or copy it from the file that was offered."""
+        if not self.store.has_layer(parse_digest(order.diff_id)):
+            await self._fetch(order)
+        return ev.LayerFetched()
+
+    async def prove(self, order: fx.ProveLayer) -> ev.LayerProved:
+        """Fetch a blob, and see that it is a layer that is in the store already."""
+        await self._fetch(order)
+        await self.store.prove_layer(_descriptor(order))
+        return ev.LayerProved()
+
+    async def _fetch(self, order: fx.FetchLayer | fx.ProveLayer) -> None:
         offer = self._offers.get(order.auth)
         if offer is not None and (place := offer.blobs.get(parse_digest(order.digest))) is not None:
-            return await self._copy(order, place)
-        found = self._resolved.get((order.reference, order.auth)) or await self._ask(order.reference, order.auth)
+            await self._copy(order, place)
+            return
+        found = self._resolved.get((order.reference, order.auth))
+        if found is None:
+            found, _ = await self._ask(order.reference, order.auth)
+        config = await mounts.in_thread("read registries.conf", read_registries, self._options)
+        auth = await self._auth(order.auth, config, found.sources)
 
         def note(progress: Progress) -> None:
             self._note(order.diff_id, progress.received_bytes, progress.bytes_per_s, progress.host)
 
-        await self._client.fetch_blob(found.sources, _descriptor(order), self.store, note, await self._auth(order.auth))
-        return ev.LayerFetched()
+        await self._client.fetch_blob(found.sources, _descriptor(order), self.store, note, auth)
 
     def _note(self, diff_id: str, received_bytes: int, bytes_per_s: float, host: str) -> None:
         self._news[diff_id] = ev.LayerProgressed(
@@ -195,20 +164,18 @@ class ImageStore:
                 tell(one)
             await anyio.sleep(PROGRESS_EVERY_S)
 
-    async def _copy(self, order: fx.FetchLayer, place: "Place") -> ev.LayerFetched:
+    async def _copy(self, order: fx.FetchLayer | fx.ProveLayer, place: "Place") -> None:
         from crio_io import archives
 
         layer = _descriptor(order)
-        if not self.store.has_layer(layer.diff_id):
-            began_s = time.monotonic()
+        began_s = time.monotonic()
 
-            def note(copied_bytes: int) -> None:
-                rate = copied_bytes / max(time.monotonic() - began_s, 0.001)
-                anyio.from_thread.run_sync(self._note, order.diff_id, copied_bytes, rate, str(place.source.path))
+        def note(copied_bytes: int) -> None:
+            rate = copied_bytes / max(time.monotonic() - began_s, 0.001)
+            anyio.from_thread.run_sync(self._note, order.diff_id, copied_bytes, rate, str(place.source.path))
 
-            target = self.store.blob_path(layer)
-            await mounts.in_thread(f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note)
-        return ev.LayerFetched()
+        target = self.store.blob_path(layer)
+        await mounts.in_thread(f"copy blob {layer.digest}", archives.copy_blob, place, layer.digest, target, note)
 
     @contextmanager
     def offered(self, image: "LocalImage") -> Iterator[str]:
@@ -296,17 +263,36 @@ class ImageStore:
         """The directory of containers' writable layers, one entry each, by id."""
         return PurePosixPath(self.store.root / "containers")
 
-    def layers(self) -> tuple[str, ...]:
-        """Diff ids of the layers in the store."""
-        return tuple(str(one) for one in self.store.layer_ids())
+    def layers(self) -> tuple[ev.StoredLayer, ...]:
+        """The layers in the store."""
+        return tuple(
+            ev.StoredLayer(diff_id=str(one.diff_id), size_bytes=one.size_bytes, blob=one.blob)
+            for one in self.store.list_layers()
+        )
 
     async def sweep(self) -> tuple[str, ...]:
         """Delete half layers and old half downloads. Whole layers and writable layers are the core's business."""
         return await self.store.sweep(None, None, PARTIAL_BLOB_AGE_S)
 
+    async def tidy(self) -> None:
+        """Delete partial downloads that no pull has gone on with, again and again; runs until it is cancelled."""
+        while True:
+            await anyio.sleep(TIDY_EVERY_S)
+            for one in await self.store.trim_blobs(PARTIAL_BLOB_AGE_S, PARTIAL_BLOBS_BYTES_MAX):
+                log.info("deleted %s: no pull went on with it", one)
+
     async def usage(self) -> Usage:
         """What images take on disk."""
         return await self.store.usage()
+
+
+def _features(cpuinfo: Path) -> frozenset[str]:
+    """What the first processor can, by the kernel's words; nothing where it has no such line."""
+    for line in cpuinfo.read_text().splitlines() if cpuinfo.exists() else ():
+        name, _, words = line.partition(":")
+        if name.strip() == "flags":
+            return frozenset(words.split())
+    return frozenset()
 
 
 def _wanted(layers: Sequence[LayerDescriptor]) -> tuple[ev.LayerDescriptor, ...]:
@@ -338,51 +324,10 @@ def _entries(directory: Path) -> tuple[Path, ...]:
     return tuple(sorted(directory.iterdir())) if directory.is_dir() else ()
 
 
-def _descriptor(order: fx.FetchLayer | fx.ApplyLayer) -> LayerDescriptor:
+def _descriptor(order: fx.FetchLayer | fx.ApplyLayer | fx.ProveLayer) -> LayerDescriptor:
     return LayerDescriptor(
         digest=parse_digest(order.digest),
         size_bytes=order.size_bytes,
         media_type=order.media_type,
         diff_id=parse_digest(order.diff_id),
     )
-
-
-def _registries(options: RegistryOptions) -> RegistriesConfig:
-    """Read anew for each pull: the files are small, and what they say is then always true."""
-    files = []
-    if options.conf.name and options.conf.exists():
-        files.append((str(options.conf), _read_bounded(options.conf)))
-    if options.conf_dir.name and options.conf_dir.is_dir():
-        drop_ins = sorted(options.conf_dir.glob("*.conf"))[:CONF_FILES_MAX]
-        files += [(str(path), _read_bounded(path)) for path in drop_ins]
-    if options.search:
-        listed = ", ".join(f'"{host}"' for host in options.search)
-        files.append(("crio.conf", f"unqualified-search-registries = [{listed}]".encode()))
-    return parse_registries(files, options.insecure)
-
-
-def _lookasides(options: RegistryOptions) -> Lookasides:
-    import yaml  # only for images that have to be signed
-
-    documents: list[tuple[str, object]] = []
-    if options.lookaside_dir.is_dir():
-        for path in sorted(options.lookaside_dir.glob("*.yaml"))[:CONF_FILES_MAX]:
-            try:
-                documents.append((str(path), yaml.safe_load(_read_bounded(path))))
-            except (yaml.YAMLError, RecursionError) as error:
-                message = f"{path}: {error}"[:300]
-                raise OperationError(Code.FAILED_PRECONDITION, "REGISTRIES_D_INVALID", message) from error
-    return parse_lookasides(documents)
-
-
-def _read_bounded(path: Path) -> bytes:
-    try:
-        with path.open("rb") as file:
-            content = file.read(CONF_BYTES_MAX + 1)
-    except OSError as error:
-        raise OperationError(Code.FAILED_PRECONDITION, "FILE_UNREADABLE", f"{path}: {error.strerror}") from error
-    if len(content) > CONF_BYTES_MAX:
-        raise OperationError(
-            Code.FAILED_PRECONDITION, "FILE_TOO_LARGE", f"{path}: expected at most {CONF_BYTES_MAX} bytes"
-        )
-    return content

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from crio_core.layout import Layout
+from crio_core.node.images import KEEP_NS
 from crio_io import mounts
 from crio_io.cgroups import Cgroups
 from crio_io.images import PARTIAL_BLOB_AGE_S
-from crio_io.storage.store import LayerInfo, layers_in
+from crio_io.storage.store import RECORD_NAME, LayerInfo, layers_in
 from crio_io.witness import is_unwatched
 
 CGROUP_DEPTH_MAX = 8
@@ -71,6 +72,15 @@ async def look(places: Places) -> Seen:
     return await mounts.in_thread("look at the node", _look, places)
 
 
+def _age_of(layer: Path) -> str:
+    """Whether a layer may have been kept for the next pull, if no record owns it."""
+    try:
+        made_s = (layer / RECORD_NAME).stat().st_mtime
+    except FileNotFoundError:
+        return "layer"
+    return "young layer" if time.time() - made_s < KEEP_NS / 1e9 else "layer"
+
+
 def _look(places: Places) -> Seen:
     layout = places.layout
     things: set[Thing] = set()
@@ -99,7 +109,7 @@ def _look(places: Places) -> Seen:
     for name, info in layers.items():
         where = str(Path(layout.storage) / "layers" / name)
         if info is not None:
-            things.add(Thing(what="layer", key=str(info.diff_id), where=where))
+            things.add(Thing(what=_age_of(Path(where)), key=str(info.diff_id), where=where))
         else:
             things.add(Thing(what="broken layer", key=name, where=where))
     things.update(_mounted(layout))

@@ -10,6 +10,7 @@ import errno
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TypeVar, TypeVarTuple, Unpack
@@ -53,7 +54,7 @@ Arguments = TypeVarTuple("Arguments")
 
 @dataclass(slots=True, kw_only=True)
 class Step:
-    """A blocking step that runs now; `started_s` is on the monotonic clock."""
+    """A step that may take long, and runs now; `started_s` is on the monotonic clock."""
 
     name: str
     started_s: float
@@ -77,11 +78,18 @@ async def in_thread(step: str, function: Callable[[Unpack[Arguments]], Result], 
     except LookupError:
         limiter = anyio.CapacityLimiter(THREADS_MAX)
         _limiter.set(limiter)
-    running = Step(name=step, started_s=time.monotonic())
+    with named_step(step):
+        return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
+
+
+@contextmanager
+def named_step(name: str) -> Iterator[None]:
+    """Show a step by its name, for the length of the block, to those who ask what is waited for."""
+    running = Step(name=name, started_s=time.monotonic())
     _running[id(running)] = running
     _current.set(running)  # The worker thread runs in a copy of this context.
     try:
-        return await anyio.to_thread.run_sync(function, *arguments, limiter=limiter)
+        yield
     finally:
         del _running[id(running)]
 
@@ -94,7 +102,7 @@ def entering(step: str) -> None:
 
 
 def running_steps() -> tuple[Step, ...]:
-    """The blocking steps that have not ended, oldest first: for a status, and for a watchdog with a budget."""
+    """The steps that have not ended, oldest first: for a status, and for a watchdog with a budget."""
     return tuple(_running.values())
 
 

@@ -4,15 +4,16 @@ import hashlib
 from secrets import token_bytes
 
 from crio_core.cri import AuthConfig
+from crio_core.errors import Code, OperationError
 
-KEPT_MAX = 64
+KEPT_MAX = 1024
 """Credentials remembered at one time: a pull goes on without its caller, so they outlast the call."""
 
 _NOBODY = AuthConfig()
 
 
 class Vault:
-    """The credentials that came last, by handle.
+    """The credentials that were used last, by handle.
 
     Equal credentials have equal handles, so that pulls of one image with the same rights are one pull. The handle is
     keyed by chance that dies with the process: it cannot be turned back, nor compared between two servers.
@@ -34,5 +35,16 @@ class Vault:
         return handle
 
     def get(self, handle: str) -> AuthConfig:
-        """The credentials of a handle; none for the empty handle, and for one that was forgotten."""
-        return self._kept.get(handle, _NOBODY)
+        """The credentials of a handle; none for the empty handle.
+
+        Raises:
+            OperationError: UNAVAILABLE: they were forgotten. To go on without them would pull something else.
+        """
+        if not handle:
+            return _NOBODY
+        auth = self._kept.pop(handle, None)
+        if auth is None:
+            message = "the credentials of this pull were forgotten: too many others came since; ask again"
+            raise OperationError(Code.UNAVAILABLE, "CREDENTIALS_FORGOTTEN", message)
+        self._kept[handle] = auth
+        return auth

@@ -1,6 +1,7 @@
 """From the configuration to what an engine is set up with."""
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,12 @@ from crio_core.errors import Code, OperationError
 from crio_core.oci import sysctls
 from crio_core.oci.facts import Rlimit, SpecDefaults
 from crio_io.engine import EngineOptions, RuntimeOptions
-from crio_io.images import RegistryOptions
+from crio_io.registry.configuration import RegistryOptions
 from crio_server.config import Config, RuntimeHandler
 
 PROFILE_BYTES_MAX = 1024 * 1024
+_UNITS_S = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION_PART = re.compile(r"([0-9.]+)(ns|us|ms|s|m|h)")
 
 
 def engine_options(config: Config) -> EngineOptions:
@@ -120,4 +123,10 @@ def _registries(config: Config) -> RegistryOptions:
         auth_file=config.global_auth_file,
         policy=config.signature_policy,
         policy_dir=config.signature_policy_dir,
+        progress_window_s=_seconds(config.pull_progress_timeout) or RegistryOptions().progress_window_s,
     )
+
+
+def _seconds(duration: str) -> float:
+    """A duration as Go writes it."""
+    return sum(float(number) * _UNITS_S[unit] for number, unit in _DURATION_PART.findall(duration))

@@ -147,14 +147,33 @@ def _libraries(program: str) -> list[str]:
 
 
 class LocalRegistry:
-    """A `docker-registry` process; use it as a context manager."""
+    """A `docker-registry` process; use it as a context manager.
+
+    Images are pushed without TLS and credentials: to one that is to have them, by another on the same directory before.
+
+    Args:
+        directory: Where it keeps everything.
+        htpasswd: Lines of a password file; with them it asks for Basic.
+        tls: Certificate and key.
+        client_ca: Who must have signed the certificates of clients.
+        token: Its `auth.token` section; with it it asks for Bearer.
+    """
 
     def __init__(
-        self, directory: Path, *, htpasswd: str = "", tls: tuple[Path, Path] | None = None, port: int = 0
+        self,
+        directory: Path,
+        *,
+        htpasswd: str = "",
+        tls: tuple[Path, Path] | None = None,
+        client_ca: Path | None = None,
+        token: Mapping[str, str] | None = None,
+        port: int = 0,
     ) -> None:
         self.directory = directory
         self._htpasswd = htpasswd
         self._tls = tls
+        self._client_ca = client_ca
+        self._token = token
         self.port = port or _free_port()
         self.host = f"127.0.0.1:{self.port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -175,10 +194,12 @@ class LocalRegistry:
             (self.directory / "htpasswd").write_text(self._htpasswd)
             config["auth"] = {"htpasswd": {"realm": "test", "path": str(self.directory / "htpasswd")}}
         if self._tls:
-            config["http"] = {
-                "addr": self.host,
-                "tls": {"certificate": str(self._tls[0]), "key": str(self._tls[1])},
-            }
+            tls: dict[str, object] = {"certificate": str(self._tls[0]), "key": str(self._tls[1])}
+            if self._client_ca:
+                tls["clientcas"] = [str(self._client_ca)]
+            config["http"] = {"addr": self.host, "tls": tls}
+        if self._token:
+            config["auth"] = {"token": dict(self._token)}
         path = self.directory / "config.yml"
         path.write_text(json.dumps(config))  # JSON is YAML
         with (self.directory / "log").open("wb") as log:

@@ -15,7 +15,7 @@ from typing import Any
 from unittest.mock import patch
 
 from crio_core import effects as fx
-from crio_core.events import ProcessExited, RecordSaved
+from crio_core.events import LayerDescriptor, ProcessExited, RecordSaved, StoredLayer
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.engine import Arrival, Lifecycle
@@ -212,9 +212,10 @@ def believe_in_another_boot(stack: ExitStack) -> None:
 def list_images_without_layers(stack: ExitStack) -> None:
     load = images.load_layers
 
-    def changed(state: State, stored: tuple[str, ...]) -> None:
-        wanted = [layer for image in state.images.values() for layer in image.layers]
-        load(state, tuple(dict.fromkeys((*stored, *wanted))))
+    def changed(state: State, stored: tuple[StoredLayer, ...]) -> None:
+        known = {one.diff_id for one in stored}
+        wanted = {layer for image in state.images.values() for layer in image.layers} - known
+        load(state, (*stored, *(StoredLayer(diff_id=one, size_bytes=1, blob="") for one in sorted(wanted))))
 
     stack.enter_context(patch.object(images, "load_layers", changed))
 
@@ -224,7 +225,7 @@ def keep_stray_layers(stack: ExitStack) -> None:
     load = recovery.load
 
     def changed(state: State, event: Any) -> None:
-        load(state, replace(event, layers=tuple(one for one in event.layers if _is_named(event.rows, one))))
+        load(state, replace(event, layers=tuple(one for one in event.layers if _is_named(event.rows, one.diff_id))))
 
     def _is_named(rows: Any, layer: str) -> bool:
         return any(layer.encode() in data for _, _, data in rows)
@@ -245,6 +246,15 @@ def forget_failed_layer(stack: ExitStack) -> None:
 @mutation("a layer is removed with its image, whoever else needs it")
 def remove_shared_layers(stack: ExitStack) -> None:
     stack.enter_context(patch.object(images, "_needed", lambda state, diff_id: False))
+
+
+@mutation("a layer serves whoever names its diff id")
+def serve_by_diff_id(stack: ExitStack) -> None:
+    def changed(state: State, descriptor: LayerDescriptor) -> bool:
+        layer = state.layers.get(descriptor.diff_id)
+        return layer is not None and layer.is_stored
+
+    stack.enter_context(patch.object(images, "_has", changed))
 
 
 @mutation("an image is answered as pulled before its record is written")

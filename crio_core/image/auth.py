@@ -29,6 +29,35 @@ TOKEN_LIFE_MAX_S = 3600
 _DOCKER_KEYS = frozenset({"index.docker.io", "docker.io", "registry-1.docker.io"})
 _DOCKER_HOST = "registry-1.docker.io"
 _NO_PARAMETERS: Mapping[str, str] = MappingProxyType({})
+_SECOND_LEVELS = frozenset({"ac", "co", "com", "edu", "go", "gob", "gov", "gv", "mil", "ne", "net", "or", "org"})
+"""Under two-letter top levels: co.uk, com.au, or.jp."""
+_TENANTS = (
+    *("azurecr.io", "azurecr.cn", "azurecr.us", "azure.com", "azure-api.net", "azurewebsites.net", "cloudapp.net"),
+    *(
+        "amazonaws.com",
+        "amazonaws.com.cn",
+        "on.aws",
+        "gcr.io",
+        "pkg.dev",
+        "run.app",
+        "appspot.com",
+        "cloudfunctions.net",
+    ),
+    *("aliyuncs.com", "myhuaweicloud.com", "tencentcloudcr.com", "ocir.io", "oraclecloud.com", "icr.io", "vultrcr.com"),
+    *("jfrog.io", "cloudsmith.io", "scw.cloud", "ovh.net", "digitaloceanspaces.com", "github.io", "gitlab.io"),
+    *(
+        "herokuapp.com",
+        "fly.dev",
+        "workers.dev",
+        "pages.dev",
+        "vercel.app",
+        "netlify.app",
+        "ngrok.io",
+        "ngrok-free.app",
+    ),
+    *("nip.io", "sslip.io", "duckdns.org", "dyndns.org", "no-ip.org"),
+)
+"""Where a subdomain is a customer. No list of these is ever complete, which the decision record takes into account."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +92,24 @@ class TokenRequest:
     """A token to ask for: GET `url`, or POST `form` to it when there is one."""
 
     url: str
+    withheld: bool = False
+    """Whether there are credentials, which this server is not shown."""
     authorization: str = field(default="", repr=False)
     form: str = field(default="", repr=False)
 
 
 ANONYMOUS = Credentials()
 _NO_AUTHS: Mapping[str, Credentials] = MappingProxyType({})
+_NOT_HELPED: Mapping[tuple[str, str], Credentials] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthFile:
+    """An auth file: credentials by namespace, helpers by host, and the helper for all other hosts."""
+
+    auths: Mapping[str, Credentials] = field(default_factory=lambda: _NO_AUTHS, repr=False)
+    helpers: Mapping[str, str] = field(default_factory=lambda: _NO_PARAMETERS)
+    store: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,14 +118,23 @@ class Auth:
 
     cri: AuthConfig | None = field(default=None, repr=False)
     auths: Mapping[str, Credentials] = field(default_factory=lambda: _NO_AUTHS, repr=False)
+    helped: Mapping[tuple[str, str], Credentials] = field(default_factory=lambda: _NOT_HELPED, repr=False)
+    """What credential helpers said, by host and repository."""
 
     def for_candidate(self, candidate: Candidate) -> Credentials:
-        """What to show to a candidate's host: the request's, if it is for that host, else the files'."""
-        if self.cri is not None and _canonical(candidate.host) == _canonical(candidate.reference.domain):
-            found = credentials_from_cri(self.cri, candidate.reference.domain)
-            if not found.is_anonymous:
-                return found
+        """What to show to a candidate's host: the request's, if it is for that host, else a helper's or the files'."""
+        found = self.from_request(candidate)
+        if not found.is_anonymous:
+            return found
+        if (helped := self.helped.get((candidate.host, candidate.repository))) is not None:
+            return helped
         return find_credentials(self.auths, candidate.host, candidate.repository)
+
+    def from_request(self, candidate: Candidate) -> Credentials:
+        """What the request has for a candidate's host."""
+        if self.cri is None or canonical_host(candidate.host) != canonical_host(candidate.reference.domain):
+            return ANONYMOUS
+        return credentials_from_cri(self.cri, candidate.reference.domain)
 
 
 def credentials_from_cri(auth: AuthConfig, domain: str) -> Credentials:
@@ -97,7 +147,7 @@ def credentials_from_cri(auth: AuthConfig, domain: str) -> Credentials:
     Raises:
         OperationError: INVALID_ARGUMENT when `auth` is not base64 of `user:password`.
     """
-    if auth.server_address and _key_host(auth.server_address) != _canonical(domain):
+    if auth.server_address and _key_host(auth.server_address) != canonical_host(domain):
         return ANONYMOUS
     username, password = auth.username, auth.password
     if auth.auth and not (username and password):
@@ -110,8 +160,10 @@ def credentials_from_cri(auth: AuthConfig, domain: str) -> Credentials:
     )
 
 
-def parse_auth_file(content: bytes) -> Mapping[str, Credentials]:
-    """Read the `auths` of an auth file: keys are hosts or namespaces, without scheme.
+def parse_auth_file(content: bytes) -> AuthFile:
+    """Read an auth file: keys are hosts or namespaces, without scheme.
+
+    Docker writes an empty entry for what a helper keeps: that is none, and hides no wider namespace's.
 
     Raises:
         OperationError: INVALID_ARGUMENT, without any of the content.
@@ -122,9 +174,13 @@ def parse_auth_file(content: bytes) -> Mapping[str, Credentials]:
         document = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise invalid("auth file", "its content", "JSON") from error
-    auths = document.get("auths", {}) if isinstance(document, dict) else None
-    if not isinstance(auths, dict):
-        raise invalid("auth file: auths", "its content", "an object")
+    if not isinstance(document, dict):
+        raise invalid("auth file", "its content", "an object")
+    auths, helpers, store = document.get("auths", {}), document.get("credHelpers", {}), document.get("credsStore", "")
+    if not isinstance(auths, dict) or not isinstance(helpers, dict) or not isinstance(store, str):
+        raise invalid("auth file: auths, credHelpers, credsStore", "its content", "two objects and a string")
+    if any(not isinstance(name, str) for name in helpers.values()):
+        raise invalid("auth file: credHelpers", "its content", "string values")
     found = {}
     for key, entry in auths.items():
         if not isinstance(entry, dict):
@@ -133,13 +189,19 @@ def parse_auth_file(content: bytes) -> Mapping[str, Credentials]:
         if not isinstance(encoded, str) or not isinstance(token, str):
             raise invalid("auth file: auths", key, "string values")
         username, password = _decode_basic(encoded, f"auth file: auths.{key}") if encoded else ("", "")
-        found[_normalise_key(key)] = Credentials(username=username, password=password, identity_token=token)
-    return MappingProxyType(found)
+        one = Credentials(username=username, password=password, identity_token=token)
+        if not one.is_anonymous:
+            found[_normalise_key(key)] = one
+    return AuthFile(
+        auths=MappingProxyType(found),
+        helpers=MappingProxyType({_key_host(host): name for host, name in helpers.items()}),
+        store=store,
+    )
 
 
 def find_credentials(auths: Mapping[str, Credentials], host: str, repository: str) -> Credentials:
     """The entry of the longest namespace that contains the repository, down to its host; else none."""
-    canonical = _canonical(host)
+    canonical = canonical_host(host)
     names = [canonical]
     if repository:
         for part in repository.split("/"):
@@ -179,9 +241,9 @@ def plan_token(
 ) -> TokenRequest:
     """Plan the request for a Bearer token.
 
-    The realm is named by the registry, so it is trusted no further than that. It must be HTTPS unless the registry
-    itself is marked insecure (CVE-2019-10214). It sees credentials only on the registry's host or a sibling under the
-    same parent domain, as auth.docker.io is of registry-1.docker.io (CVE-2020-15157); others are asked anonymously.
+    The realm is named by the registry, so it is trusted no further than that. It must be HTTPS unless it is on the
+    registry's own host and that is marked insecure (CVE-2019-10214). It sees credentials only where `_is_kin` says that
+    it belongs to whom the registry belongs (CVE-2020-15157); others are asked anonymously.
 
     Raises:
         OperationError: UNAUTHENTICATED, reason TOKEN_REALM_REFUSED.
@@ -190,12 +252,12 @@ def plan_token(
     parts = urlsplit(realm)
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.username is not None:
         raise _realm_refused(host, realm, "is not an HTTP address")
-    if parts.scheme == "http" and not insecure:
+    if parts.scheme == "http" and not (insecure and parts.hostname == host_name(host)):
         raise _realm_refused(host, realm, "is not HTTPS")
     scope = f"repository:{repository}:pull"
     query = {"service": challenge.parameters["service"]} if "service" in challenge.parameters else {}
     query["scope"] = scope
-    trusted = _same_site(parts.hostname, host_name(host))
+    trusted = _is_kin(parts.hostname, host_name(host))
     if credentials.identity_token and trusted:
         form = {
             "grant_type": "refresh_token",
@@ -206,7 +268,8 @@ def plan_token(
         return TokenRequest(url=realm, form=urlencode(form))
     separator = "&" if parts.query else "?"
     authorization = credentials.basic() if trusted and credentials.username else ""
-    return TokenRequest(url=f"{realm}{separator}{urlencode(query)}", authorization=authorization)
+    withheld = not trusted and not credentials.is_anonymous
+    return TokenRequest(url=f"{realm}{separator}{urlencode(query)}", authorization=authorization, withheld=withheld)
 
 
 def parse_token(body: bytes) -> tuple[str, int]:
@@ -236,19 +299,37 @@ def _realm_refused(host: str, realm: str, why: str) -> OperationError:
     )
 
 
-def _same_site(realm_host: str, registry_host: str) -> bool:
-    """Same host, or both under one parent domain of at least two labels; addresses must be equal."""
-    realm_host = realm_host.lower()
+def _is_kin(realm_host: str, registry_host: str) -> bool:
+    """Whether a token server belongs to whom the registry belongs, as far as names can tell.
+
+    It does on the same host, on the domain that the registry's host lies in (gitlab.com of registry.gitlab.com), on a
+    host in the registry's, and on a sibling (auth.docker.io of registry-1.docker.io). A domain whose subdomains belong
+    to many makes nobody kin, and addresses have no relatives (docs/decisions/0023-who-is-shown-a-password.md).
+    """
     if realm_host == registry_host:
         return True
-    for name in (realm_host, registry_host):
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            continue
+    if _is_address(realm_host) or _is_address(registry_host):
         return False
-    realm_labels, registry_labels = realm_host.split("."), registry_host.split(".")
-    return len(realm_labels) >= 3 and len(registry_labels) >= 3 and realm_labels[-2:] == registry_labels[-2:]
+    _, _, parent = registry_host.partition(".")
+    if realm_host.endswith(f".{registry_host}"):
+        return not _is_shared(registry_host)
+    return not _is_shared(parent) and (realm_host == parent or realm_host.partition(".")[2] == parent)
+
+
+def _is_shared(domain: str) -> bool:
+    """Whether the names in a domain are given to anybody: a top level, or one that sells or lends its subdomains."""
+    labels = domain.split(".")
+    if len(labels) < 2 or (len(labels) == 2 and len(labels[1]) == 2 and labels[0] in _SECOND_LEVELS):
+        return True
+    return any(domain == one or domain.endswith(f".{one}") for one in _TENANTS)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _decode_basic(encoded: str, what: str) -> tuple[str, str]:
@@ -261,7 +342,8 @@ def _decode_basic(encoded: str, what: str) -> tuple[str, str]:
     return username, password.rstrip("\0")
 
 
-def _canonical(host: str) -> str:
+def canonical_host(host: str) -> str:
+    """The name by which a host's credentials are known: all of Docker Hub's are one."""
     return _DOCKER_HOST if host.lower() in _DOCKER_KEYS else host.lower()
 
 
@@ -276,7 +358,7 @@ def _normalise_key(key: str) -> str:
     host, _, path = rest.partition("/")
     if had_scheme or path.rstrip("/") in ("v1", "v2"):
         path = ""
-    return f"{_canonical(host)}/{path.strip('/')}".rstrip("/")
+    return f"{canonical_host(host)}/{path.strip('/')}".rstrip("/")
 
 
 def _skip(text: str, position: int, characters: str) -> int:

@@ -27,6 +27,12 @@ _MACHINES = {
     "riscv64": ("riscv64", ""),
     "loongarch64": ("loong64", ""),
 }
+_AMD64_LEVELS = (
+    ("v2", "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"),
+    ("v3", "abm avx avx2 bmi1 bmi2 f16c fma movbe xsave"),
+    ("v4", "avx512bw avx512cd avx512dq avx512f avx512vl"),
+)
+"""The levels of x86-64 above the first, by what Linux calls the features that each adds (System V ABI, x86-64)."""
 _DEFAULT_VARIANT = {"arm": "v7", "arm64": "v8", "amd64": "v1"}
 
 
@@ -63,10 +69,19 @@ class HasPlatform(Protocol):
 Entry = TypeVar("Entry", bound=HasPlatform)
 
 
-def platform_of_machine(machine: str, variant: str = "") -> Platform:
-    """The platform of a kernel's machine name, such as `x86_64`."""
-    architecture, default = _MACHINES.get(machine.lower(), (machine.lower(), ""))
-    return Platform(os="linux", architecture=architecture, variant=variant or default)
+def platform_of_machine(machine: str, features: frozenset[str] = frozenset()) -> Platform:
+    """The platform of a kernel's machine name, such as `x86_64`.
+
+    Args:
+        machine: As `uname -m` says it.
+        features: What the processor can, in the words of /proc/cpuinfo; only x86-64 has variants by them.
+    """
+    architecture, variant = _MACHINES.get(machine.lower(), (machine.lower(), ""))
+    for level, needed in _AMD64_LEVELS if architecture == "amd64" and features else ():
+        if not features.issuperset(needed.split()):
+            break
+        variant = level
+    return Platform(os="linux", architecture=architecture, variant=variant)
 
 
 def fitness(offered: Platform, wanted: Platform) -> int | None:

@@ -53,6 +53,7 @@ class RegistriesConfig:
     registries: tuple[Registry, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=lambda: _NO_ALIASES)
     insecure: tuple[str, ...] = ()
+    credential_helpers: tuple[str, ...] = ()
 
 
 def parse_registries(files: Sequence[tuple[str, bytes]], insecure: tuple[str, ...] = ()) -> RegistriesConfig:
@@ -66,6 +67,7 @@ def parse_registries(files: Sequence[tuple[str, bytes]], insecure: tuple[str, ..
         OperationError: INVALID_ARGUMENT naming file and key.
     """
     search: tuple[str, ...] = ()
+    helpers: tuple[str, ...] = ()
     registries: dict[str, Registry] = {}
     aliases: dict[str, str] = {}
     for name, content in files:
@@ -74,6 +76,8 @@ def parse_registries(files: Sequence[tuple[str, bytes]], insecure: tuple[str, ..
             raise invalid(f"{name}: registries", "a table", "version 2 of the format: [[registry]] tables")
         if (found := _strings(name, document, "unqualified-search-registries")) is not None:
             search = found
+        if (found := _strings(name, document, "credential-helpers")) is not None:
+            helpers = found
         for table in _tables(name, document, "registry"):
             registry = _registry(name, table)
             registries[registry.prefix] = registry
@@ -91,6 +95,7 @@ def parse_registries(files: Sequence[tuple[str, bytes]], insecure: tuple[str, ..
         registries=tuple(registries.values()),
         aliases=MappingProxyType({short: full for short, full in aliases.items() if full}),
         insecure=insecure,
+        credential_helpers=helpers,
     )
 
 

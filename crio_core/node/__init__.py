@@ -14,10 +14,10 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import requests as rq
 from crio_core.errors import LocalError, OperationError
-from crio_core.node import calls, explain, images, outcomes, pods, queries, recovery
+from crio_core.node import calls, explain, images, naming, outcomes, pods, queries, recovery
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
-from crio_core.replies import Done, ImageFound
+from crio_core.replies import Done
 
 __all__ = ["QUESTIONS", "Handler", "Node", "Settings"]
 
@@ -48,8 +48,8 @@ _ASKING: Mapping[type, Callable[[State, Any], Any]] = {
     rq.ListPodSandbox: queries.list_sandboxes,
     rq.ContainerStatus: queries.container_status,
     rq.ListContainers: queries.list_containers,
-    rq.ImageStatus: lambda state, request: ImageFound(image=images.find_image(state, request.image)),
-    rq.ListImages: images.list_images,
+    rq.ImageStatus: naming.image_status,
+    rq.ListImages: naming.list_images,
     rq.Status: lambda state, request: queries.status(state),
     rq.Explain: explain.explain,
 }

@@ -15,7 +15,7 @@ from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
 from crio_core.lifecycle.release import retry_timer
 from crio_core.node.history import Departed, Transition, Trouble, title_of
-from crio_core.node.images import canonical_names
+from crio_core.node.naming import canonical_names, pinned
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, ImageState, LayerState, SandboxRecord, SandboxState
 from crio_core.replies import CONTAINER_STATES, LISTED_SANDBOX_STATES, Explained
@@ -26,6 +26,7 @@ TITLE_CHARS_MAX = 256
 
 _STEPS = {
     LayerState.FETCHING.value: "fetching",
+    LayerState.PROVING.value: "fetching",
     LayerState.APPLYING.value: "applying",
     LayerState.APPLIED.value: "done",
 }
@@ -201,7 +202,7 @@ def _image(state: State, image_id: str) -> dict[str, Any]:
         "path": [_transition(step) for pull in made_by for step in pull.path] + about["path"],
         "layers": {one: _layer_state(state, one) for one in record.layers},
         "usedBy": users[:SHOWN_MAX],
-        "pinned": record.pinned,
+        "pinned": pinned(state, record),
     }
 
 
@@ -226,7 +227,9 @@ def _wanted(state: State, layer: LayerDescriptor) -> dict[str, Any]:
     """A layer that a pull needs, and how far it has come; the rate and the source only while bytes come."""
     known = _layer_state(state, layer.diff_id)
     coming = state.history.progress.get(layer.diff_id)
-    step = "waiting" if known == LayerState.FETCHING.value and coming is None else _STEPS.get(known, "waiting")
+    step = _STEPS.get(known, "waiting")
+    if step == "fetching" and coming is None:
+        step = "waiting"
     about = {
         "digest": layer.digest,
         "diffId": layer.diff_id,
@@ -263,7 +266,7 @@ def _pull_waits(state: State, pull: Pull) -> list[dict[str, Any]]:
         waits += [one for one in _lane(state, "images") if one["owner"] == pull.id]
     for descriptor in pull.wanted:
         layer = state.layers.get(descriptor.diff_id)
-        if layer is not None and layer.state is not LayerState.APPLIED:
+        if layer is not None and not (layer.is_stored and descriptor.digest in layer.blobs):
             about = f"{layer.id} is {layer.state.value}, {descriptor.size_bytes} bytes"
             waits.append({"what": "layer", "about": about, "waitsFor": list(_lane(state, layer.id))})
     return waits
@@ -396,7 +399,7 @@ def describe(order: fx.Order) -> str:
             return f"a command in container {order.container_id}"
         case fx.ResolveImage():
             return f"reference {order.reference}"
-        case fx.FetchLayer() | fx.ApplyLayer():
+        case fx.FetchLayer() | fx.ApplyLayer() | fx.ProveLayer():
             return f"layer {order.digest}, {order.size_bytes} bytes"
         case fx.RemoveLayer():
             return f"layer {order.diff_id}"

@@ -26,6 +26,9 @@ DEPARTED_MAX = 64
 """Records that are remembered after they are gone, the latest: what a creation failed of is asked afterwards."""
 CAUSES_KEPT_MAX = 128
 
+_COMING = frozenset({LayerState.FETCHING, LayerState.PROVING})
+"""States of a layer in which bytes come."""
+
 Subject = SandboxRecord | ContainerRecord | ImageRecord | Pull | Layer
 _KINDS: Mapping[type, str] = {
     SandboxRecord: "pod",
@@ -196,7 +199,7 @@ class History:
 
     def moved(self, key: str, before: Any, after: Any) -> None:
         """A record was put in its table, or taken out of it."""
-        if isinstance(before, Layer) and (after is None or after.state is not LayerState.FETCHING):
+        if isinstance(before, Layer) and (after is None or after.state not in _COMING):
             self.progress.pop(key)
         if after is None:
             self._leave(key, before)

@@ -1,95 +1,26 @@
-"""Images: finding them by any of their names, pulling them once however many ask, removing what nobody needs."""
+"""Images: pulling them once however many ask, sharing their layers, removing what nobody needs."""
 
-import re
 from dataclasses import replace
-from fnmatch import fnmatchcase
 
 from crio_core import effects as fx
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import Code, OperationError, invalid
-from crio_core.events import LayerDescriptor, LayerProgressed
-from crio_core.image.reference import normalise, parse_image_id, parse_reference
+from crio_core.events import LayerDescriptor, LayerProgressed, StoredLayer
+from crio_core.image.reference import parse_image_id
 from crio_core.lifecycle import image as im
-from crio_core.lifecycle.layer import LAYER, Layer, LayerUnused, LayerWanted
+from crio_core.lifecycle import layer as ly
+from crio_core.node.naming import canonical_names, find_image
 from crio_core.node.state import State
 from crio_core.records import ContainerState, Failure, ImageRecord, ImageState, LayerState
-from crio_core.replies import Done, Images, Pulled
+from crio_core.replies import Done, Pulled
 
 RECORDS_LANE = "images"
 """Saves and deletions of image records go through one lane, so that a pull cannot overtake a removal."""
-ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")
-
-
-def find_image(state: State, spec: ImageSpec) -> ImageRecord | None:
-    """The image that a caller names by id, by tag, by digest, or by the unique start of its id."""
-    name = spec.image
-    exact = parse_image_id(name)
-    if exact is not None:
-        return state.images.get(str(exact))
-    try:
-        names = canonical_names(name)
-    except OperationError:
-        return None
-    for one in state.images.values():
-        if any(known in names for known in (*one.tags, *one.digests)):
-            return one
-    short = _short_name(name)
-    if short:
-        found = [one for one in state.images.values() if any(tag.endswith(short) for tag in one.tags)]
-        if len(found) == 1:
-            return found[0]
-    if ID_PREFIX.fullmatch(name):
-        found = [one for key, one in state.images.items() if key.removeprefix("sha256:").startswith(name)]
-        if len(found) == 1:
-            return found[0]
-    return None
-
-
-def present_image(state: State, field: str, spec: ImageSpec) -> ImageRecord:
-    """The image that a request's `field` names, which must be on the node."""
-    image = find_image(state, spec)
-    if image is None:
-        raise OperationError(
-            Code.NOT_FOUND, "IMAGE_NOT_FOUND", f"{field}: {spec.image!r} is not on this node: pull it first"
-        )
-    return image
-
-
-def _short_name(text: str) -> str:
-    """How the tags end that a short name may stand for, whatever registry it was found in; empty for a full name."""
-    reference = parse_reference(text, "image.image").tagged()
-    return f"/{reference}" if reference.is_short and not reference.digest else ""
-
-
-def canonical_names(text: str) -> tuple[str, ...]:
-    """How an image that `text` names is recorded: by its tag, by its digest, or by both.
-
-    Raises:
-        OperationError: INVALID_ARGUMENT, the text is not a reference.
-    """
-    reference = normalise(text, "image.image").tagged()
-    names = []
-    if reference.digest:
-        names.append(str(reference.by_digest(reference.digest)))
-    if reference.tag and not reference.digest:
-        names.append(str(reference))
-    return tuple(names)
-
-
-def list_images(state: State, request: rq.ListImages) -> Images:
-    """All images, or the one that is named."""
-    if request.image.image:
-        found = find_image(state, request.image)
-        return Images(items=() if found is None else (found,))
-    return Images(items=tuple(sorted(state.images.values(), key=lambda one: one.id)))
-
-
-def pinned(state: State, tags: tuple[str, ...]) -> bool:
-    """Whether the kubelet must not collect an image with these tags."""
-    patterns = state.settings.pinned_images
-    pause = canonical_names(state.settings.pause_image)
-    return any(tag in pause or any(fnmatchcase(tag, pattern) for pattern in patterns) for tag in tags)
+KEEP_NS = 3600 * 1_000_000_000
+"""How long layers of a pull that did not come to its end are kept for the next one. No image names them that a kubelet
+could collect, so they go at once when an image is removed, which frees space, or when there is none left."""
+KEEP_TIMER = "layers/keep"
 
 
 # --- pulling ------------------------------------------------------------------------------------------------------
@@ -144,8 +75,12 @@ def advance_pull(state: State, pull_id: str, event: object) -> None:
                 state.emit(RECORDS_LANE, output, owner=pull_id)
             case _:
                 state.emit(pull_id, output)
-    if pull.state is ImageState.GONE:
-        sweep_layers(state, tuple(one.diff_id for one in pull.wanted) or (pull.image.layers if pull.image else ()))
+    if pull.state is ImageState.GONE and pull.reference:
+        leave_layers(state, tuple(one.diff_id for one in pull.wanted))
+    elif pull.state is ImageState.GONE:
+        # Somebody wants space: what is only kept goes as well.
+        removed = pull.image.layers if pull.image else ()
+        sweep_layers(state, (*removed, *_kept(state)))
 
 
 def _pull_ended(state: State, pull: im.Pull, failure: Failure | None) -> None:
@@ -157,23 +92,23 @@ def _pull_ended(state: State, pull: im.Pull, failure: Failure | None) -> None:
 
 def _want(state: State, pull: im.Pull, descriptor: LayerDescriptor) -> None:
     layer = state.layers.get(descriptor.diff_id)
-    if layer is None or layer.state in (LayerState.REMOVING, LayerState.OWING):
-        # One that is on its way out was perhaps found in the store, where no digest of a blob is known.
-        layer = Layer(
-            id=descriptor.diff_id,
-            state=layer.state if layer else LayerState.ABSENT,
-            descriptor=descriptor,
-            reference=pull.reference,
-            auth=pull.auth,
-        )
+    proof = layer is not None and layer.is_stored and descriptor.digest not in layer.blobs
+    if layer is None:
+        layer = ly.Layer(id=descriptor.diff_id, state=LayerState.ABSENT, descriptor=descriptor)
+    if layer.state in (LayerState.ABSENT, LayerState.REMOVING, LayerState.OWING) or (
+        proof and layer.state is not LayerState.PROVING
+    ):
+        layer = replace(layer, descriptor=descriptor, reference=pull.reference, auth=pull.auth)
         state.layers.put(layer.id, layer)
-    advance_layer(state, descriptor.diff_id, LayerWanted())
+    # Only one blob is proven at a time: when that one's turn is over, the others are thought of again.
+    wanted = ly.ProofWanted() if proof and layer.state is not LayerState.PROVING else ly.LayerWanted()
+    advance_layer(state, layer.id, wanted)
 
 
 def advance_layer(state: State, layer_id: str, event: object) -> None:
     """Apply an event to a layer, and tell the pulls that wait for it."""
     before = state.layers[layer_id]
-    layer, outputs = LAYER.step(before, event)
+    layer, outputs = ly.LAYER.step(before, event)
     if layer.state is LayerState.GONE:
         state.layers.pop(layer_id)
     else:
@@ -181,23 +116,47 @@ def advance_layer(state: State, layer_id: str, event: object) -> None:
     for output in outputs:
         assert not isinstance(output, fx.Answer | fx.Ask)
         state.emit(layer_id, output)
-    if layer.state is before.state or layer.state not in (LayerState.APPLIED, LayerState.REMOVING, LayerState.GONE):
-        return
+    if isinstance(event, ly.FetchFailed | ly.ApplyFailed | ly.ProofFailed):
+        _layer_failed(state, layer, event.failure)
+    elif layer.state is LayerState.APPLIED and before.state is not LayerState.APPLIED:
+        _go_on(state, layer_id)
+
+
+def _layer_failed(state: State, layer: ly.Layer, failure: Failure) -> None:
+    """Fail the pulls whose own source it was that failed: another image may name the layer, and lie about it."""
+    if failure.code == Code.RESOURCE_EXHAUSTED.value:
+        sweep_layers(state, _kept(state))
     for pull in state.pulls.values():
-        if pull.state is ImageState.FETCHING and any(one.diff_id == layer_id for one in pull.wanted):
-            if layer.failure is not None and layer.state is not LayerState.APPLIED:
-                advance_pull(state, pull.id, im.LayerFailed(failure=layer.failure))
-            else:
-                settle_pull(state, pull.id)
-    if layer.state is LayerState.APPLIED:
-        # The pull that wanted it may have failed meanwhile for another layer.
-        sweep_layers(state, (layer_id,))
+        mine = (pull.reference, pull.auth) == (layer.reference, layer.auth) and layer.descriptor in pull.wanted
+        if pull.state is ImageState.FETCHING and mine:
+            advance_pull(state, pull.id, im.LayerFailed(failure=failure))
+    _go_on(state, layer.id)
+
+
+def _go_on(state: State, layer_id: str) -> None:
+    """Let the pulls that need this layer go on: with what is there, or with a try of their own."""
+    for known in state.pulls.values():
+        pull = state.pulls.get(known.id)
+        if pull is None or pull.state is not ImageState.FETCHING:
+            continue
+        for descriptor in pull.wanted:
+            if descriptor.diff_id == layer_id and not _has(state, descriptor):
+                _want(state, pull, descriptor)
+        settle_pull(state, pull.id)
+    # The pull that it came for may have failed meanwhile for another layer.
+    leave_layers(state, (layer_id,))
+
+
+def _has(state: State, descriptor: LayerDescriptor) -> bool:
+    """Whether the content of this blob is in the store."""
+    layer = state.layers.get(descriptor.diff_id)
+    return layer is not None and layer.is_stored and descriptor.digest in layer.blobs
 
 
 def note_progress(state: State, event: LayerProgressed) -> None:
     """Remember how far a layer has come, for those who ask; of one that is not being fetched it is old news."""
     layer = state.layers.get(event.diff_id)
-    if layer is not None and layer.state is LayerState.FETCHING:
+    if layer is not None and layer.state in (LayerState.FETCHING, LayerState.PROVING):
         state.history.progress.put(event.diff_id, event)
 
 
@@ -206,24 +165,22 @@ def settle_pull(state: State, pull_id: str) -> None:
     pull = state.pulls.get(pull_id)
     if pull is None or pull.state is not ImageState.FETCHING:
         return
-    layers = [state.layers.get(one.diff_id) for one in pull.wanted]
-    if any(layer is None or layer.state is not LayerState.APPLIED for layer in layers):
+    if not all(_has(state, one) for one in pull.wanted):
         return
     resolved = pull.resolved
     assert resolved is not None
     known = state.images.get(resolved.image_id)
-    tags = _union(known.tags if known else (), resolved.tags)
     image = ImageRecord(
         id=resolved.image_id,
         state=ImageState.RECORDING,
-        tags=tags,
+        tags=_union(known.tags if known else (), resolved.tags),
         digests=_union(known.digests if known else (), resolved.digests),
         layers=tuple(one.diff_id for one in pull.wanted),
-        size_bytes=sum(layer.size_bytes for layer in {one.id: one for one in layers if one}.values()),
+        blobs=tuple(one.digest for one in pull.wanted),
+        size_bytes=sum(state.layers[one].size_bytes for one in {one.diff_id: True for one in pull.wanted}),
         user=resolved.user,
         config=resolved.config,
         created_at_ns=known.created_at_ns if known else state.wall_ns,
-        pinned=pinned(state, tags),
     )
     # What is about to be written stands for whatever an earlier write that failed has left.
     state.unsaved.pop(f"{image.KIND}/{image.id}")
@@ -290,9 +247,34 @@ def sweep_layers(state: State, candidates: tuple[str, ...]) -> None:
         return
     for diff_id in candidates:
         layer = state.layers.get(diff_id)
+        idle = layer is not None and layer.state in (LayerState.APPLIED, LayerState.KEPT)
+        if idle and not _needed(state, diff_id):
+            advance_layer(state, diff_id, ly.LayerUnused())
+
+
+def leave_layers(state: State, candidates: tuple[str, ...]) -> None:
+    """Keep those of the candidate layers that nothing needs for a while: what interrupted a pull may pass."""
+    if state.quarantined:
+        return
+    for diff_id in candidates:
+        layer = state.layers.get(diff_id)
         if layer is None or layer.state is not LayerState.APPLIED or _needed(state, diff_id):
             continue
-        advance_layer(state, diff_id, LayerUnused())
+        if not _kept(state):
+            state.emit(KEEP_TIMER, fx.ArmTimer(timer_id=KEEP_TIMER, after_ns=KEEP_NS))
+        advance_layer(state, diff_id, ly.LayerLeft(until_ns=state.at_ns + KEEP_NS))
+
+
+def sweep_kept(state: State) -> None:
+    """Remove what was kept long enough."""
+    sweep_layers(state, tuple(key for key in _kept(state) if state.layers[key].kept_until_ns <= state.at_ns))
+    if left := _kept(state):
+        first_ns = min(state.layers[key].kept_until_ns for key in left)
+        state.emit(KEEP_TIMER, fx.ArmTimer(timer_id=KEEP_TIMER, after_ns=first_ns - state.at_ns))
+
+
+def _kept(state: State) -> tuple[str, ...]:
+    return tuple(one.id for one in state.layers.values() if one.state is LayerState.KEPT)
 
 
 def _needed(state: State, diff_id: str) -> bool:
@@ -311,11 +293,22 @@ def _needed(state: State, diff_id: str) -> bool:
     )
 
 
-def load_layers(state: State, stored: tuple[str, ...]) -> None:
+def load_layers(state: State, stored: tuple[StoredLayer, ...]) -> None:
     """Take up the layers that are in the store. An image that lacks one is no image: its record goes."""
-    for diff_id in stored:
-        descriptor = LayerDescriptor(digest="", diff_id=diff_id, size_bytes=0, media_type="")
-        state.layers.put(diff_id, Layer(id=diff_id, state=LayerState.APPLIED, descriptor=descriptor))
+    blobs: dict[str, dict[str, None]] = {one.diff_id: dict.fromkeys((one.blob,) if one.blob else ()) for one in stored}
+    for image in state.images.values():
+        for diff_id, blob in zip(image.layers, image.blobs, strict=False):
+            blobs.setdefault(diff_id, {})[blob] = None
+    for one in stored:
+        descriptor = LayerDescriptor(digest="", diff_id=one.diff_id, size_bytes=0, media_type="")
+        layer = ly.Layer(
+            id=one.diff_id,
+            state=LayerState.APPLIED,
+            descriptor=descriptor,
+            blobs=tuple(blobs[one.diff_id]),
+            size_bytes=one.size_bytes,
+        )
+        state.layers.put(layer.id, layer)
     for image in state.images.values():
         if any(diff_id not in state.layers for diff_id in image.layers):
             state.images.pop(image.id)

@@ -34,6 +34,7 @@ _FAILURES: Mapping[type, Callable[[Failure], object]] = {
     fx.ResolveImage: lambda failure: im.ResolveFailed(failure=failure),
     fx.FetchLayer: lambda failure: ly.FetchFailed(failure=failure),
     fx.ApplyLayer: lambda failure: ly.ApplyFailed(failure=failure),
+    fx.ProveLayer: lambda failure: ly.ProofFailed(failure=failure),
 }
 SAVE_TIMER = "journal/"
 LOOK = "look"
@@ -185,6 +186,9 @@ def timer_fired(state: State, timer_id: str) -> None:
         return
     if timer_id == recovery.SWEEP_TIMER:
         recovery.sweep(state)
+        return
+    if timer_id == images.KEEP_TIMER:
+        images.sweep_kept(state)
         return
     owner, _, name = timer_id.rpartition("/")
     if name == "watch":

@@ -20,7 +20,7 @@ from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, Resumed, RetryDue
 from crio_core.lifecycle.session import SESSION, Session
-from crio_core.node import images, specs
+from crio_core.node import images, naming, specs
 from crio_core.node.state import ContainerKey, SandboxKey, State
 from crio_core.records import (
     LOST,
@@ -72,7 +72,7 @@ def reserve_container(
     Raises:
         OperationError: NOT_FOUND, its image is not on this node.
     """
-    image = images.present_image(state, "image", config.image)
+    image = naming.present_image(state, "image", config.image)
     record = ContainerRecord(
         id=new_id,
         sandbox_id=sandbox.id,
@@ -81,7 +81,7 @@ def reserve_container(
         created_at_ns=state.wall_ns,
         image=config.image.user_specified_image or config.image.image,
         image_id=image.id,
-        image_ref=image.digests[0] if image.digests else image.id,
+        image_ref=naming.reference_of(image, config.image),
         layers=image.layers,
         volumes=_volumes(state, config),
         labels=config.labels,
@@ -102,7 +102,7 @@ def _volumes(state: State, config: ContainerConfig) -> tuple[ImageVolume, ...]:
     found = []
     for index, mount in enumerate(config.mounts):
         if mount.image.image:
-            image = images.present_image(state, f"config.mounts[{index}].image", mount.image)
+            image = naming.present_image(state, f"config.mounts[{index}].image", mount.image)
             found.append(
                 ImageVolume(
                     target=mount.container_path, image_id=image.id, layers=image.layers, sub_path=mount.image_sub_path
@@ -192,7 +192,7 @@ def settle(state: State, sandbox_id: str) -> None:
 def _start_infra(state: State, sandbox: SandboxRecord) -> None:
     """The infra container is a container like others, that clients do not see; its image is pulled if it is missing."""
     image = ImageSpec(image=state.settings.pause_image)
-    if images.find_image(state, image) is None:
+    if naming.find_image(state, image) is None:
         images.pull_for_infra(state, sandbox.id, image)
         return
     options = sb.sandbox_request(sandbox).linux.security_context.namespace_options

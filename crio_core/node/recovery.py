@@ -62,7 +62,7 @@ def load(state: State, event: JournalLoaded) -> None:
             state.members.put(container.sandbox_id, (*members, container.id))
     images.load_layers(state, event.layers)
     pods.resume(state)
-    images.sweep_layers(state, event.layers)
+    images.leave_layers(state, tuple(one.diff_id for one in event.layers))
     # What is quarantined may own anything, so nothing is swept while something is.
     if not state.quarantined:
         sweep(state)

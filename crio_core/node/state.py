@@ -12,7 +12,7 @@ from crio_core.node.history import History
 from crio_core.node.settings import Settings
 from crio_core.node.table import Table
 from crio_core.records import ContainerRecord, Failure, ImageRecord, Record, SandboxRecord
-from crio_core.replies import Containers, Done, Result, Sandboxes
+from crio_core.replies import Containers, Done, Images, Result, Sandboxes
 
 __all__ = ["ContainerKey", "SandboxKey", "State", "Table", "Waiting"]
 
@@ -84,6 +84,8 @@ class State:
     every_sandbox: tuple[int, Sandboxes] = (-1, Sandboxes(items=()))
     """All that clients can see, newest first, and the number of changes of its table when that was found."""
     every_container: tuple[int, Containers] = (-1, Containers(items=()))
+    every_image: tuple[int, Settings | None, Images] = (-1, None, Images(items=()))
+    """All images in order of id, with the changes of their table and the settings by which they are pinned."""
     ended_infra_pulls: list[tuple[str, Failure | None]] = field(default_factory=list)
     """Sandboxes to be told within this step that the image of their infra container is there, or why not."""
 

@@ -235,6 +235,9 @@ class Inspector:
             for layer in image.layers:
                 if layer not in world.layers:
                     self._say("I10", f"image {image.id} is listed without its layer {layer}")
+            for blob, layer in zip(image.blobs, image.layers, strict=True):
+                if (blob, layer) not in world.proven:
+                    self._say("I19", f"image {image.id} has layer {layer}, and nobody saw that its blob is that")
         if state.unsaved.keys() or state.sessions.keys() or state.pulls.keys() or state.waiters.keys():
             self._say("I11", f"left in memory: {state.unsaved.keys()} {state.sessions.keys()} {state.waiters.keys()}")
 

@@ -152,6 +152,7 @@ class Hands:
             fx.ResolveImage: self._resolve,
             fx.FetchLayer: self._fetch,
             fx.ApplyLayer: self._apply,
+            fx.ProveLayer: self._prove,
             fx.RemoveLayer: self._remove_layer,
             fx.SweepStorage: self._sweep,
         }
@@ -454,27 +455,43 @@ class Hands:
         world = self._world
         if not order.digest:
             world.violations.append(f"layer {order.diff_id} asked for without a digest")
-        if order.diff_id not in world.layers:
+        if not self._stored(order):
             yield
             self._need_space("download")
-            world.downloads.setdefault(order.diff_id, False)
+            world.downloads.setdefault(order.digest, False)
             yield
-            world.downloads[order.diff_id] = True
+            world.downloads[order.digest] = True
         yield
         return ev.LayerFetched()
+
+    def _stored(self, order: fx.FetchLayer | fx.ApplyLayer) -> bool:
+        stored = self._world.layers.get(order.diff_id)
+        return stored is not None and stored.blob == order.digest
 
     def _apply(self, order: fx.ApplyLayer) -> Steps:
         world = self._world
         yield
-        if order.diff_id not in world.layers:
+        if not self._stored(order):
             self._need_space("layer")
-            if not world.downloads.get(order.diff_id):
+            if not world.downloads.get(order.digest):
                 raise _failure(Code.DATA_LOSS, "BLOB_MISSING", f"layer {order.diff_id} has not been downloaded")
-            world.write(world.layers, order.diff_id, LAYER_BYTES)
+            stored = ev.StoredLayer(diff_id=order.diff_id, size_bytes=LAYER_BYTES, blob=order.digest)
+            world.write(world.layers, order.diff_id, stored)
             world.sync()
+            world.proven[(order.digest, order.diff_id)] = True
         yield
-        world.downloads.pop(order.diff_id, None)
-        return ev.LayerApplied(size_bytes=world.layers[order.diff_id])
+        world.downloads.pop(order.digest, None)
+        return ev.LayerApplied(size_bytes=world.layers[order.diff_id].size_bytes)
+
+    def _prove(self, order: fx.ProveLayer) -> Steps:
+        world = self._world
+        yield
+        self._need_space("download")
+        if order.diff_id not in world.layers:
+            world.violations.append(f"layer {order.diff_id} is to be proven and is not in the store")
+        yield
+        world.proven[(order.digest, order.diff_id)] = True
+        return ev.LayerProved()
 
     def _remove_layer(self, order: fx.RemoveLayer) -> Steps:
         world = self._world

@@ -15,13 +15,20 @@ def _digest(text: str) -> str:
     return f"sha256:{sha256(text.encode()).hexdigest()}"
 
 
-def image(reference: str, layers: tuple[str, ...], *, entrypoint: tuple[str, ...] = ("sleep", "inf")) -> ImageResolved:
+def image(
+    reference: str,
+    layers: tuple[str, ...],
+    *,
+    entrypoint: tuple[str, ...] = ("sleep", "inf"),
+    packed: str = "",
+) -> ImageResolved:
     """An image as a registry would resolve it.
 
     Args:
         reference: Its full name with a tag, such as `docker.io/library/base:1`.
         layers: Any words; equal words are equal layers.
         entrypoint: What it runs; see `crio_core.sim.hands.life_of` for what commands do.
+        packed: By whom its layers were compressed, which makes other blobs of the same layers.
     """
     diff_ids = [_digest(f"diff {one}") for one in layers]
     config = {
@@ -39,7 +46,7 @@ def image(reference: str, layers: tuple[str, ...], *, entrypoint: tuple[str, ...
         config=text,
         user="",
         layers=tuple(
-            LayerDescriptor(digest=_digest(f"blob {one}"), diff_id=diff, size_bytes=1000, media_type=GZIP)
+            LayerDescriptor(digest=_digest(f"blob {one}{packed}"), diff_id=diff, size_bytes=1000, media_type=GZIP)
             for one, diff in zip(layers, diff_ids, strict=True)
         ),
     )
@@ -49,6 +56,7 @@ PAUSE = "registry.k8s.io/pause:3.10"
 BASE = "docker.io/library/base:1"
 APP = "docker.io/library/app:1"
 OTHER = "docker.io/library/other:1"
+REPACKED = "quay.io/mirrored/base:1"
 
 REGISTRY: Mapping[str, ImageResolved] = MappingProxyType(
     {
@@ -56,5 +64,6 @@ REGISTRY: Mapping[str, ImageResolved] = MappingProxyType(
         BASE: image(BASE, ("base",)),
         APP: image(APP, ("base", "app")),
         OTHER: image(OTHER, ("base", "common", "other")),
+        REPACKED: image(REPACKED, ("base",), packed=" elsewhere"),
     }
 )

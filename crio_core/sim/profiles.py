@@ -32,6 +32,7 @@ FLOOR_NS: Mapping[type, int] = MappingProxyType(
         fx.ResolveImage: 120 * MS,
         fx.FetchLayer: 900 * MS,
         fx.ApplyLayer: 600 * MS,
+        fx.ProveLayer: 900 * MS,
         fx.RemoveLayer: 20 * MS,
         fx.SweepStorage: 30 * MS,
     }

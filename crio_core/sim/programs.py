@@ -26,13 +26,13 @@ from crio_core.cri import (
 from crio_core.lifecycle.release import RETRY_FIRST_NS, retry_timer
 from crio_core.node.specs import infra_id
 from crio_core.sim.chance import Chance
-from crio_core.sim.images import APP, BASE, OTHER, PAUSE
+from crio_core.sim.images import APP, BASE, OTHER, PAUSE, REPACKED
 from crio_core.sim.profiles import MS, S
 from crio_core.sim.simulation import NETWORK, Call, Simulation
 
 PODS = 3
 CONTAINERS = 2
-REFERENCES = (BASE, APP, OTHER, PAUSE, "docker.io/library/nowhere:1")
+REFERENCES = (BASE, APP, OTHER, PAUSE, "docker.io/library/nowhere:1", REPACKED)
 COMMANDS: tuple[tuple[str, ...], ...] = (
     ("sleep", "inf"),
     ("exit", "0"),
@@ -75,6 +75,7 @@ FAILABLE: tuple[type, ...] = (
     fx.ResolveImage,
     fx.ObserveSandbox,
     fx.ObserveContainer,
+    fx.ProveLayer,
 )
 _RACERS = (
     ("start", 0),

@@ -213,7 +213,7 @@ class Simulation:
                 at_ns=self.at_ns,
                 wall_ns=self.wall_ns,
                 quarantined=dict(self.quarantined),
-                layers=tuple(self.world.layers),
+                layers=tuple(self.world.layers.values()),
             )
         )
         self.set_network(self.network)
@@ -397,11 +397,11 @@ class Simulation:
             # Others see it half done, as they would see a program that makes several system calls.
             steps = self._latency_chance.below(UNEXPECTED_STEPS_MAX)
             self._push(1 if slow else time_ns >> 1, self._life, lambda: self._advance(running, steps))
-        if isinstance(effect.order, fx.FetchLayer):
+        if isinstance(effect.order, fx.FetchLayer | fx.ProveLayer):
             self._tell_progress(running, effect.order, time_ns)
         self._push(time_ns, self._life, lambda: self._finish(running))
 
-    def _tell_progress(self, running: _Running, order: fx.FetchLayer, time_ns: int) -> None:
+    def _tell_progress(self, running: _Running, order: fx.FetchLayer | fx.ProveLayer, time_ns: int) -> None:
         """Have the server observe a download at even parts of its time."""
 
         def tell(part: int) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from crio_core.events import ImageResolved
+from crio_core.events import ImageResolved, StoredLayer
 from crio_core.records import ContainerRecord, ImageRecord, Record, SandboxRecord, decode
 from crio_core.sim.chance import Chance
 
@@ -90,7 +90,9 @@ class World:
         """Writable layers of containers."""
         self.exits: dict[str, tuple[int, int]] = {}
         """Exit files: code and time."""
-        self.layers: dict[str, int] = {}
+        self.layers: dict[str, StoredLayer] = {}
+        self.proven: dict[tuple[str, str], bool] = {}
+        """Blobs that were seen to unpack to a layer, with its diff id."""
         self.downloads: dict[str, bool] = {}
         """Blobs that were downloaded and not unpacked; True when complete. A cache: nobody owns it."""
         self.old_containers: tuple[str, ...] = ()

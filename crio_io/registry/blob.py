@@ -21,6 +21,7 @@ from crio_core.image.resolved import Candidate, LayerDescriptor
 from crio_core.values import dataclass
 from crio_io.mounts import in_thread
 from crio_io.registry.retry import ATTEMPTS_MAX, MIRROR_ATTEMPTS_MAX, RegistryError, backoff_s
+from crio_io.registry.slots import Slot
 from crio_io.registry.transport import Transport, body_of
 from crio_io.storage.store import Store
 from crio_io.storage.unpack import Unpacking
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 BATCH_BYTES = 1024 * 1024
 RESUMES_MAX = 64
-MIN_BYTES_PER_S = 1024
+MIN_BYTES_PER_S = 8 * 1024
+"""Of one layer: what a bad line still gives to each of several."""
 RATE_WINDOW_S = 30.0
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
@@ -65,12 +67,14 @@ class Fetcher:
         store: Store,
         progress: Callable[[Progress], None],
         rates: Rates,
+        slot: Slot,
     ) -> None:
         self._transport = transport
         self._layer = layer
         self._store = store
         self._progress = progress
         self._rates = rates
+        self._slot = slot
         self._hash = hashlib.new(layer.digest.algorithm)
         self._fd = -1
         self._written_bytes = 0
@@ -164,6 +168,7 @@ class Fetcher:
                     pending.append(part)
                     pending_bytes += len(part)
                     window_bytes += len(part)
+                    self._slot.received_bytes += len(part)
                     if self._written_bytes + pending_bytes > self._layer.size_bytes:
                         pending.clear()
                         raise self._wrong(source, f"sends more than the {self._layer.size_bytes} bytes of the blob")

@@ -27,12 +27,12 @@ from crio_core.image.platform import Platform, choose
 from crio_core.image.resolved import Candidate, LayerDescriptor, ResolvedImage, match_layers
 from crio_io.registry.blob import Fetcher, Progress, Rates
 from crio_io.registry.retry import ATTEMPTS_MAX, MIRROR_ATTEMPTS_MAX, RegistryError, retrying
+from crio_io.registry.slots import Slots
 from crio_io.registry.transport import Transport, read_bounded, to_operation_error
 from crio_io.storage.store import Store
 
 DOCUMENT_S = 60.0
 INDEX_DEPTH_MAX = 2
-DOWNLOADS_MAX = 6
 ANONYMOUS_AUTH = Auth()
 
 Result = TypeVar("Result")
@@ -45,15 +45,20 @@ class RegistryClient:
     Args:
         certs_dirs: `certs.d` directories, first wins.
         rates: How slow a transfer may be.
-        downloads_max: Layers that are fetched at the same time.
+        slots: How many layers are fetched at the same time.
     """
 
     def __init__(
-        self, *, certs_dirs: tuple[Path, ...] = (), rates: Rates | None = None, downloads_max: int = DOWNLOADS_MAX
+        self, *, certs_dirs: tuple[Path, ...] = (), rates: Rates | None = None, slots: Slots | None = None
     ) -> None:
         self._rates = rates or Rates()
         self._transport = Transport(certs_dirs, read_timeout_s=self._rates.window_s)
-        self._downloads = anyio.CapacityLimiter(downloads_max)
+        self._slots = slots or Slots()
+
+    def reload(self, certs_dirs: tuple[Path, ...], rates: Rates) -> None:
+        """Look for certificates in other directories, and be as patient as this, from now on."""
+        self._rates = rates
+        self._transport.certs_dirs, self._transport.read_timeout_s = certs_dirs, rates.window_s
 
     async def aclose(self) -> None:
         """Close every connection."""
@@ -89,10 +94,9 @@ class RegistryClient:
         Raises:
             OperationError: DIGEST_MISMATCH, SIZE_MISMATCH, TRANSFER_TOO_SLOW, REGISTRY_* and others.
         """
-        if store.has_layer(layer.diff_id):
-            return
-        async with self._downloads:
-            fetcher = Fetcher(self._transport, layer, store, progress, self._rates)
+        first = sources[0]
+        async with self._slots.take(first.host, str(first.reference), f"layer {layer.diff_id}") as slot:
+            fetcher = Fetcher(self._transport, layer, store, progress, self._rates, slot)
             try:
                 await fetcher.prepare()
                 await self._first(sources, lambda source: fetcher.fetch(source, auth.for_candidate(source)))

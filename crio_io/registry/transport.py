@@ -1,11 +1,14 @@
 """One HTTP request to a registry: scheme, TLS, credentials, tokens and redirects.
 
-Credentials go to the candidate's own host and to nobody else: a redirect to another origin is followed without them
-(CVE-2020-15157), and the token server gets what `crio_core.image.auth.plan_token` allows. TLS is verified, with extra
-CAs and client certificates from `certs.d` directories. A host that is marked insecure is asked by HTTPS without
-verification first, and by plain HTTP then.
+Credentials go to the candidate's own host and to nobody else: a redirect to another origin is followed without them, a
+challenge that comes from there is not answered (CVE-2020-15157), and the token server gets what
+`crio_core.image.auth.plan_token` allows. TLS is verified, with extra CAs and client certificates from `certs.d`
+directories, which are looked at for each request, so that rotated files count at once. A host that is marked insecure
+is asked by HTTPS without verification first, and by plain HTTP then; what that shows is for such requests only.
 """
 
+import logging
+import math
 import ssl
 import time
 from collections import OrderedDict
@@ -18,25 +21,35 @@ import anyio
 
 from crio_core.errors import Code, OperationError
 from crio_core.image.auth import Challenge, Credentials, parse_challenges, parse_token, plan_token
+from crio_core.image.reference import host_name
 from crio_core.image.resolved import Candidate
 from crio_io.mounts import in_thread
+from crio_io.registry.certificates import certificates_of, tls_context
 from crio_io.registry.retry import RegistryError
 
 if TYPE_CHECKING:
     import httpx
+
+log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
 READ_S = 30.0
 TOKEN_S = 30.0
 REDIRECTS_MAX = 5
 HOSTS_MAX = 16
-CONNECTIONS_PER_HOST_MAX = 16
+RETIRED_S = 3600.0
+CONNECTIONS_PER_HOST_MAX = 64
+"""More than transfers there can be, so that a document never waits for a layer."""
 KEEPALIVE_S = 15.0
 TOKENS_MAX = 256
+SCHEMES_MAX = 256
 TOKEN_BYTES_MAX = 1024 * 1024
 TOKEN_MARGIN_S = 10.0
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 USER_AGENT = "crio"
+UNAVAILABLE = "RegistryUnavailable"
+"""By messages that begin so a kubelet knows that its image is no matter of the pod (k8s.io/cri-api, pkg/errors)."""
+_UNAVAILABLE_REASONS = frozenset({"REGISTRY_UNREACHABLE", "REGISTRY_TIMEOUT", "REGISTRY_BUSY", "REGISTRY_FAILED"})
 
 
 class Transport:
@@ -48,17 +61,20 @@ class Transport:
     """
 
     def __init__(self, certs_dirs: tuple[Path, ...] = (), read_timeout_s: float = READ_S) -> None:
-        self._certs_dirs = certs_dirs
-        self._read_timeout_s = read_timeout_s
-        self._clients: OrderedDict[tuple[str, bool], httpx.AsyncClient] = OrderedDict()
-        self._schemes: dict[str, str] = {}
-        self._tokens: OrderedDict[tuple[str, str, Credentials], tuple[str, float]] = OrderedDict()
+        self.certs_dirs = certs_dirs
+        self.read_timeout_s = read_timeout_s
+        self._clients: OrderedDict[tuple[str, bool], tuple[object, httpx.AsyncClient]] = OrderedDict()
+        """By host and whether TLS need not be verified; each with what it was made from."""
+        self._retired: list[tuple[float, httpx.AsyncClient]] = []
+        self._schemes: OrderedDict[tuple[str, bool], str] = OrderedDict()
+        self._tokens: OrderedDict[tuple[tuple[str, str, bool], Credentials], tuple[str, float]] = OrderedDict()
         self._clients_lock = anyio.Lock()
 
     async def aclose(self) -> None:
         """Close every connection and forget every token."""
-        for client in self._clients.values():
-            await client.aclose()
+        for _, client in self._clients.values():
+            self._retire(client)
+        await self._close_retired(math.inf)
         self._clients.clear()
         self._tokens.clear()
 
@@ -85,7 +101,7 @@ class Transport:
                     await response.aclose()
         except httpx.TimeoutException as error:
             raise _unreachable(candidate, "did not answer in time", error) from error
-        except httpx.TransportError as error:
+        except (httpx.TransportError, ssl.SSLError) as error:  # asyncio lets a late alert of TLS 1.3 through as it is
             raise _unreachable(candidate, str(error) or type(error).__name__, error) from error
         except httpx.InvalidURL as error:
             raise RegistryError(reason="REGISTRY_ANSWER_INVALID", message=f"{candidate.host}: {error}") from error
@@ -94,7 +110,7 @@ class Transport:
         self, candidate: Candidate, credentials: Credentials, path: str, headers: Mapping[str, str]
     ) -> "httpx.Response":
         response = await self._send(candidate, path, headers, self._authorization(candidate, credentials))
-        if response.status_code == 401:
+        if response.status_code == 401 and not _is_foreign(response, candidate):
             challenges = parse_challenges(", ".join(response.headers.get_list("www-authenticate")))
             await response.aclose()
             authorization = await self._authorize(candidate, credentials, challenges)
@@ -111,7 +127,8 @@ class Transport:
         import httpx
 
         client = await self._client(candidate.host, candidate.insecure)
-        known = self._schemes.get(candidate.host)
+        place = (candidate.host, candidate.insecure)
+        known = self._schemes.get(place)
         schemes = (known,) if known else (("https", "http") if candidate.insecure else ("https",))
         for scheme in schemes:
             url = httpx.URL(f"{scheme}://{candidate.host}/v2/{candidate.repository}/{path}")
@@ -119,10 +136,12 @@ class Transport:
                 response = await self._send_one(client, url, headers, authorization)
             except httpx.ConnectError:
                 if scheme == schemes[-1]:
-                    self._schemes.pop(candidate.host, None)
+                    self._schemes.pop(place, None)
                     raise
                 continue
-            self._schemes[candidate.host] = scheme
+            self._schemes[place] = scheme
+            while len(self._schemes) > SCHEMES_MAX:
+                self._schemes.popitem(last=False)
             return await self._follow(candidate, response, headers, authorization)
         raise AssertionError("a loop over at least one scheme returns or raises")
 
@@ -165,8 +184,7 @@ class Transport:
         """What to send before any challenge: a token that is still good, or nothing."""
         if credentials.registry_token:
             return f"Bearer {credentials.registry_token}"
-        key = (candidate.host, candidate.repository, credentials)
-        authorization, good_until_s = self._tokens.get(key, ("", 0.0))
+        authorization, good_until_s = self._tokens.get((_place(candidate), credentials), ("", 0.0))
         return authorization if time.monotonic() < good_until_s else ""
 
     async def _authorize(
@@ -181,7 +199,7 @@ class Transport:
         else:
             message = f"{candidate.host}/{candidate.repository}: credentials are needed and none are known"
             raise RegistryError(reason="REGISTRY_UNAUTHORIZED", message=message, status=401)
-        self._tokens[(candidate.host, candidate.repository, credentials)] = (
+        self._tokens[(_place(candidate), credentials)] = (
             authorization,
             time.monotonic() + life_s - TOKEN_MARGIN_S,
         )
@@ -200,7 +218,12 @@ class Transport:
             raise RegistryError(reason=error.reason, message=error.message, status=401) from error
         url = httpx.URL(plan.url)
         netloc = url.netloc.decode("ascii")
-        client = await self._client(netloc, candidate.insecure)
+        if plan.withheld:
+            log.warning(
+                "registry %s names the token server %s: it is not shown the credentials", candidate.host, netloc
+            )
+        # Another host than the registry's is nowhere marked insecure (CVE-2019-10214).
+        client = await self._client(netloc, candidate.insecure and url.host == host_name(candidate.host))
         headers = {"authorization": plan.authorization} if plan.authorization else {}
         if plan.form:
             headers["content-type"] = "application/x-www-form-urlencoded"
@@ -228,43 +251,49 @@ class Transport:
 
         async with self._clients_lock:
             key = (host, insecure)
-            if key in self._clients:
+            read_timeout_s = self.read_timeout_s
+            certificates = await in_thread(f"look at certificates of {host}", certificates_of, self.certs_dirs, host)
+            if key in self._clients and self._clients[key][0] == (certificates, read_timeout_s):
                 self._clients.move_to_end(key)
-                return self._clients[key]
-            context = await in_thread(f"TLS settings of {host}", self._tls, host, insecure)
+                return self._clients[key][1]
+            context = await in_thread(f"TLS settings of {host}", tls_context, certificates, insecure)
             client = httpx.AsyncClient(
                 verify=context,
                 follow_redirects=False,
-                timeout=httpx.Timeout(self._read_timeout_s, connect=CONNECT_S, pool=None),
+                timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_S, pool=None),
                 limits=httpx.Limits(max_connections=CONNECTIONS_PER_HOST_MAX, keepalive_expiry=KEEPALIVE_S),
                 headers={"user-agent": USER_AGENT},
             )
-            self._clients[key] = client
+            if key in self._clients:
+                self._retire(self._clients.pop(key)[1])
+            self._clients[key] = ((certificates, read_timeout_s), client)
             if len(self._clients) > HOSTS_MAX:
-                # Not closed here: a transfer may still use it, and it closes its connections itself when they idle.
-                self._clients.popitem(last=False)
+                self._retire(self._clients.popitem(last=False)[1][1])
+            await self._close_retired(time.monotonic())
             return client
 
-    def _tls(self, host: str, insecure: bool) -> ssl.SSLContext:
-        context = ssl.create_default_context() if not insecure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        if insecure:
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-        for certs_dir in self._certs_dirs:
-            place = certs_dir / host
-            if "/" in host or not place.is_dir():
-                continue
-            try:
-                for file in sorted(place.iterdir()):
-                    if file.suffix == ".crt":
-                        context.load_verify_locations(cafile=file)
-                    elif file.suffix == ".cert":
-                        context.load_cert_chain(file, file.with_suffix(".key"))
-            except (OSError, ssl.SSLError) as error:
-                message = f"{place}: {error}"
-                raise RegistryError(reason="REGISTRY_CERTIFICATES_INVALID", message=message) from error
-            break
-        return context
+    def _retire(self, client: "httpx.AsyncClient") -> None:
+        """Use a client no more; a transfer that does has time to end, and is gone on with by another client then."""
+        self._retired.append((time.monotonic() + RETIRED_S, client))
+
+    async def _close_retired(self, now_s: float) -> None:
+        due = [client for close_s, client in self._retired if close_s <= now_s]
+        self._retired = [one for one in self._retired if one[0] > now_s]
+        for client in due:
+            await client.aclose()
+
+
+def _place(candidate: Candidate) -> tuple[str, str, bool]:
+    """What a token is good for."""
+    return candidate.host, candidate.repository, candidate.insecure
+
+
+def _is_foreign(response: "httpx.Response", candidate: Candidate) -> bool:
+    """Whether an answer came from another origin than the candidate's, after a redirect."""
+    import httpx
+
+    url = response.request.url
+    return url.netloc != httpx.URL(f"{url.scheme}://{candidate.host}").netloc
 
 
 @asynccontextmanager
@@ -309,7 +338,8 @@ def to_operation_error(error: RegistryError, what: str) -> OperationError:
     code = {401: Code.UNAUTHENTICATED, 403: Code.PERMISSION_DENIED, 404: Code.NOT_FOUND}.get(
         error.status, Code.UNAVAILABLE if error.retryable or not error.status else Code.UNKNOWN
     )
-    return OperationError(code, error.reason, f"{what}: {error.message}")
+    unavailable = f"{UNAVAILABLE}: " if error.reason in _UNAVAILABLE_REASONS else ""
+    return OperationError(code, error.reason, f"{unavailable}{what}: {error.message}")
 
 
 def _refused(candidate: Candidate, path: str, response: "httpx.Response") -> RegistryError:

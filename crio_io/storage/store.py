@@ -40,6 +40,7 @@ from crio_io.storage.recipe import pack_layer
 from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_unpacking
 
 UNPACKINGS_MAX = 4
+BLOB_IDLE_S = 600.0
 LAYER_RECORD_BYTES_MAX = 64 * 1024 * 1024
 RECORD_NAME = "layer.json"
 _NAME_BITS = 100
@@ -58,6 +59,8 @@ class LayerInfo:
     entries: int
     replaced: bool
     implied: tuple[str, ...]
+    blob: str = ""
+    """Digest of the blob that it was unpacked from; empty when that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +132,13 @@ class Store:
         """Delete the bytes of a layer's blob; absent is success."""
         await in_thread(f"delete blob {layer.digest}", lambda: self.blob_path(layer).unlink(missing_ok=True))
 
+    async def trim_blobs(self, max_age_s: float, bytes_max: int) -> tuple[str, ...]:
+        """Delete blobs that nobody has written to for so long, and then the oldest until they take no more than that.
+
+        One that was written to within `BLOB_IDLE_S` is on its way, and stays. Returns what was deleted.
+        """
+        return await in_thread("trim blobs", self._trim_blobs, max_age_s, bytes_max)
+
     # Layers
 
     async def apply_layer(self, layer: LayerDescriptor) -> LayerInfo:
@@ -162,9 +172,30 @@ class Store:
         """Whether a layer is in place."""
         return diff_id in self._infos
 
+    def layer(self, diff_id: Digest) -> LayerInfo | None:
+        """A layer that is in place."""
+        return self._infos.get(diff_id)
+
     def list_layers(self) -> tuple[LayerInfo, ...]:
         """Every layer that is in place, by diff id."""
         return tuple(self._infos[diff_id] for diff_id in sorted(self._infos))
+
+    async def prove_layer(self, layer: LayerDescriptor) -> None:
+        """See that a fetched blob unpacks to its diff id. Nothing of it stays, and a layer in place is not touched.
+
+        Raises:
+            OperationError: As `apply_layer`.
+        """
+        unpacking: Unpacking | None = None
+        try:
+            async with self._slots:
+                unpacking = await self._begin(layer)
+                await unpacking.result()
+        finally:
+            if unpacking is not None:
+                await self._give_up(unpacking)
+            with anyio.CancelScope(shield=True):
+                await self.forget_blob(layer)
 
     async def remove_layer(self, diff_id: Digest) -> None:
         """Delete a layer; absent is success.
@@ -278,10 +309,6 @@ class Store:
                 del self._infos[diff_id]
         return removed
 
-    def layer_ids(self) -> tuple[Digest, ...]:
-        """The layers that are in place."""
-        return tuple(self._infos)
-
     # Blocking bodies
 
     def _open(self) -> None:
@@ -296,6 +323,9 @@ class Store:
             info = _read_info(place)
             if info is not None:
                 self._infos[info.diff_id] = info
+        for info in self._infos.values():
+            # A server that was killed when it had put the layer in place.
+            (self.root / "ingest" / f"{info.blob.replace(':', '-')}.{layer_name(info.diff_id)}").unlink(missing_ok=True)
 
     def _usage(self, infos: Sequence[LayerInfo]) -> Usage:
         size_bytes = sum(info.size_bytes for info in infos)
@@ -366,6 +396,7 @@ class Store:
             entries=unpacked.entries,
             replaced=unpacked.replaced,
             implied=unpacked.implied,
+            blob=str(layer.digest),
         )
         place = unpacking.directory.parent
         record = json.dumps({"schema": 1, **asdict(info), "diff_id": str(info.diff_id)}).encode()
@@ -436,12 +467,23 @@ class Store:
                     log.warning("%s is left over and cannot be deleted: %s", place, error)
                 else:
                     removed.append(f"{room}/{place.name}")
+        return (*removed, *self._trim_blobs(blobs_max_age_s))
+
+    def _trim_blobs(self, max_age_s: float, bytes_max: int | None = None) -> tuple[str, ...]:
         now_s = time.time()
-        for place in sorted((self.root / "ingest").iterdir()):
+        found = []
+        for place in (self.root / "ingest").iterdir():
             with suppress(FileNotFoundError):  # a pull has just ended
-                if now_s - place.stat().st_mtime > blobs_max_age_s:
-                    place.unlink()
-                    removed.append(f"ingest/{place.name}")
+                stat = place.stat()
+                found.append((stat.st_mtime, stat.st_size, place))
+        left_bytes = sum(size_bytes for _, size_bytes, _ in found)
+        removed = []
+        for mtime_s, size_bytes, place in sorted(found):
+            too_many = bytes_max is not None and left_bytes > bytes_max and now_s - mtime_s > BLOB_IDLE_S
+            if too_many or now_s - mtime_s > max_age_s:
+                place.unlink(missing_ok=True)
+                left_bytes -= size_bytes
+                removed.append(f"ingest/{place.name}")
         return tuple(removed)
 
     def _lowers(self, diff_ids: Sequence[Digest]) -> tuple[Lower, ...]:
@@ -494,6 +536,7 @@ def _read_info(place: Path) -> LayerInfo | None:
             entries=int(record["entries"]),
             replaced=bool(record.get("replaced", True)),
             implied=tuple(record["implied"]),
+            blob=str(record.get("blob", "")),
         )
     except (OSError, ValueError, KeyError, TypeError, OperationError):
         return None

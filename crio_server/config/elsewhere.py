@@ -55,8 +55,7 @@ _VALUES = {
         "absent_mount_sources_to_reject timezone inject_gomaxprocs ctr_stop_timeout"
     ),
     "crio.image": (
-        "default_transport namespaced_auth_dir big_files_temporary_dir pull_progress_timeout pause_image_auth_file "
-        "short_name_mode"
+        "default_transport namespaced_auth_dir big_files_temporary_dir pause_image_auth_file short_name_mode"
     ),
     "crio.metrics": "metrics_host metrics_port metrics_socket metrics_cert metrics_key metrics_collectors",
     "crio.tracing": "tracing_endpoint tracing_sampling_rate_per_million",

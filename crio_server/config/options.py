@@ -48,7 +48,9 @@ _DEVICES = ListOf(
 _REGISTRIES = ListOf(
     Text(pattern=r"[A-Za-z0-9*.:\[\]_/-]+", form="a registry such as registry.example.com:5000", may_be_empty=False)
 )
-
+_DURATION = Text(
+    pattern=r"0|(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|ms|s|m|h))+", form="a duration such as 45s or 1m30s", may_be_empty=False
+)
 
 _API = "crio.api"
 _RUNTIME = "crio.runtime"
@@ -260,6 +262,13 @@ class Config:
         _IMAGE,
         FilePath(may_be_empty=True),
         "Credentials for pulls whose request brings none (containers-auth.json(5)).",
+        live=True,
+    )
+    pull_progress_timeout: str = option(
+        "0s",
+        _IMAGE,
+        _DURATION,
+        "How long a layer may come at less than 8 KiB/s before its source is given up for the next one. 0: 30 seconds.",
         live=True,
     )
     pinned_images: tuple[str, ...] = option(

@@ -2,10 +2,13 @@
 
 import json
 import re
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 from tests.integration.registry_fixture import OCI_CONFIG, OCI_MANIFEST, Layer, digest
 
@@ -71,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 class MisbehavingRegistry:
     """An HTTP server on loopback with the content of one image; use it as a context manager."""
 
-    def __init__(self, *answers: Answer) -> None:
+    def __init__(self, *answers: Answer, tls: tuple[Path, Path] | None = None) -> None:
         self.answers = answers
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.content: dict[str, tuple[bytes, str]] = {}
@@ -81,10 +84,17 @@ class MisbehavingRegistry:
         self._server.daemon_threads = True
         self._server.block_on_close = False
         self._server.registry = self  # type: ignore[attr-defined]
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            # The handshake is the handler's, so that a client that refuses the certificate holds up nobody.
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self.host = f"127.0.0.1:{self._server.server_address[1]}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02})
 
-    def __enter__(self) -> "MisbehavingRegistry":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -96,20 +106,23 @@ class MisbehavingRegistry:
         self._thread.join()
         self._server.server_close()
 
-    def put(self, name: str, layer: Layer, tag: str = "latest") -> str:
-        """Have an image of one layer; gives its reference."""
+    def put(self, name: str, *layers: Layer, tag: str = "latest", diff_ids: tuple[str, ...] = ()) -> str:
+        """Have an image of these layers; gives its reference. Other `diff_ids` than theirs are a lie."""
+        stated = list(diff_ids) or [layer.diff_id for layer in layers]
         config = json.dumps(
-            {"os": "linux", "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]}, "config": {}}
+            {"os": "linux", "rootfs": {"type": "layers", "diff_ids": stated}, "config": {}, "author": name}
         ).encode()
         manifest = json.dumps(
             {
                 "schemaVersion": 2,
                 "mediaType": OCI_MANIFEST,
                 "config": {"mediaType": OCI_CONFIG, "digest": digest(config), "size": len(config)},
-                "layers": [{"mediaType": layer.media_type, "digest": layer.digest, "size": len(layer.blob)}],
+                "layers": [
+                    {"mediaType": layer.media_type, "digest": layer.digest, "size": len(layer.blob)} for layer in layers
+                ],
             }
         ).encode()
-        for body in (config, layer.blob):
+        for body in (config, *(layer.blob for layer in layers)):
             self.content[f"/v2/{name}/blobs/{digest(body)}"] = (body, "application/octet-stream")
         for word in (tag, digest(manifest)):
             self.content[f"/v2/{name}/manifests/{word}"] = (manifest, OCI_MANIFEST)

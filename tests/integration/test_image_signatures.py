@@ -15,7 +15,8 @@ import pytest
 from crio_core import effects as fx
 from crio_core.errors import OperationError
 from crio_core.layout import Layout
-from crio_io.images import ImageStore, RegistryOptions
+from crio_io.images import ImageStore
+from crio_io.registry.configuration import RegistryOptions
 from crio_io.registry.signatures import dearmored, opened
 from crio_io.vault import Vault
 from tests.integration.registry_fixture import LocalRegistry, archive, digest, pack

@@ -23,6 +23,7 @@ from crio_core.image.reference import parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates
 from crio_core.image.resolved import Candidate, ResolvedImage
 from crio_io.registry.client import Progress, Rates, RegistryClient
+from crio_io.registry.slots import Slots
 from crio_io.storage.store import Store, layer_name
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
 from tests.integration.registry_fixture import LocalRegistry, archive, busybox_archive, digest, pack
@@ -128,6 +129,8 @@ async def test_pull_by_tag_and_digest_gives_the_image(
         with pytest.raises(OperationError) as caught:
             await client.resolve(places(reference), PLATFORM)
         assert caught.value.reason == reason
+        # By this word a kubelet tells a registry's failure from a pod's.
+        assert caught.value.message.startswith("RegistryUnavailable: ") == (reason == "REGISTRY_UNREACHABLE")
 
 
 async def test_pull_of_an_index_takes_this_machines_image(
@@ -300,6 +303,47 @@ async def test_r13_source_that_lies_or_stalls_is_named_and_the_next_one_taken(
         reference = bad.put("a", BIG)
         assert await reason_of(client, store, places(reference)) == reason
         await pull(client, store, places(good.put("a", BIG), bad.host))
+
+
+def crawling(handler: Handler) -> bool:
+    """Large blobs come byte by byte."""
+    body, _ = handler.registry.content.get(handler.path, (b"", ""))
+    if len(body) < 100_000:
+        return False
+    handler.reply(200, b"", length=len(body))
+    for byte in body:
+        handler.send(bytes([byte]))
+        if handler.close_connection or handler.registry.stopped.wait(0.05):
+            break
+    handler.close_connection = True
+    return True
+
+
+async def test_r13_trickling_pulls_do_not_hold_up_others(store: Store) -> None:
+    """R13: seven layers that come at a crawl, just fast enough to be let live, and the healthy eighth does not wait."""
+    patient = RegistryClient(rates=Rates(min_bytes_per_s=1, window_s=30), slots=Slots(patience_s=0.2))
+    layers = [pack(archive({"f": os.urandom(300_000)}), "none") for _ in range(7)]
+    with MisbehavingRegistry(crawling) as slow, MisbehavingRegistry() as good:
+        references = [slow.put(f"slow{number}", layer) for number, layer in enumerate(layers)]
+        healthy = good.put("healthy", BIG)
+        ended: list[str] = []
+
+        async def crawl(reference: str) -> None:
+            await pull(patient, store, places(reference))
+            ended.append(reference)
+
+        async with anyio.create_task_group() as group:
+            for reference in references:
+                group.start_soon(crawl, reference)
+            with anyio.fail_after(20):
+                while sum(layer.digest in path for path, _ in slow.requests for layer in layers) < 6:
+                    await anyio.sleep(0.01)
+                image = await patient.resolve(places(healthy), PLATFORM)
+                await patient.fetch_blob(image.sources, image.layers[0], store, lambda _: None)
+                await store.apply_layer(image.layers[0])
+            assert ended == []
+            group.cancel_scope.cancel()
+    await patient.aclose()
 
 
 async def test_cve_2020_1702_endless_document_is_cut_off(client: RegistryClient, store: Store) -> None:

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import tarfile
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -398,3 +399,37 @@ async def test_r12_sweep_beside_pulls_takes_only_what_an_earlier_server_left(tmp
     (tmp_path / "unpacking" / "begun").mkdir()
     assert await store.sweep(None, None, blobs_max_age_s=3600) == ("unpacking/left",)
     assert os.listdir(tmp_path / "unpacking") == ["begun"]
+
+
+async def test_r30_partial_blobs_are_bounded_by_age_and_by_size(store: Store) -> None:
+    """R30: each failed pull may leave half a layer; the oldest go, and what is being written to stays."""
+    now_s = time.time()
+    for name, age_s, size_bytes in (
+        ("sha256-a", 7200, 10),
+        ("sha256-b", 3000, 40),
+        ("sha256-c", 2000, 40),
+        ("sha256-d", 5, 60),
+    ):
+        path = store.root / "ingest" / name
+        path.write_bytes(bytes(size_bytes))
+        os.utime(path, (now_s - age_s, now_s - age_s))
+    assert await store.trim_blobs(3600, 1000) == ("ingest/sha256-a",)
+    assert await store.trim_blobs(3600, 100) == ("ingest/sha256-b",)
+    assert await store.trim_blobs(3600, 10) == ("ingest/sha256-c",)
+    assert os.listdir(store.root / "ingest") == ["sha256-d"]
+
+
+async def test_r30_blob_of_a_layer_that_is_in_place_goes_at_the_next_start(store: Store) -> None:
+    """R12, R30: a server killed between the two leaves both; another blob of the same layer is gone on with."""
+    layer = pack(archive({"f": b"content"}))
+    await apply(store, layer)
+    own, other = (
+        store.blob_path(descriptor(layer)),
+        store.blob_path(descriptor(pack(archive({"f": b"content"}), "none"))),
+    )
+    own.write_bytes(layer.blob)
+    other.write_bytes(b"half")
+    again = Store(store.root)
+    await again.open()
+    assert os.listdir(store.root / "ingest") == [other.name]
+    await again.aclose()

@@ -20,6 +20,7 @@ from crio_core.image.auth import (
     parse_token,
     plan_token,
 )
+from crio_core.image.helpers import Question, parse_answer, questions
 from crio_core.image.reference import parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates, is_insecure_host, parse_registries
 
@@ -140,12 +141,73 @@ def test_auth_file_gives_the_entry_of_the_longest_namespace() -> None:
         auth_file(
             {"r.example": "host", "r.example/a": "a", "r.example/a/b": "ab", "https://index.docker.io/v1/": "hub"}
         )
-    )
+    ).auths
     assert find_credentials(auths, "r.example", "a/b/c").username == "ab"
     assert find_credentials(auths, "r.example", "a/x").username == "a"
     assert find_credentials(auths, "r.example", "ab").username == "host"
     assert find_credentials(auths, "r.example:5000", "a") is ANONYMOUS
     assert find_credentials(auths, "registry-1.docker.io", "library/redis").username == "hub"
+
+
+def test_empty_entry_of_an_auth_file_hides_nothing() -> None:
+    """Docker writes `{}` for what its store keeps; a namespace without anything is not a login as nobody."""
+    document = json.loads(auth_file({"r.example": "host"}))
+    document["auths"]["r.example/team"] = {}
+    auths = parse_auth_file(json.dumps(document).encode()).auths
+    assert find_credentials(auths, "r.example", "team/app").username == "host"
+
+
+def test_credential_helper_of_a_host_comes_first_and_the_store_last() -> None:
+    """containers-auth.json(5), Docker's config.json and registries.conf: who is asked, by which name, in what order."""
+    document = json.loads(auth_file({"known.example": "host"}))
+    document["credHelpers"] = {"https://helped.example": "cloud", "known.example": "cloud"}
+    document["credsStore"] = "desktop"
+    file = parse_auth_file(json.dumps(document).encode())
+    asked = {
+        host: [(one.program, one.server) for one in questions(file, ("containers-auth.json", "vault"), host, "a")]
+        for host in ("helped.example", "known.example", "registry-1.docker.io", "other.example:5000")
+    }
+    cloud, desktop, vault = (f"docker-credential-{one}" for one in ("cloud", "desktop", "vault"))
+    assert asked["helped.example"] == [(cloud, "helped.example")]
+    assert asked["known.example"] == [(cloud, "known.example")]
+    assert asked["registry-1.docker.io"] == [(desktop, "https://index.docker.io/v1/"), (vault, "docker.io")]
+    assert asked["other.example:5000"] == [(desktop, "other.example:5000"), (vault, "other.example:5000")]
+    known = parse_auth_file(auth_file({"known.example": "host"}))
+    assert questions(known, ("vault",), "known.example", "a") == ()
+
+
+@pytest.mark.parametrize("name", ["../../bin/sh", "a b", "", "-x", "a" * 65])
+def test_credential_helper_with_another_name_is_no_program(name: str) -> None:
+    """The word comes from a file and becomes a program's name."""
+    file = parse_auth_file(json.dumps({"credHelpers": {"r.example": name or "/"}}).encode())
+    with pytest.raises(OperationError):
+        questions(file, (), "r.example", "a")
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "found"),
+    [
+        (0, b'{"Username": "u", "Secret": "secret"}', Credentials(username="u", password="secret")),
+        (0, b'{"Username": "<token>", "Secret": "secret"}', Credentials(identity_token="secret")),
+        (1, b"credentials not found in native keychain", ANONYMOUS),
+        (1, b"secret went wrong", None),
+        (0, b'{"Username": "u"}', None),
+        (0, b'{"Username": "u", "Secret": 7}', None),
+        (0, b"[" * 100_000, None),
+        (0, b"secret", None),
+    ],
+)
+def test_answer_of_a_credential_helper(code: int, answer: bytes, found: Credentials | None) -> None:
+    """What is no answer is an error that repeats nothing of it: it may hold the secret."""
+    question = Question(program="docker-credential-x", server="r.example")
+    if found is not None:
+        assert parse_answer(question, code, answer) == found
+        return
+    with pytest.raises(OperationError) as caught:
+        parse_answer(question, code, answer)
+    assert caught.value.reason == "CREDENTIAL_HELPER_FAILED" and "secret" not in caught.value.message.replace(
+        "a user name and a secret", ""
+    )
 
 
 def test_auth_of_a_request_goes_to_its_registry_only() -> None:
@@ -192,7 +254,9 @@ def test_cve_2019_10214_token_server_without_tls_is_refused() -> None:
     with pytest.raises(OperationError) as caught:
         plan_token(challenge, "r.example", "x", USER, insecure=False)
     assert caught.value.reason == "TOKEN_REALM_REFUSED"
-    assert plan_token(challenge, "r.example", "x", USER, insecure=True).authorization
+    assert plan_token(challenge, "r.example:5000", "x", USER, insecure=True).authorization
+    with pytest.raises(OperationError):
+        plan_token(challenge, "registry.r.example", "x", USER, insecure=True)
     for realm in ("", "file:///etc/passwd", "https://", "https://u:p@r.example/t", "ftp://r.example"):
         with pytest.raises(OperationError):
             plan_token(Challenge(scheme="bearer", parameters={"realm": realm}), "r.example", "x", USER, insecure=True)
@@ -207,10 +271,22 @@ def test_cve_2019_10214_token_server_without_tls_is_refused() -> None:
         ("r.example", "https://evil.example/token", False),
         ("127.0.0.1:5000", "https://127.0.0.2/token", False),
         ("r.corp.example", "https://auth.corp.example/token", True),
+        ("registry.gitlab.com", "https://gitlab.com/jwt/auth", True),
+        ("registry.corp.example", "https://auth.registry.corp.example/token", True),
+        ("registry.corp.example", "https://corp.example.evil.test/token", False),
+        ("registry.corp.example", "https://evilcorp.example/token", False),
+        ("victim.azurecr.io", "https://attacker.azurecr.io/token", False),
+        ("victim.azurecr.io", "https://azurecr.io/token", False),
+        ("shop.co.uk", "https://thief.co.uk/token", False),
+        ("registry.shop.co.uk", "https://auth.shop.co.uk/token", True),
+        ("1.dkr.ecr.eu-west-1.amazonaws.com", "https://2.dkr.ecr.eu-west-1.amazonaws.com/token", False),
+        ("registry.example", "https://example/token", False),
+        ("localhost:5000", "https://a.localhost/token", False),
+        ("[::1]:5000", "https://[::2]/token", False),
     ],
 )
 def test_cve_2020_15157_token_server_elsewhere_sees_no_credentials(host: str, realm: str, shown: bool) -> None:
-    """CVE-2020-15157: the realm is what a registry says; only the same host or site is shown a password."""
+    """CVE-2020-15157: the realm is what a registry says; only the registry's own kin is shown a password."""
     challenge = Challenge(scheme="bearer", parameters={"realm": realm, "service": "s"})
     plan = plan_token(challenge, host, "a/b", USER, insecure=False)
     assert bool(plan.authorization) is shown

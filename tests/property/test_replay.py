@@ -209,13 +209,13 @@ def test_reloaded_settings_are_part_of_a_recording() -> None:
     tape = Tape(sim)
     node = sim.node
     assert node is not None
-    changed = replace(SETTINGS, pause_image="registry.example/pause:9", pinned_images=("docker.io/*",))
+    changed = replace(SETTINGS, pause_image=APP, drop_infra=False)
     node.reload(changed)
     tape.lines.append(settings_line(changed, tape.mask))
-    sim.ask(rq.PullImage(image=ImageSpec(image=APP)))
+    sim.ask(rq.RunPodSandbox(config=pod_config(0)))
     assert not replay(tape.lines).differences
     without = [line for line in tape.lines if b'"reloaded"' not in line]
-    assert replay(without).differences, "the settings decide whether the image is pinned"
+    assert replay(without).differences, "the settings decide which image the pod needs"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from crio_core.sim.checks import run_program, shrink
 from crio_core.sim.coverage import Coverage
 from crio_core.sim.profiles import FAULTS
 from crio_core.sim.programs import WEIGHTS, Action, Program, from_json, random_program, to_json
+from tests.property.test_node_layers import STORIES as LAYER_STORIES
 from tests.property.test_node_races import STORIES
 
 CORPUS = sorted((Path(__file__).parent / "corpus").glob("*.json"))
@@ -58,7 +59,7 @@ def test_any_program_keeps_the_invariants(program: Program) -> None:
 def test_a_fixed_run_of_seeds_keeps_the_invariants_and_takes_every_transition() -> None:
     """I1 to I14 for the same programs each time; a row of a table that none of them reaches is dead, or untested."""
     with Coverage() as coverage:
-        for story in STORIES:
+        for story in (*STORIES, *LAYER_STORIES):
             story()
         for seed in range(FIRST_SEED, FIRST_SEED + PROGRAMS):
             program = random_program(seed)
