@@ -26,6 +26,10 @@ from crio_server.cri.v1 import api_pb2 as pb
 T = TypeVar("T")
 Reader = Callable[[Any, str], Any]
 
+HISTORY_SHOWN_MAX = 256
+TEXT_CHARS_MAX = 4096
+"""Of each text that an image's author wrote about it: an answer has a size limit."""
+
 _STATES = {"created": pb.CONTAINER_CREATED, "running": pb.CONTAINER_RUNNING, "exited": pb.CONTAINER_EXITED}
 STATE_WORDS: Mapping[int, str] = {number: word for word, number in _STATES.items()}
 
@@ -272,10 +276,25 @@ def image(record: ImageRecord) -> pb.Image:
 
 
 def image_info(record: ImageRecord) -> dict[str, Any]:
-    """What verbose image status adds: configuration, history, layers."""
+    """What verbose image status adds: configuration, history, layers. Of a long history the latest steps."""
     config = parse_image_config(record.config.encode())
     return {
+        "created": config.created[:TEXT_CHARS_MAX],
+        "author": config.author[:TEXT_CHARS_MAX],
+        "architecture": config.architecture,
+        "variant": config.variant,
+        "os": config.os,
+        "history": [
+            {
+                "created": step.created[:TEXT_CHARS_MAX],
+                "createdBy": step.created_by[:TEXT_CHARS_MAX],
+                "comment": step.comment[:TEXT_CHARS_MAX],
+                "emptyLayer": step.empty_layer,
+            }
+            for step in config.history[-HISTORY_SHOWN_MAX:]
+        ],
         "chainLayers": list(record.layers),
+        "blobs": list(record.blobs),
         "imageConfig": {
             "user": config.user,
             "env": list(config.env),
