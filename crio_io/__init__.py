@@ -1,4 +1,4 @@
-"""The runtime on a real host, to be embedded: `open_engine` runs a node without a server.
+"""The runtime on a real host, to be embedded: `open_engine` runs a node without a server, `open_images` pulls images.
 
 What `__all__` lists is the public API, together with the messages of `crio_core.cri`; the rest may change at any time.
 Names are loaded when they are first used: small helper processes import parts of this package and must stay small.
@@ -10,17 +10,32 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from crio_io.container_log import ContainerLog
     from crio_io.engine import Engine, EngineOptions, RuntimeOptions, open_engine
+    from crio_io.registry.blob import Progress
     from crio_io.registry.configuration import RegistryOptions
+    from crio_io.unpacked import UnpackedImages, open_images
 
-__all__ = ["ContainerLog", "Engine", "EngineOptions", "RegistryOptions", "RuntimeOptions", "open_engine"]
+__all__ = [
+    "ContainerLog",
+    "Engine",
+    "EngineOptions",
+    "Progress",
+    "RegistryOptions",
+    "RuntimeOptions",
+    "UnpackedImages",
+    "open_engine",
+    "open_images",
+]
 
 _HOMES = {
     "ContainerLog": "crio_io.container_log",
     "Engine": "crio_io.engine",
     "EngineOptions": "crio_io.engine",
+    "Progress": "crio_io.registry.blob",
     "RegistryOptions": "crio_io.registry.configuration",
     "RuntimeOptions": "crio_io.engine",
+    "UnpackedImages": "crio_io.unpacked",
     "open_engine": "crio_io.engine",
+    "open_images": "crio_io.unpacked",
 }
 
 

@@ -16,7 +16,7 @@ import pytest
 from crio_core.cri import PodSandboxConfig
 from crio_core.errors import OperationError
 from crio_io import EngineOptions, open_engine
-from examples import embed
+from examples import embed, pull_image
 from tests.integration.registry_fixture import LocalRegistry, busybox_archive, pack
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -74,6 +74,32 @@ def test_embed_is_short_and_uses_public_names_only() -> None:
     text = (REPOSITORY / "examples/embed.py").read_text()
     assert not re.search(r"\._|import _", text)
     assert len(text.splitlines()) <= 70
+
+
+@needs_root
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_pull_image_gives_the_files_of_an_image(
+    image: str, directory: Path, backend: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Pull and unpack as a library, without a node; a second pull finds everything there, and no process stays."""
+    mountpoint = directory / "mnt"
+    image_id = anyio.run(pull_image.pull, image, directory / "images", mountpoint, backend=backend)
+    first = capfd.readouterr().out
+    assert re.fullmatch(r"sha256:[0-9a-f]{64}", image_id)
+    assert "from 127.0.0.1" in first and first.splitlines()[-1].split()[:2] == ["bin", "dev"]
+    assert anyio.run(pull_image.pull, image, directory / "images", backend=backend) == image_id
+    assert "from 127.0.0.1" not in capfd.readouterr().out
+    assert str(directory) not in Path("/proc/self/mountinfo").read_text()
+    _assert_no_process_of(directory)
+
+
+@needs_root
+def test_pull_of_what_is_not_there_is_one_error_and_leaves_nothing(image: str, directory: Path) -> None:
+    """Not a group of errors around it, though layers are fetched side by side."""
+    with pytest.raises(OperationError) as caught:
+        anyio.run(pull_image.pull, f"{image}-none", directory / "images")
+    assert caught.value.reason == "IMAGE_NOT_FOUND"
+    assert list((directory / "images" / "ingest").iterdir()) == []
 
 
 @needs_root
