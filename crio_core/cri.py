@@ -159,6 +159,20 @@ class UserNamespace:
     uids: tuple[IDMapping, ...] = ()
     gids: tuple[IDMapping, ...] = ()
 
+    @property
+    def wanted(self) -> bool:
+        """Whether a user namespace is asked for; clients that know of none send the mode POD without mappings."""
+        return self.mode is NamespaceMode.POD and bool(self.uids or self.gids)
+
+    @property
+    def root(self) -> tuple[int, int]:
+        """The user and the group outside that are root inside; the node's own where there are none."""
+        uids, gids = (self.uids, self.gids) if self.wanted else ((), ())
+        return (
+            next((run.host_id for run in uids if run.container_id == 0), 0),
+            next((run.host_id for run in gids if run.container_id == 0), 0),
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NamespaceOption:

@@ -8,7 +8,7 @@ that it is answered with; any order can be answered with `Failed` instead (`crio
 
 from collections.abc import Mapping
 
-from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping
+from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping, UserNamespace
 from crio_core.records import Failure, ImageVolume, Pin, Record
 from crio_core.values import dataclass
 
@@ -57,7 +57,7 @@ class PrepareSandbox:
 
     sandbox_id: str
     namespaces: tuple[str, ...]
-    """Kinds to make anew, of `net`, `uts` and `ipc`."""
+    """Kinds to make anew, of `net`, `uts`, `ipc` and `user`, which then owns the others."""
     hostname: str
     """Empty where the pod has the node's."""
     sysctls: Mapping[str, str]
@@ -65,6 +65,8 @@ class PrepareSandbox:
     shm_bytes: int
     """Size of the pod's /dev/shm; 0 when the pod uses the node's."""
     cgroup_parent: str
+    users: UserNamespace = UserNamespace()
+    """The mappings of a new `user`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +138,10 @@ class MountRootfs:
     """File of a Localhost seccomp profile; empty for none."""
     apparmor_profile: str = ""
     """The profile that it is to run under, which must be loaded; empty for none."""
+    users: str = ""
+    """Path of the user namespace under whose ids the files are seen; empty for the node's."""
+    owner: tuple[int, int] = (0, 0)
+    """User and group on the node that are root in there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +164,12 @@ class CreateContainer:
     stdin_once: bool
     name: str
     """A name for process titles."""
+    users: str = ""
+    """Path of the user namespace under whose ids `mapped_mounts` are seen."""
+    mapped_mounts: tuple[tuple[str, str], ...] = ()
+    """Host paths to be mounted under these ids first, each with the place that the spec names as its source."""
+    owner: tuple[int, int] = (0, 0)
+    """User and group on the node of the directories that are made."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -420,7 +420,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
     for directory in layout.directories:
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
     cgroup_driver = CgroupDriver.SYSTEMD if options.systemd_cgroup else CgroupDriver.CGROUPFS
-    here = await host.look(cgroup_driver)
+    here = await host.look(cgroup_driver, layers=Path(layout.root))
     zygote = ZygoteClient(Path(layout.zygote))
     options, monitors = await mounts.in_thread(
         "look for runtimes", set_up_runtimes, options, layout, here.cgroups, zygote

@@ -23,7 +23,7 @@ from crio_core.oci.facts import RootfsFacts
 from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
 from crio_core.values import dataclass
-from crio_io import devices, mounts, namespaces, rootfs, sandbox_files
+from crio_io import devices, idmap, mounts, namespaces, rootfs, sandbox_files
 from crio_io.apparmor import AppArmor
 from crio_io.bundle import make_mount_sources, remove_bundle, write_bundle
 from crio_io.cni import CniRunner
@@ -37,6 +37,8 @@ from crio_io.sweep import Sweeper
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 NS_PER_S = 1_000_000_000
 LOOKS_MAX = 4
+PASSABLE_MODE = 0o711
+GROUP_PASSABLE_MODE = 0o710
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,9 +166,11 @@ class HostExecutor:
         }
         directory, pins = Path(self.layout.sandbox(order.sandbox_id)), Path(self.layout.namespaces(order.sandbox_id))
         mounts.entering(f"write sandbox files in {directory}")
-        sandbox_files.create(directory, files=files, shm_bytes=order.shm_bytes)
+        sandbox_files.create(directory, files=files, shm_bytes=order.shm_bytes, owner=order.users.root)
         mounts.entering(f"pin namespaces in {pins}")
-        return namespaces.create(pins, order.namespaces, hostname=order.hostname, sysctls=order.sysctls)
+        return namespaces.create(
+            pins, order.namespaces, hostname=order.hostname, sysctls=order.sysctls, users=order.users
+        )
 
     def _remove_sandbox(self, order: fx.RemoveSandboxFiles) -> None:
         sandbox_files.remove(Path(self.layout.sandbox(order.sandbox_id)))
@@ -227,15 +231,27 @@ class HostExecutor:
             devices=await devices.requested(order.devices) if order.devices else (),
             host_devices=await devices.every() if order.all_devices else (),
             seccomp_profile=await devices.seccomp_profile(order.seccomp_path) if order.seccomp_path else "",
-            image_mounts=await self.images.mount_volumes(order.container_id, order.volumes) if order.volumes else (),
+            image_mounts=await self.images.mount_volumes(order.container_id, order.volumes, order.users)
+            if order.volumes
+            else (),
             apparmor=apparmor,
             node_name=os.uname().nodename,
         )
 
     def _mounted(self, order: fx.MountRootfs) -> tuple[Path, RootfsFacts]:
-        path = self.images.mount_rootfs(order.container_id, order.layers)
+        path = self.images.mount_rootfs(order.container_id, order.layers, order.users)
+        if order.users:
+            self._let_in(order.container_id, order.owner[1])
         mounts.entering(f"read users in {path}")
         return path, rootfs.gather(path)
+
+    def _let_in(self, container_id: str, gid: int) -> None:
+        """Let a pod's root, which is nobody special on the node, come to its bundle; nobody may look around there."""
+        for directory in (self.layout.runroot, self.layout.containers):
+            Path(directory).chmod(PASSABLE_MODE)
+        bundle = Path(self.layout.bundle(container_id))
+        os.chown(bundle, 0, gid)
+        bundle.chmod(GROUP_PASSABLE_MODE)
 
     async def _create(self, order: fx.CreateContainer) -> ev.ContainerCreated:
         bundle = Path(self.layout.bundle(order.container_id))
@@ -257,7 +273,10 @@ class HostExecutor:
         """What a container needs besides its root filesystem: places in it, what is mounted there, its bundle."""
         root, bundle = Path(self.layout.rootfs(order.container_id)), Path(self.layout.bundle(order.container_id))
         mounts.entering(f"prepare {root}")
-        rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets)
+        rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets, owner=order.owner)
+        for source, place in order.mapped_mounts:
+            mounts.entering(f"mount {source} with mapped ids")
+            idmap.mount_mapped(source, place, order.users)
         if order.mount_targets:
             mounts.entering(f"look at the mount sources of {order.container_id}")
             make_mount_sources(order.spec, order.mount_targets)

@@ -9,7 +9,7 @@ from pathlib import Path
 from crio_core.oci.capabilities import from_mask
 from crio_core.oci.facts import CgroupDriver, CgroupMode, HostFacts, Rlimit
 from crio_core.values import dataclass
-from crio_io import mounts
+from crio_io import idmap, mounts
 from crio_io.cgroups import Cgroups, Mode
 
 _MODES = {Mode.V1: CgroupMode.V1, Mode.HYBRID: CgroupMode.HYBRID, Mode.V2: CgroupMode.V2}
@@ -29,20 +29,24 @@ class Host:
     cgroups: Cgroups
 
 
-async def look(driver: CgroupDriver | None = None) -> Host:
+async def look(driver: CgroupDriver | None = None, *, layers: Path | None = None) -> Host:
     """Gather everything.
 
     Args:
         driver: Who makes cgroups; None for systemd where it runs, and the filesystem elsewhere.
 
+        layers: Where images are unpacked: whether pods can have user namespaces depends on that file system; None when
+            nobody will ask.
+
     Raises:
         OperationError: CGROUPS_NOT_MOUNTED.
     """
-    return await mounts.in_thread("look at the host", _look, driver)
+    return await mounts.in_thread("look at the host", _look, driver, layers)
 
 
-def _look(driver: CgroupDriver | None) -> Host:
+def _look(driver: CgroupDriver | None, layers: Path | None) -> Host:
     cgroups = Cgroups.detect()
+    kernel = _kernel_version(os.uname().release)
     systemd = Path("/run/systemd/system").is_dir()  # As sd_booted(3) has it.
     capabilities = from_mask(_capability_mask("CapBnd"))
     # The bounding set says what can be given to others; what we may do ourselves needs the effective one as well.
@@ -59,11 +63,12 @@ def _look(driver: CgroupDriver | None) -> Host:
         seccomp=Path("/proc/sys/kernel/seccomp/actions_avail").exists(),
         apparmor=_first_line(Path("/sys/module/apparmor/parameters/enabled")) == "Y",
         selinux=Path("/sys/fs/selinux/enforce").exists(),
+        userns_lack=idmap.why_not(layers, kernel) if layers is not None else "",
     )
     return Host(
         facts=facts,
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
-        kernel=_kernel_version(os.uname().release),
+        kernel=kernel,
         systemd=systemd,
         cgroups=cgroups,
     )

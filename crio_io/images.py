@@ -234,12 +234,14 @@ class ImageStore:
 
     # --- root filesystems ---------------------------------------------------------------------------------------
 
-    def mount_rootfs(self, container_id: str, layers: Sequence[str]) -> Path:
-        """Mount a container's root filesystem in its bundle. Blocks."""
+    def mount_rootfs(self, container_id: str, layers: Sequence[str], users: str = "") -> Path:
+        """Mount a container's root filesystem in its bundle, under the ids of the user namespace at `users`. Blocks."""
         path = Path(self._layout.rootfs(container_id))
-        return self.store.mount_rootfs(container_id, tuple(parse_digest(one) for one in layers), path)
+        return self.store.mount_rootfs(container_id, tuple(parse_digest(one) for one in layers), path, users)
 
-    async def mount_volumes(self, container_id: str, volumes: Sequence[ImageVolume]) -> tuple[tuple[str, str], ...]:
+    async def mount_volumes(
+        self, container_id: str, volumes: Sequence[ImageVolume], users: str = ""
+    ) -> tuple[tuple[str, str], ...]:
         """Mount the images that a container mounts, read-only, beside its root filesystem.
 
         Returns where each is, or where its sub path is, by its path in the container.
@@ -248,7 +250,7 @@ class ImageStore:
         found = []
         for index, volume in enumerate(volumes):
             layers = tuple(parse_digest(one) for one in volume.layers)
-            target = await self.store.mount_image(layers, directory / str(index))
+            target = await self.store.mount_image(layers, directory / str(index), users)
             found.append((volume.target, str(await rootfs.inside(target, volume.sub_path))))
         return tuple(found)
 

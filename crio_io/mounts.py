@@ -29,6 +29,7 @@ MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
+MS_PRIVATE = 0x40000
 MNT_DETACH = 0x2
 UMOUNT_NOFOLLOW = 0x8
 
@@ -222,11 +223,12 @@ async def mounted(path: str) -> bool:
     return await in_thread(f"look at {path}", is_mounted, path)
 
 
-def mount_tmpfs(target: str, size_bytes: int, mode: int = 0o1777) -> None:
-    """The blocking body of `tmpfs`."""
+def mount_tmpfs(target: str, size_bytes: int, mode: int = 0o1777, owner: tuple[int, int] = (0, 0)) -> None:
+    """The blocking body of `tmpfs`; `owner` has the user and the group of its root."""
     try:
         if not is_mounted(target):
-            mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, f"mode={mode:o},size={size_bytes}")
+            options = f"mode={mode:o},size={size_bytes},uid={owner[0]},gid={owner[1]}"
+            mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     except OSError as error:
         raise _failed("MOUNT_FAILED", f"tmpfs of {size_bytes} bytes on {target}", error) from error
 

@@ -39,7 +39,12 @@ def gather(rootfs: Path) -> RootfsFacts:
 
 
 def prepare(
-    rootfs: Path, *, directories: Sequence[str] = (), files: Sequence[str] = (), targets: Sequence[str] = ()
+    rootfs: Path,
+    *,
+    directories: Sequence[str] = (),
+    files: Sequence[str] = (),
+    targets: Sequence[str] = (),
+    owner: tuple[int, int] = (0, 0),
 ) -> None:
     """Make what a container needs inside its root: directories, empty files to mount on, and /etc/mtab. Blocks.
 
@@ -50,6 +55,7 @@ def prepare(
         directories: The working directory and image volumes, made with mode 0755 where missing.
         files: Mount points for single files, made empty where missing.
         targets: Further mount targets, which are only checked.
+        owner: User and group of the directories that are made.
 
     Raises:
         OperationError: a path that a link of the image leads into /proc or /sys (PATH_REFUSED; CVE-2024-21626,
@@ -63,7 +69,7 @@ def prepare(
                 raise _led_away(path, "/")
         for path in directories:
             with _failing(path):
-                os.close(_make_directory(root, _checked(root, path)))
+                os.close(_make_directory(root, _checked(root, path), owner))
         for path in files:
             with _failing(path):
                 _make_file(root, _checked(root, path))
@@ -231,7 +237,7 @@ def _refuse_link(root: int, name: str) -> None:
         raise _led_away(f"/{name}", target)
 
 
-def _make_directory(root: int, resolved: str) -> int:
+def _make_directory(root: int, resolved: str, owner: tuple[int, int] = (0, 0)) -> int:
     """Open a directory by a path without links, making what is missing of it."""
     flags = os.O_PATH | os.O_DIRECTORY
     current = _openat2(root, "/", flags, NO_SYMLINKS)
@@ -245,6 +251,7 @@ def _make_directory(root: int, resolved: str) -> int:
                 os.mkdir(part, 0o755, dir_fd=current)
                 following = _openat2(current, part, flags, NO_SYMLINKS)
                 os.chmod(f"/proc/self/fd/{following}", 0o755)  # whatever the umask took away
+                os.chown(f"/proc/self/fd/{following}", *owner)
             os.close(current)
             current = following
     except BaseException:

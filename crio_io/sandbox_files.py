@@ -12,7 +12,7 @@ SHM = "shm"
 FILE_MAX_BYTES = 1024 * 1024
 
 
-def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int) -> None:
+def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int, owner: tuple[int, int] = (0, 0)) -> None:
     """Make a sandbox's directory with its files and its /dev/shm; what is there already is brought to the same state.
 
     Blocks.
@@ -21,6 +21,7 @@ def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int) -> No
         directory: The sandbox's own directory, mode 0700.
         files: Contents by file name, such as `resolv.conf` and `hostname`; mode 0644, since any user reads them.
         shm_bytes: The size of the tmpfs at `shm`; 0 for none.
+        owner: User and group of that tmpfs: the pod's root.
 
     Raises:
         OperationError: SANDBOX_FILES_FAILED or MOUNT_FAILED.
@@ -34,7 +35,7 @@ def create(directory: Path, *, files: Mapping[str, bytes], shm_bytes: int) -> No
             _write(directory / name, content)
         if shm_bytes:
             (directory / SHM).mkdir(mode=0o700, exist_ok=True)
-            mounts.mount_tmpfs(str(directory / SHM), shm_bytes)
+            mounts.mount_tmpfs(str(directory / SHM), shm_bytes, owner=owner)
     except OSError as error:
         raise _failed(f"writing the files of sandbox directory {directory}", error) from error
 

@@ -32,7 +32,7 @@ from crio_server.listener import SocketServer
 from crio_server.options import engine_options
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import Servable
-from crio_server.services.runtime import NodeFacts, RuntimeService
+from crio_server.services.runtime import NodeFacts, RuntimeService, user_namespaces_of
 from crio_server.services.transfer import ImagesBase, Transfer
 from crio_server.status import StatusPages
 from crio_server.versions import write_versions
@@ -193,6 +193,7 @@ class _Serving:
             version=VERSION,
             systemd_cgroup=config.cgroup_manager == "systemd",
             handlers=lambda: engine.handlers,
+            user_namespaces=lambda: user_namespaces_of(engine.driver.node.settings),
             verbose=self._verbose,
             witness=engine.witness,
         )

@@ -41,7 +41,7 @@ from crio_server.listener import SocketServer
 from crio_server.serve import STOP_S, bound_socket, set_up_logging
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import Servable
-from crio_server.services.runtime import NodeFacts, RuntimeService
+from crio_server.services.runtime import NodeFacts, RuntimeService, user_namespaces_of
 from crio_server.status import StatusPages
 
 log = logging.getLogger("crio")
@@ -277,6 +277,7 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
         version=VERSION,
         systemd_cgroup=False,
         handlers=lambda: tuple(one.name for one in config.runtimes),
+        user_namespaces=lambda: user_namespaces_of(live.sim.settings),
         verbose=verbose,
     )
     figures = SimulatedUsage(live.sim)

@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any
 
 from crio_core import effects as fx
-from crio_core.cri import NamespaceMode, PodSandboxConfig
+from crio_core.cri import NamespaceMode, PodSandboxConfig, UserNamespace
 from crio_core.events import NetworkAttached, RecordSaved, SandboxPrepared
 from crio_core.lifecycle.engine import Arrival, Lifecycle, Output
 from crio_core.lifecycle.release import (
@@ -209,6 +209,8 @@ def _prepare(record: SandboxRecord) -> Arrival[SandboxRecord]:
         kinds += ["net", "uts"]
     if options.ipc is not NamespaceMode.NODE:
         kinds.append("ipc")
+    if options.userns_options.wanted:
+        kinds.append("user")
     order = fx.PrepareSandbox(
         sandbox_id=record.id,
         namespaces=tuple(kinds),
@@ -217,6 +219,7 @@ def _prepare(record: SandboxRecord) -> Arrival[SandboxRecord]:
         dns=config.dns_config,
         shm_bytes=SHM_BYTES if "ipc" in kinds else 0,
         cgroup_parent=config.linux.cgroup_parent,
+        users=options.userns_options if "user" in kinds else UserNamespace(),
     )
     return Arrival(record=replace(record, holds=(Part.FILES, Part.NAMESPACES)), orders=(order,))
 

@@ -165,6 +165,7 @@ def create_container(state: State, call_id: int, request: rq.CreateContainer, ne
         )
     pod = sb.sandbox_request(sandbox)
     checks.within(config, pod)
+    checks.same_users(config, pod)
     within = specs.within_pod(config, pod).linux.security_context.namespace_options
     if within.pid is NamespaceMode.POD and Part.INFRA not in sandbox.plan:
         raise invalid(

@@ -8,7 +8,9 @@ from pathlib import PurePosixPath
 
 from crio_core.cri import ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, Signal
 from crio_core.errors import Code, OperationError, invalid
-from crio_core.node.settings import Settings
+from crio_core.node.settings import Handler, Settings
+from crio_core.oci.facts import HostFacts
+from crio_core.oci.namespaces import mappings
 
 NAME_CHARS_MAX = 253
 PATH_CHARS_MAX = 4096
@@ -16,6 +18,7 @@ PORT_MAX = 65535
 LIST_ITEMS_MAX = 10_000
 IMAGE_MOUNTS_MAX = 256
 
+_OPTIONS = "config.linux.security_context.namespace_options"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _UID = re.compile(r"[A-Za-z0-9._:@-]{1,253}", re.ASCII)
 
@@ -52,7 +55,6 @@ def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) 
         raise invalid("config.metadata.uid", meta.uid[:NAME_CHARS_MAX], "1 to 253 letters, digits and '._:@-'")
     if config.hostname and not _NAME.fullmatch(config.hostname):
         raise invalid("config.hostname", config.hostname[:200], "a host name, or nothing")
-    _no_user_namespace(config.linux.security_context.namespace_options)
     if config.log_directory:
         absolute_path("config.log_directory", config.log_directory)
     for index, mapping in enumerate(config.port_mappings):
@@ -70,6 +72,8 @@ def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) 
             f"runtime_handler: {runtime_handler!r} is not configured: expected one of "
             f"{', '.join(sorted(settings.handlers))}",
         )
+    handler = settings.handlers[runtime_handler or settings.default_handler]
+    _user_namespace(config.linux.security_context.namespace_options, handler, settings.host)
 
 
 def _image_mount(field: str, mount: Mount) -> None:
@@ -81,16 +85,43 @@ def _image_mount(field: str, mount: Mount) -> None:
         raise invalid(f"{field}.image_sub_path", mount.image_sub_path[:200], "a relative path without '..'")
 
 
-def _no_user_namespace(options: NamespaceOption) -> None:
-    """Root filesystems are not mapped to other ids yet: what a pod in a user namespace would see belongs to nobody."""
+def _user_namespace(options: NamespaceOption, handler: Handler, host: HostFacts) -> None:
+    """Check the mappings that a pod wants, and that nothing of the node's is to be mixed with them.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT; FAILED_PRECONDITION when this node cannot.
+    """
     users = options.userns_options
-    if users.mode is NamespaceMode.POD and (users.uids or users.gids):
+    field = f"{_OPTIONS}.userns_options"
+    if users.mode not in (NamespaceMode.POD, NamespaceMode.NODE):
+        raise invalid(f"{field}.mode", users.mode.name, "POD or NODE")
+    if not users.wanted:
+        return
+    for name, runs in (("uids", users.uids), ("gids", users.gids)):
+        mappings(f"{field}.{name}", runs)
+        if not any(run.container_id == 0 for run in runs):
+            raise invalid(f"{field}.{name}", "no run for the id 0 inside", "one with container_id 0")
+    for name in ("network", "pid", "ipc"):
+        if getattr(options, name) is NamespaceMode.NODE:
+            raise invalid(f"{_OPTIONS}.{name}", "NODE", "POD or CONTAINER, as the pod has a user namespace of its own")
+    why = "its runtime handler makes virtual machines" if handler.vm else host.userns_lack
+    if why:
         raise OperationError(
-            Code.UNIMPLEMENTED,
-            "USER_NAMESPACE_UNIMPLEMENTED",
-            "config.linux.security_context.namespace_options.userns_options: pods with a user namespace of their own "
-            "are not implemented; expected the mode NODE, or no mappings",
+            Code.FAILED_PRECONDITION,
+            "USER_NAMESPACE_UNAVAILABLE",
+            f"{field}: a pod cannot have a user namespace of its own here: {why}",
         )
+
+
+def same_users(config: ContainerConfig, pod: PodSandboxConfig) -> None:
+    """Check that a container wants the user namespace of its pod; it need not say so.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT.
+    """
+    users = config.linux.security_context.namespace_options.userns_options
+    if users.wanted and users != pod.linux.security_context.namespace_options.userns_options:
+        raise invalid(f"{_OPTIONS}.userns_options", "other mappings", "the same as of its sandbox")
 
 
 def within(config: ContainerConfig, pod: PodSandboxConfig) -> None:
@@ -118,7 +149,6 @@ def container(config: ContainerConfig) -> None:
         OperationError: INVALID_ARGUMENT.
     """
     _name("config.metadata.name", config.metadata.name)
-    _no_user_namespace(config.linux.security_context.namespace_options)
     if not config.image.image:
         raise invalid("config.image.image", "", "an image reference or id")
     log_path = PurePosixPath(config.log_path)

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 import orjson
 
 from crio_core import effects as fx
-from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig, ProfileType
+from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig, ProfileType, UserNamespace
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.events import RootfsMounted
 from crio_core.image.config import ImageConfig, parse_image_config
@@ -25,7 +25,7 @@ from crio_core.oci.spec import container_spec, infra_spec
 from crio_core.oci.spec import exec_process as build_exec_process
 from crio_core.records import ContainerRecord, ContainerState, ImageRecord, Part, SandboxRecord, decode_request
 
-_OCI_KINDS = {"net": "network", "ipc": "ipc", "uts": "uts"}
+_OCI_KINDS = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
 
 
 def infra_id(sandbox_id: str) -> str:
@@ -74,6 +74,7 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
         of_pod = sandbox_request(state.sandboxes[container.sandbox_id]).linux.security_context
         seccomp, apparmor = of_pod.seccomp, of_pod.apparmor
     host, defaults = state.settings.host, state.settings.defaults
+    sandbox = state.sandboxes.get(container.sandbox_id)
     localhost = seccomp.profile_type is ProfileType.LOCALHOST
     return fx.MountRootfs(
         container_id=container.id,
@@ -83,7 +84,28 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
         all_devices=context.privileged and not handler.privileged_without_host_devices,
         seccomp_path=seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
         apparmor_profile=wanted_apparmor_profile(apparmor, host, defaults, privileged=context.privileged),
+        users=_users_path(sandbox) if sandbox else "",
+        owner=_users(sandbox_request(sandbox)).root if sandbox else (0, 0),
     )
+
+
+def _users(request: PodSandboxConfig) -> UserNamespace:
+    return request.linux.security_context.namespace_options.userns_options
+
+
+def _users_path(sandbox: SandboxRecord) -> str:
+    """Where the pod's user namespace is pinned; empty when it has the node's."""
+    return next((pin.path for pin in sandbox.pins if pin.kind == "user"), "")
+
+
+def _mapped_mounts(state: State, container: ContainerRecord, config: ContainerConfig) -> Mapping[str, str]:
+    """Where the mounts are that are to have mapped ids, by their container path: beside the image volumes."""
+    directory = state.settings.layout.image_volumes(container.id)
+    return {
+        mount.container_path: str(directory / f"mapped-{index}")
+        for index, mount in enumerate(config.mounts)
+        if not mount.image.image and (mount.uidMappings or mount.gidMappings)
+    }
 
 
 def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> SpecBuilt:
@@ -103,6 +125,7 @@ def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> S
     else:
         spec = container_spec(_plan(state, container, sandbox, request, config, image, mounted))
     process = spec["process"]
+    places = _mapped_mounts(state, container, config)
     create = fx.CreateContainer(
         container_id=container.id,
         sandbox_id=sandbox.id,
@@ -118,6 +141,13 @@ def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> S
         stdin=config.stdin,
         stdin_once=config.stdin_once,
         name=_title(sandbox, container),
+        users=_users_path(sandbox),
+        mapped_mounts=tuple(
+            (mount.host_path, places[mount.container_path])
+            for mount in config.mounts
+            if mount.container_path in places and not mount.image.image
+        ),
+        owner=_users(request).root,
     )
     return SpecBuilt(create=create, process=orjson.dumps(process).decode())
 
@@ -148,6 +178,7 @@ def within_pod(config: ContainerConfig, pod: PodSandboxConfig) -> ContainerConfi
         network=shared(wanted.network, given.network),
         pid=shared(wanted.pid, given.pid),
         ipc=shared(wanted.ipc, given.ipc),
+        userns_options=given.userns_options,
     )
     return replace(config, linux=replace(config.linux, security_context=replace(context, namespace_options=options)))
 
@@ -208,6 +239,7 @@ def _plan(
         hostname_path=str(layout.hostname(sandbox.id)),
         shm_path=str(layout.shm(sandbox.id)) if "ipc" in namespaces else "/dev/shm",
         image_mounts=dict(mounted.image_mounts),
+        mapped_mounts=_mapped_mounts(state, container, config),
         devices=mounted.devices,
         host_devices=mounted.host_devices,
         seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,

@@ -58,6 +58,7 @@ class HostFacts:
         capabilities: The bounding set of this process: nothing can be given that is not in it.
         oom_score_adj_min: The lowest score that may be set without CAP_SYS_RESOURCE.
         rlimits: This process's own limits: the hard ones cannot be exceeded without CAP_SYS_RESOURCE.
+        userns_lack: Why pods cannot have user namespaces of their own; empty when they can.
     """
 
     architecture: str = "x86_64"
@@ -71,6 +72,7 @@ class HostFacts:
     seccomp: bool = True
     apparmor: bool = False
     selinux: bool = False
+    userns_lack: str = ""
 
     @property
     def can_raise_limits(self) -> bool:

@@ -7,10 +7,9 @@ orders: nothing is laid over them, as a false one would switch the security modu
 from collections.abc import Iterable
 from typing import Any
 
-from crio_core.cri import IDMapping, Mount, MountPropagation
+from crio_core.cri import Mount, MountPropagation
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.image.config import ImageConfig
-from crio_core.oci.namespaces import mappings
 from crio_core.oci.paths import clean_path, depth, is_within
 from crio_core.oci.plan import ContainerPlan
 
@@ -154,6 +153,8 @@ def _user_mount(plan: ContainerPlan, field: str, mount: Mount) -> dict[str, Any]
             expected = "no host path beside an image" if mount.host_path else "an image that has been mounted"
             raise invalid(f"{field}.image", mount.image.image, expected)
         readonly = True  # CRI: an image mount is never written to
+    elif mount.uidMappings or mount.gidMappings:
+        source = _mapped(plan, field, mount)
     else:
         source = mount.host_path
     options = ["rbind", _PROPAGATION[mount.propagation]]
@@ -168,28 +169,22 @@ def _user_mount(plan: ContainerPlan, field: str, mount: Mount) -> dict[str, Any]
         if option not in _MOUNT_OPTIONS:
             raise invalid(f"{field}.mount_options", option, f"one of {', '.join(sorted(_MOUNT_OPTIONS))}")
         options.append(option)
-    found = {
+    return {
         "destination": target,
         "type": "bind",
         "source": clean_path(f"{field}.host_path", source),
         "options": options,
     }
-    if mount.uidMappings or mount.gidMappings:
-        found |= _mapped(plan, field, mount.uidMappings, mount.gidMappings)
-    return found
 
 
-def _mapped(
-    plan: ContainerPlan, field: str, uids: tuple[IDMapping, ...], gids: tuple[IDMapping, ...]
-) -> dict[str, Any]:
-    if not plan.idmap_mounts:
-        # A runtime that does not know the members would ignore them, and show files under the wrong owner.
-        message = f"{field}: ids are to be mapped, but the runtime handler of this container cannot map them"
+def _mapped(plan: ContainerPlan, field: str, mount: Mount) -> str:
+    """Where a host path is mounted under the ids of the pod's user namespace: no runtime is relied on for that."""
+    users = plan.config.linux.security_context.namespace_options.userns_options
+    source = plan.mapped_mounts.get(mount.container_path, "")
+    if not source or (mount.uidMappings, mount.gidMappings) != (users.uids, users.gids):
+        message = f"{field}: ids can be mapped only as in the user namespace of the container's pod"
         raise OperationError(Code.FAILED_PRECONDITION, "IDMAP_NOT_AVAILABLE", message)
-    return {
-        "uidMappings": mappings(f"{field}.uidMappings", uids),
-        "gidMappings": mappings(f"{field}.gidMappings", gids),
-    }
+    return source
 
 
 def _scratch(plan: ContainerPlan) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ class ContainerPlan:
         devices: The request's devices, looked up on the host.
         host_devices: Every device of the host, read for privileged containers only.
         seccomp_profile: The parsed file of a Localhost profile.
-        idmap_mounts: Whether the runtime handler can map the ids of a mount.
+        mapped_mounts: Host paths in place of those mounts of the request whose ids are mapped, by their container path.
         image_name: The image as the caller named it, for annotations.
     """
 
@@ -50,7 +50,7 @@ class ContainerPlan:
     devices: tuple[HostDevice, ...] = ()
     host_devices: tuple[HostDevice, ...] = ()
     seccomp_profile: Mapping[str, Any] | None = None
-    idmap_mounts: bool = False
+    mapped_mounts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     image_name: str = ""
     is_sandbox: bool = False
 
@@ -70,8 +70,7 @@ class ContainerPlan:
     @property
     def userns(self) -> bool:
         """Whether the container's user ids differ from the node's."""
-        options = self.config.linux.security_context.namespace_options.userns_options
-        return options.mode is NamespaceMode.POD and bool(options.uids or options.gids or "user" in self.namespaces)
+        return self.config.linux.security_context.namespace_options.userns_options.wanted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,9 @@
 
 The options of a mount must fit in one page. Lower directories are therefore named relative to the directory of layers,
 by a thread that has a working directory of its own.
+
+For a pod with a user namespace each layer is mounted under that namespace's ids first, in a mount namespace that ends
+with the thread: the files stay root's on disk, are the pod's root's for the pod, and a crash leaves nothing.
 """
 
 import ctypes
@@ -15,14 +18,15 @@ from pathlib import Path
 
 from crio_core.errors import Code, OperationError
 from crio_core.values import dataclass
-from crio_io.mounts import MS_RDONLY, is_mounted, mount
+from crio_io import idmap
+from crio_io.mounts import MS_PRIVATE, MS_RDONLY, MS_REC, is_mounted, mount
 from crio_io.openat2 import BENEATH, NO_SYMLINKS, openat2
 from crio_io.storage import deep
 
 OPTIONS_BYTES_MAX = 4095
 ROOT_MODE = 0o755
 LOOKUPS_MAX = 1_000_000
-CLONE_FS = 0x200
+CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -36,7 +40,7 @@ class Lower:
     implied: tuple[str, ...]
 
 
-def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target: Path) -> None:
+def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target: Path, users: str = "") -> None:
     """Mount layers (lowest first) with a writable one of its own; blocking, and nothing when it is mounted already.
 
     Args:
@@ -44,38 +48,51 @@ def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target
         lowers: The image's layers; none gives an empty root.
         writable: Directory for what the container writes, on a disk.
         target: The mount point.
+        users: Path of the user namespace under whose ids the files are seen; empty for the node's.
 
     Raises:
-        OperationError: TOO_MANY_LAYERS or MOUNT_FAILED.
+        OperationError: TOO_MANY_LAYERS, MOUNT_FAILED or IDMAP_NOT_AVAILABLE.
     """
     upper, work = writable / "upper", writable / "work"
     for directory in (writable, work, target):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if is_mounted(str(target)):
         return
-    if not upper.exists():
-        # Made whole before it has its name: what a container has written there later is never walked through.
-        fresh = writable / "fresh"
-        deep.delete(fresh)
-        fresh.mkdir(mode=0o700)
-        describe_implied(layers, lowers, fresh)
-        fresh.rename(upper)
-    options = f"{lowerdir(lowers)},upperdir={_escape(upper)},workdir={_escape(work)}"
-    _mount(layers, options, target, 0)
+    where = f",upperdir={_escape(upper)},workdir={_escape(work)}"
+    if users:
+        _mount_mapped(layers, lowers, target, users, where, 0, upper)
+        return
+    _make_upper(layers, lowers, upper, (0, 0))
+    _mount(layers, lowerdir(lowers) + where, target, 0)
 
 
-def mount_read_only(layers: Path, lowers: Sequence[Lower], target: Path) -> None:
+def mount_read_only(layers: Path, lowers: Sequence[Lower], target: Path, users: str = "") -> None:
     """Mount layers alone, read-only: an image as a volume; blocking, and nothing when it is mounted already.
 
     Raises:
-        OperationError: TOO_MANY_LAYERS or MOUNT_FAILED.
+        OperationError: As `mount_writable`.
     """
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not is_mounted(str(target)):
+    if is_mounted(str(target)):
+        return
+    if users:
+        _mount_mapped(layers, lowers, target, users, "", MS_RDONLY, None)
+    else:
         _mount(layers, lowerdir(lowers, with_empty=len(lowers) == 1), target, MS_RDONLY)
 
 
-def describe_implied(layers: Path, lowers: Sequence[Lower], upper: Path) -> None:
+def _make_upper(layers: Path, lowers: Sequence[Lower], upper: Path, owner: tuple[int, int]) -> None:
+    """Make it whole before it has its name: what a container has written there later is never walked through."""
+    if upper.exists():
+        return
+    fresh = upper.with_name("fresh")
+    deep.delete(fresh)
+    fresh.mkdir(mode=0o700)
+    describe_implied(layers, lowers, fresh, owner)
+    fresh.rename(upper)
+
+
+def describe_implied(layers: Path, lowers: Sequence[Lower], upper: Path, owner: tuple[int, int] = (0, 0)) -> None:
     """Give directories that a layer implied, but did not describe, what the layers below it say of them.
 
     An archive may hold `tmp/x` without `tmp`: its directory would show with made-up owner and mode, over those of
@@ -83,6 +100,7 @@ def describe_implied(layers: Path, lowers: Sequence[Lower], upper: Path) -> None
 
     Args:
         upper: An empty directory.
+        owner: User and group of what no layer describes.
 
     Raises:
         OperationError: TOO_MANY_IMPLIED, which no honest image reaches.
@@ -95,7 +113,7 @@ def describe_implied(layers: Path, lowers: Sequence[Lower], upper: Path) -> None
             return fd
 
         top = opened(upper)
-        view = _View([opened(layers / lower.directory) for lower in lowers], lowers)
+        view = _View([opened(layers / lower.directory) for lower in lowers], lowers, owner)
         view.describe(".", top)
         made = {"."}
         for path in sorted({path for lower in lowers for path in lower.implied if path != "."}):
@@ -121,7 +139,8 @@ class _View:
     bounded by the directories that layers imply, times the layers that truly have them.
     """
 
-    def __init__(self, roots: Sequence[int], lowers: Sequence[Lower]) -> None:
+    def __init__(self, roots: Sequence[int], lowers: Sequence[Lower], owner: tuple[int, int]) -> None:
+        self._owner = owner
         self._roots = roots
         self._implied = [frozenset(lower.implied) for lower in lowers]
         self._shown: dict[str, tuple[int, ...]] = {".": tuple(reversed(range(len(roots))))}
@@ -136,6 +155,7 @@ class _View:
         """Copy to an open directory what the topmost layer that describes `path` says of it."""
         index = self._describing(path)
         if index is None:
+            os.fchown(target, *self._owner)
             os.fchmod(target, ROOT_MODE)
             return
         source = openat2(self._roots[index], path, _DIRECTORY, BENEATH | NO_SYMLINKS)
@@ -190,12 +210,65 @@ def lowerdir(lowers: Sequence[Lower], *, with_empty: bool = False) -> str:
     return "lowerdir=" + ":".join(names)
 
 
-def _mount(layers: Path, options: str, target: Path, flags: int) -> None:
+def _mount_mapped(
+    layers: Path, lowers: Sequence[Lower], target: Path, users: str, where: str, flags: int, upper: Path | None
+) -> None:
+    """Mount layers under the ids of a user namespace; `where` has the options of the writable layer, if there is one.
+
+    The kernel wants each mapped layer mounted somewhere while it puts them together. That is on `target`, where nobody
+    but this thread sees it; the result is then taken over to where everybody is.
+    """
+
+    def work() -> None:
+        with idmap.opened("/proc/thread-self/ns/mnt") as everybody, idmap.opened(users) as namespace:
+            _call("unshare", _libc.unshare(CLONE_NEWNS))
+            mount("", "/", None, MS_REC | MS_PRIVATE)
+            with ExitStack() as trees:
+                directories = [lower.directory for lower in lowers] + ["empty"]
+                mapped = [trees.enter_context(idmap.tree(str(layers / one))) for one in directories]
+                mount("tmpfs", str(target), "tmpfs", 0, "mode=0700")
+                os.chdir(target)
+                for number, fd in enumerate(mapped):
+                    idmap.set_ids(fd, namespace, str(layers / directories[number]))
+                    Path(str(number)).mkdir()
+                    idmap.attach(fd, str(number))
+            renamed = [Lower(directory=str(number), implied=lower.implied) for number, lower in enumerate(lowers)]
+            empty = Path(str(len(lowers)))
+            if upper is not None:
+                root = empty.stat()
+                _make_upper(Path(), renamed, upper, (root.st_uid, root.st_gid))
+            Path("whole").mkdir()
+            names = [lower.directory for lower in reversed(renamed)]
+            options = "lowerdir=" + ":".join([*names, str(empty)]) + where
+            _check_length(options)
+            mount("overlay", "whole", "overlay", flags, options)
+            with idmap.tree("whole") as whole:
+                _call("setns", _libc.setns(everybody, CLONE_NEWNS))
+                idmap.attach(whole, str(target))
+
+    try:
+        _in_directory(layers, work)
+    except OSError as error:
+        message = f"overlay with mapped ids on {target}: {error.strerror}"
+        raise OperationError(Code.INTERNAL, "MOUNT_FAILED", message) from error
+
+
+def _call(what: str, result: int) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+
+
+def _check_length(options: str) -> None:
     if len(options) > OPTIONS_BYTES_MAX:
         count = options.count(":") + 1
         raise OperationError(
             Code.FAILED_PRECONDITION, "TOO_MANY_LAYERS", f"{count} layers do not fit in the options of one mount"
         )
+
+
+def _mount(layers: Path, options: str, target: Path, flags: int) -> None:
+    _check_length(options)
     try:
         _in_directory(layers, lambda: mount("overlay", str(target), "overlay", flags, options))
     except OSError as error:
@@ -204,16 +277,14 @@ def _mount(layers: Path, options: str, target: Path, flags: int) -> None:
 
 def _in_directory(directory: Path, work: Callable[[], None]) -> None:
     """Run `work` with another working directory, which threads share unless one lets go of it: so in a thread's own."""
-    failures: list[OSError] = []
+    failures: list[BaseException] = []
 
     def body() -> None:
         try:
-            if _libc.unshare(CLONE_FS) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
+            _call("unshare", _libc.unshare(CLONE_FS))
             os.chdir(directory)
             work()
-        except OSError as error:
+        except BaseException as error:  # Carried over to the caller's thread, which raises it.
             failures.append(error)
 
     thread = threading.Thread(target=body)

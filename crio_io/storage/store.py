@@ -216,31 +216,32 @@ class Store:
 
     # Root filesystems
 
-    def mount_rootfs(self, container_id: str, diff_ids: Sequence[Digest], rootfs: Path) -> Path:
+    def mount_rootfs(self, container_id: str, diff_ids: Sequence[Digest], rootfs: Path, users: str = "") -> Path:
         """Mount a container's root filesystem, with a writable layer of its own; mounted already is success. Blocks.
 
         Args:
             container_id: Whose it is.
             diff_ids: The image's layers, lowest first.
             rootfs: The mount point; it is made.
+            users: Path of the user namespace under whose ids the files are seen; empty for the node's.
 
         Raises:
-            OperationError: LAYER_NOT_FOUND, TOO_MANY_LAYERS or MOUNT_FAILED.
+            OperationError: LAYER_NOT_FOUND, TOO_MANY_LAYERS, MOUNT_FAILED or IDMAP_NOT_AVAILABLE.
         """
         lowers = self._lowers(diff_ids)
         writable = self._container(container_id)
         entering(f"mount {rootfs}")
-        _reported(mount_writable, self.layers, lowers, writable, rootfs)
+        _reported(mount_writable, self.layers, lowers, writable, rootfs, users)
         return rootfs
 
-    async def mount_image(self, diff_ids: Sequence[Digest], target: Path) -> Path:
+    async def mount_image(self, diff_ids: Sequence[Digest], target: Path, users: str = "") -> Path:
         """Mount an image's layers read-only, as a volume; mounted already is success.
 
         Raises:
-            OperationError: LAYER_NOT_FOUND, TOO_MANY_LAYERS or MOUNT_FAILED.
+            OperationError: As `mount_rootfs`.
         """
         lowers = self._lowers(diff_ids)
-        await in_thread(f"mount {target}", _reported, mount_read_only, self.layers, lowers, target)
+        await in_thread(f"mount {target}", _reported, mount_read_only, self.layers, lowers, target, users)
         return target
 
     def unmount(self, target: Path) -> None:
@@ -255,6 +256,8 @@ class Store:
             target.rmdir()
         except FileNotFoundError:
             return
+        except NotADirectoryError:
+            target.unlink(missing_ok=True)
         except OSError as error:
             raise _remove_failed(target, error) from error
 

@@ -8,6 +8,7 @@ import orjson
 from crio_core import cri
 from crio_core import requests as rq
 from crio_core.errors import invalid
+from crio_core.node import Settings
 from crio_core.records import ContainerRecord, SandboxRecord
 from crio_core.replies import ContainerFound, Containers, Created, Executed, NodeStatus, Sandboxes, SandboxFound
 from crio_core.values import dataclass
@@ -32,10 +33,20 @@ class NodeFacts:
     systemd_cgroup: bool
     handlers: Callable[[], tuple[str, ...]]
     """Names of the runtime handlers; a reload may change them."""
+    user_namespaces: Callable[[], frozenset[str]]
+    """Those of the handlers with which a pod can have a user namespace of its own; the default one has no name too."""
     verbose: Callable[[], Mapping[str, Any]]
     """What verbose Status adds, by name; each value is sent as JSON."""
     witness: Callable[[str], Mapping[str, Any]] = lambda container_id: {}
     """What verbose status of a container adds that only its monitor, or its absence, tells."""
+
+
+def user_namespaces_of(settings: Settings) -> frozenset[str]:
+    """The handlers with which a pod can have a user namespace of its own, by name."""
+    if settings.host.userns_lack:
+        return frozenset()
+    able = frozenset(one.name for one in settings.handlers.values() if not one.vm)
+    return able | {""} if settings.default_handler in able else able
 
 
 def _ns(field: str, seconds: int) -> int:
@@ -116,7 +127,11 @@ class RuntimeService(StatsMethods):
         ]
         # The default handler is listed twice, once without a name (CRI, RuntimeHandler).
         names = ("", *self._facts.handlers())
-        handlers = [pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures()) for name in names]
+        able = self._facts.user_namespaces()
+        handlers = [
+            pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures(user_namespaces=name in able))
+            for name in names
+        ]
         answer = pb.StatusResponse(
             status=pb.RuntimeStatus(conditions=conditions),
             runtime_handlers=handlers,

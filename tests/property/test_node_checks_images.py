@@ -1,5 +1,6 @@
 """What is refused before anything is reserved: image mounts that cannot be, and user namespaces."""
 
+from dataclasses import replace
 from pathlib import PurePosixPath
 
 import pytest
@@ -20,7 +21,7 @@ from crio_core.cri import (
     PodSandboxMetadata,
     UserNamespace,
 )
-from crio_core.errors import OperationError
+from crio_core.errors import Code, OperationError
 from crio_core.layout import Layout
 from crio_core.node import checks
 from crio_core.node.settings import Settings
@@ -64,18 +65,34 @@ def test_image_mounts_are_bounded() -> None:
         checks.container(config(*[mount] * (checks.IMAGE_MOUNTS_MAX + 1)))
 
 
-def test_user_namespace_is_refused_by_name_and_the_nodes_own_is_not() -> None:
-    """F24: a clear error where it cannot be, instead of files that belong to nobody."""
-    mapped = NamespaceOption(userns_options=UserNamespace(mode=NamespaceMode.POD, uids=RUNS, gids=RUNS))
-    own = NamespaceOption(userns_options=UserNamespace(mode=NamespaceMode.NODE))
-    checks.container(config(options=own))
-    with pytest.raises(OperationError) as caught:
-        checks.container(config(options=mapped))
-    assert caught.value.reason == "USER_NAMESPACE_UNIMPLEMENTED"
-    pod = PodSandboxConfig(
+def pod(users: UserNamespace) -> PodSandboxConfig:
+    context = LinuxSandboxSecurityContext(namespace_options=NamespaceOption(userns_options=users))
+    return PodSandboxConfig(
         metadata=PodSandboxMetadata(name="p", uid="u", namespace="n"),
-        linux=LinuxPodSandboxConfig(security_context=LinuxSandboxSecurityContext(namespace_options=mapped)),
+        linux=LinuxPodSandboxConfig(security_context=context),
     )
-    with pytest.raises(OperationError) as caught:
-        checks.sandbox(pod, "", SETTINGS)
-    assert caught.value.reason == "USER_NAMESPACE_UNIMPLEMENTED"
+
+
+def test_user_namespace_is_refused_with_the_reason_where_the_node_has_none_to_give() -> None:
+    """F24: a clear error where it cannot be, instead of files that belong to nobody."""
+    mapped = UserNamespace(uids=RUNS, gids=RUNS)
+    checks.sandbox(pod(mapped), "", SETTINGS)
+    old = replace(SETTINGS, host=replace(SETTINGS.host, userns_lack="the kernel is too old"))
+    with pytest.raises(OperationError, match="the kernel is too old") as caught:
+        checks.sandbox(pod(mapped), "", old)
+    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "USER_NAMESPACE_UNAVAILABLE")
+    for none in (UserNamespace(mode=NamespaceMode.NODE), UserNamespace()):
+        checks.sandbox(pod(none), "", old)
+    machines = replace(SETTINGS, handlers={"runc": replace(SETTINGS.handlers["runc"], vm=True)})
+    with pytest.raises(OperationError, match="virtual machines"):
+        checks.sandbox(pod(mapped), "", machines)
+
+
+def test_container_may_leave_out_the_user_namespace_of_its_pod_and_not_change_it() -> None:
+    """Clients that know of no user namespaces say nothing of them; one that names other ids would get wrong ones."""
+    mapped = UserNamespace(uids=RUNS, gids=RUNS)
+    for same in (mapped, UserNamespace(), UserNamespace(mode=NamespaceMode.NODE)):
+        checks.same_users(config(options=NamespaceOption(userns_options=same)), pod(mapped))
+    for given in (UserNamespace(), UserNamespace(uids=(replace(RUNS[0], host_id=1),), gids=RUNS)):
+        with pytest.raises(OperationError, match="userns_options"):
+            checks.same_users(config(options=NamespaceOption(userns_options=mapped)), pod(given))

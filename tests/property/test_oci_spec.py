@@ -364,13 +364,20 @@ def test_mount_with_rro_needs_readonly_and_private() -> None:
         assert "recursive_read_only" in refusal(with_config(mounts=(bad,))).message
 
 
-def test_mount_with_mapped_ids_needs_a_runtime_that_maps() -> None:
-    """A runtime that ignored the members would show the files under the wrong owner."""
+def test_mount_with_mapped_ids_comes_from_where_they_are_mapped_or_not_at_all() -> None:
+    """Files under the wrong owner are readable for a stranger, or for nobody: only the ids of the pod are mapped."""
     runs = (IDMapping(host_id=1000, container_id=0, length=10),)
-    plan = with_config(mounts=(Mount(container_path="/d", host_path="/d", uidMappings=runs, gidMappings=runs),))
-    assert refusal(plan).reason == "IDMAP_NOT_AVAILABLE"
-    mount = mount_at(replace(plan, idmap_mounts=True), "/d")
-    assert mount["uidMappings"] == mount["gidMappings"] == [{"containerID": 0, "hostID": 1000, "size": 10}]
+    wanted = Mount(container_path="/d", host_path="/d", uidMappings=runs, gidMappings=runs)
+    plan = replace(with_config(mounts=(wanted,)), mapped_mounts={"/d": "/run/mapped"})
+    assert refusal(plan).reason == "IDMAP_NOT_AVAILABLE", "the pod has no user namespace"
+    users = UserNamespace(uids=runs, gids=runs)
+    context = replace(plan.config.linux.security_context, namespace_options=NamespaceOption(userns_options=users))
+    config = replace(plan.config, linux=replace(plan.config.linux, security_context=context))
+    plan = replace(plan, config=config, namespaces={**plan.namespaces, "user": "/run/ns/user"})
+    mount = mount_at(plan, "/d")
+    assert mount["source"] == "/run/mapped" and "uidMappings" not in mount
+    other = replace(wanted, gidMappings=(replace(runs[0], length=9),))
+    assert refusal(replace(plan, config=replace(config, mounts=(other,)))).reason == "IDMAP_NOT_AVAILABLE"
 
 
 def test_mount_of_an_image_is_readonly_and_known() -> None:
