@@ -251,4 +251,4 @@ def test_container_with_other_ids_than_its_pod_is_refused(crio: Crio) -> None:
 def test_kubelet_is_told_which_handlers_can(crio: Crio) -> None:
     """A kubelet refuses such pods by itself where no handler says that it can."""
     handlers = crio.client(pb.StatusRequest()).runtime_handlers
-    assert {one.name: one.features.user_namespaces for one in handlers} == {"runc": True}
+    assert {one.name: one.features.user_namespaces for one in handlers} == {"": True, "runc": True}
