@@ -138,20 +138,18 @@ def test_prepare_makes_what_is_missing_and_again_changes_nothing(run: Callable[.
 
 @pytest.mark.parametrize("name", ["passwd", "group"])
 @pytest.mark.parametrize("kind", [stat.S_IFIFO, stat.S_IFCHR])
-def test_gather_through_a_link_to_a_fifo_or_device_is_refused_cve_2024_9676(
-    run: Callable[..., Any], rootfs: Path, name: str, kind: int
-) -> None:
+def test_gather_through_a_link_to_a_fifo_or_device_is_refused_cve_2024_9676(rootfs: Path, name: str, kind: int) -> None:
     """CVE-2024-9676: a link at /etc/passwd or /etc/group to a FIFO of the host held up who looked for users."""
     for place in (rootfs.parent / "host/waiting", rootfs / "waiting"):
         os.mknod(place, kind | 0o666, os.makedev(1, 5) if kind == stat.S_IFCHR else 0)
     (rootfs / "etc" / name).unlink()
     (rootfs / "etc" / name).symlink_to(rootfs.parent / "host/waiting")
-    facts = run(gather, rootfs)
+    facts = gather(rootfs)
     assert (facts.passwd if name == "passwd" else facts.group) == b"", "the host's is not there, seen from inside"
     (rootfs / "etc" / name).unlink()
     (rootfs / "etc" / name).symlink_to("/waiting")
     with pytest.raises(OperationError) as caught:
-        run(gather, rootfs)
+        gather(rootfs)
     assert caught.value.reason == "IMAGE_FILE_REFUSED"
 
 
