@@ -19,6 +19,7 @@ QUICK_IMAGE_BYTES = 128 * 1024 * 1024
 SCENARIOS: dict[str, Callable[[Run], None]] = {
     "idle": scenarios.idle,
     "lives": scenarios.lives,
+    "output": scenarios.output,
     "at-once": scenarios.at_once,
     "records": scenarios.records,
     "starts": starts.starts,

@@ -14,6 +14,7 @@ WORDS = {
     "memory.idle": "server memory idle (PSS)",
     "memory.pod": "each pod with one container (PSS)",
     "cpu.polled": "CPU with 50 pods, polled as by a kubelet",
+    "output.ExecSync": "output of a command, by ExecSync",
     "pull.large": "pull: large image",
     "pull.layered": "pull: 60 layers",
     "pull.same": "pull: large image, ten callers",

@@ -21,7 +21,7 @@ from bench.statistics import Samples, Summary
 
 GROUPS = (
     ("A pod with one container", ("pod.", "many.")),
-    ("Calls", ("call.",)),
+    ("Calls", ("call.", "output.")),
     (
         "With many containers recorded",
         ("ListContainers.", "ListPodSandbox.", "ContainerStatus.", "PodSandboxStatus.", "start."),

@@ -23,11 +23,12 @@ FLOOR = "floor"
 AT_ONCE = 20
 AT_ONCE_PULLS = 10
 QUERIES = 40
+OUTPUT_BYTES = 12 * 1024 * 1024
 SAMPLED_PODS = 6
 GROWN_WORKERS = 4
 POLL_S = 1.0
 STOP_ATTEMPTS = 10
-UNITS = (("memory", "MB"), ("cpu.", "%"), ("core.calls", "1/s"))
+UNITS = (("memory", "MB"), ("cpu.", "%"), ("core.calls", "1/s"), ("output.", "MB/s"))
 """Units by the beginning or end of a figure's name; every other figure is in milliseconds."""
 
 
@@ -166,6 +167,24 @@ def _asked(pod: Pod, method: str, request: Any) -> None:
         if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
             raise
         raise _Unimplemented from error
+
+
+def output(run: Run) -> None:
+    """How fast the output of a command comes through, in an answer of ExecSync that is about as large as it may be."""
+    command = ["/bin/busybox", "head", "-c", str(OUTPUT_BYTES), "/dev/zero"]
+    made = [run.up(peer) for peer in run.peers]
+    for number in range(run.size.rounds // 4 + 1):
+        for peer, pod in zip(run.peers, made, strict=True):
+            began_s = time.perf_counter()
+            asked = pb.ExecSyncRequest(container_id=pod.container, cmd=command, timeout=60)
+            answer: Any = peer.client.call("ExecSync", asked, 60.0)
+            took_s = time.perf_counter() - began_s
+            if len(answer.stdout) != OUTPUT_BYTES:
+                raise RuntimeError(f"{peer.name}: {len(answer.stdout)} bytes of output instead of {OUTPUT_BYTES}")
+            if number:
+                run.samples.add("output.ExecSync", peer.name, OUTPUT_BYTES / 2**20 / took_s)
+    for pod in made:
+        pods.down(pod)
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
