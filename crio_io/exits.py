@@ -34,6 +34,8 @@ MONITOR_S = 30.0
 GRACE_S = 0.5
 """How long after the end of both processes the exit file may still appear."""
 LOOK_S = 0.02
+BEGINNINGS_MAX = 4
+"""Watches that are begun at the same time."""
 OOM_KILLED_CODE = 137
 
 
@@ -69,6 +71,8 @@ class ExitWatcher:
         self._exit_dir = exit_dir
         self._bundles = bundles
         self._cgroups = cgroups
+        # After a start there is one for every container: a few at a time, so that calls come in between (R31).
+        self._beginnings = anyio.CapacityLimiter(BEGINNINGS_MAX)
 
     async def wait(self, container_id: str, pid: int, pid_start_ticks: int, monitor_pid: int) -> Exit:
         """Wait until a container has ended, for however long that takes; one that ended long ago is answered at once.
@@ -79,8 +83,9 @@ class ExitWatcher:
             pid_start_ticks: When that started, in clock ticks since boot: a process that reuses the number is not it.
             monitor_pid: Its monitor, which need not be alive.
         """
-        memory_cgroup = self._cgroups.memory_path(pid) if _is(pid, pid_start_ticks) else None
-        kills_before = await self._oom_kills(memory_cgroup)
+        async with self._beginnings:
+            memory_cgroup = self._cgroups.memory_path(pid) if _is(pid, pid_start_ticks) else None
+            kills_before = await self._oom_kills(memory_cgroup)
         await self._wait_process(container_id, pid, pid_start_ticks, monitor_pid)
         kills = await self._oom_kills(memory_cgroup) - kills_before
         written = await self._wait_written(container_id, pid_start_ticks, monitor_pid)

@@ -1,13 +1,19 @@
 """A server that starts with a thousand recorded containers serves at once, whatever looking at them takes."""
 
 import json
+import os
 import signal
+import threading
+from pathlib import Path
 
 import anyio
 import psutil
 import pytest
 
 from bench.starts import RECORDED, add_records, drop_records
+from crio_io.cgroups import Cgroups
+from crio_io.exits import BEGINNINGS_MAX, ExitWatcher
+from crio_io.runtime import processes
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import Crio, Site, wait_for
 
@@ -62,6 +68,51 @@ def test_lists_and_status_answer_while_every_look_hangs_and_no_program_was_start
         crio.start()
         crio.remove_all()
         crio.assert_clean()
+
+
+class SlowCounters:
+    """Counters of control groups that answer when they are let, and that know how many ask at once."""
+
+    def __init__(self) -> None:
+        self.asking = self.most = self.asked = 0
+        self.let = threading.Event()
+        self._lock = threading.Lock()
+
+    def kills(self) -> int:
+        """How many a control group counts: none."""
+        with self._lock:
+            self.asking += 1
+            self.asked += 1
+            self.most = max(self.most, self.asking)
+        assert self.let.wait(30)
+        with self._lock:
+            self.asking -= 1
+        return 0
+
+
+@pytest.mark.anyio
+async def test_of_many_watches_a_few_are_begun_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """R31: begun all at once they held up the first call by more than a second, though nothing had to wait for them."""
+    counters = SlowCounters()
+    monkeypatch.setattr(Cgroups, "memory_path", lambda self, pid: "/criotest")
+    monkeypatch.setattr(Cgroups, "oom_kills", lambda self, path: counters.kills())
+    watcher = ExitWatcher(tmp_path, tmp_path, Cgroups.detect())
+    facts = processes.look(os.getpid())
+    assert facts is not None
+    async with anyio.create_task_group() as tasks:
+        for number in range(50):
+            tasks.start_soon(watcher.wait, f"c{number}", os.getpid(), facts.start_ticks, 0)
+        with anyio.fail_after(30):
+            while counters.asked < BEGINNINGS_MAX:
+                await anyio.sleep(0.01)
+            for _ in range(100):
+                await anyio.sleep(0)
+            assert counters.asked == BEGINNINGS_MAX
+            counters.let.set()
+            while counters.asked < 50:
+                await anyio.sleep(0.01)
+        assert counters.most == BEGINNINGS_MAX
+        tasks.cancel_scope.cancel()
 
 
 def ready(crio: Crio) -> list[pb.PodSandbox]:
