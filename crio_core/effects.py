@@ -53,7 +53,10 @@ class CancelTimer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrepareSandbox:
-    """Make a sandbox's directory, files, shared memory and pinned namespaces: `SandboxPrepared`."""
+    """Make a sandbox's directory, files, shared memory and pinned namespaces: `SandboxPrepared`.
+
+    And have the journal synced, since what network plugins will write down outlives a power cut.
+    """
 
     sandbox_id: str
     namespaces: tuple[str, ...]
@@ -87,7 +90,8 @@ class DetachNetwork:
     """Run the CNI DEL chain: `Released`.
 
     A plugin is given the namespace only when it still is the one that `netns` names; else it is told that there is
-    none.
+    none. What plugins took back must not come back in a power cut that keeps the journal's word of it, so it is made
+    durable first.
     """
 
     sandbox_id: str

@@ -5,6 +5,7 @@ for what is reported; the two never mix.
 """
 
 from collections.abc import Mapping
+from dataclasses import field
 
 from crio_core.oci.facts import HostDevice, RootfsFacts
 from crio_core.records import Failure, Pin
@@ -287,6 +288,9 @@ class JournalLoaded:
     quarantined: Mapping[str, str]
     """Rows that could not be read, by `kind/id`, with the reason."""
     layers: tuple[StoredLayer, ...] = ()
+    here: Mapping[str, str] = field(default_factory=dict)
+    """Containers that this boot has made, as their bundles say, with what each calls its sandbox; looked up only when
+    something is quarantined."""
 
 
 Event = CallArrived | CallCancelled | EffectEnded | TimerFired | NetworkChanged | LayerProgressed | JournalLoaded

@@ -175,6 +175,8 @@ class SandboxRecord(JsonMethods):
     failure: Failure | None = None
     doomed: bool = False
     retries: int = 0
+    generation: int = 0
+    """Grows with each sandbox and container that the node makes, whatever its clocks do; 0 in old records."""
     version: int = 1
 
 
@@ -223,6 +225,8 @@ class ContainerRecord(JsonMethods):
     cancelled: bool = False
     doomed: bool = False
     retries: int = 0
+    generation: int = 0
+    """Grows with each sandbox and container that the node makes, whatever its clocks do; 0 in old records."""
     version: int = 1
 
     @property
@@ -274,6 +278,12 @@ RECORD_TYPES: Mapping[str, type[SandboxRecord] | type[ContainerRecord] | type[Im
 def encode(record: Record) -> bytes:
     """The JSON bytes that `decode` reads back."""
     return orjson.dumps(record)
+
+
+def is_current(kind: str, data: bytes) -> bool:
+    """Whether these bytes are of the schema that this version writes, without reading all of them."""
+    cls = RECORD_TYPES.get(kind)
+    return cls is not None and data.endswith(b'"version":%d}' % cls.SCHEMA)
 
 
 def decode(kind: str, data: bytes) -> Record:

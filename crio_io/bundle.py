@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from posixpath import normpath
 
 import orjson
 
 from crio_core.errors import Code, OperationError
+from crio_core.oci.annotations import SANDBOX_ANNOTATION
 from crio_io.storage import deep
 
 
@@ -26,6 +28,17 @@ def write_bundle(bundle: Path, spec: bytes, log_path: str) -> None:
             Path(log_path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
         raise OperationError(Code.INTERNAL, "BUNDLE_FAILED", f"writing bundle {bundle}: {error}") from error
+
+
+def sandboxes_of(containers: Path) -> dict[str, str]:
+    """The containers that have a bundle below a directory, each with what its spec calls the sandbox, or nothing."""
+    found = {}
+    for directory in containers.iterdir() if containers.is_dir() else ():
+        named = ""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            named = str(orjson.loads((directory / "config.json").read_bytes())["annotations"][SANDBOX_ANNOTATION])
+        found[directory.name] = named
+    return found
 
 
 def make_mount_sources(spec: bytes, targets: Iterable[str]) -> None:

@@ -25,10 +25,11 @@ from crio_core.layout import Layout
 from crio_core.node import Handler, Node, Settings
 from crio_core.node.naming import canonical_names
 from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
-from crio_core.records import ContainerRecord, ContainerState
+from crio_core.records import ContainerRecord, ContainerState, is_current
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
 from crio_core.values import dataclass
 from crio_io import host, mounts, witness
+from crio_io.bundle import sandboxes_of
 from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
 from crio_io.cni_watch import NetworkConfigs
@@ -37,7 +38,7 @@ from crio_io.driver import Driver
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
-from crio_io.journal import Journal
+from crio_io.journal import Journal, LoadResult
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles
@@ -414,6 +415,13 @@ async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
         raise
 
 
+async def _containers_here(layout: Layout, loaded: LoadResult) -> Mapping[str, str]:
+    """What the bundles say, where the journal does not say all, or says it in the words of another version."""
+    if not loaded.quarantined and all(is_current(row.kind, row.data) for row in loaded.rows):
+        return {}
+    return await mounts.in_thread("read the bundles", sandboxes_of, Path(layout.containers))
+
+
 @asynccontextmanager
 async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
     layout = layout_of(options)
@@ -464,6 +472,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
                 wall_ns=time.time_ns(),
                 quarantined=quarantined,
                 layers=images.layers(),
+                here=await _containers_here(layout, loaded),
             )
         )
         async with anyio.create_task_group() as tasks:

@@ -84,7 +84,8 @@ class HostExecutor:
                 await self.journal.write((Delete(kind=order.kind, id=order.record_id),))
                 return ev.RecordDeleted()
             case fx.PrepareSandbox():
-                return await self._prepare_sandbox(order)
+                async with self.journal.syncing():
+                    return await self._prepare_sandbox(order)
             case fx.AttachNetwork():
                 return await self._attach(order)
             case fx.DetachNetwork():
@@ -212,6 +213,7 @@ class HostExecutor:
         )
         target = Attachment.from_json(order.attachment) if order.attachment else stored_network(order.network)
         await self.cni.delete(target, pod)
+        await self.journal.sync()
         return ev.Released()
 
     async def _observe_sandbox(self, order: fx.ObserveSandbox) -> ev.SandboxObserved:

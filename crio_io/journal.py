@@ -5,7 +5,8 @@ container. What destroys or fills one file system leaves the other.
 
 - A write is acknowledged when the file in memory has it: a killed server loses nothing. The disk is owed it, and one
   thread writes what is owed a moment later, many writes in one transaction. So nobody waits for a disk, or for a turn
-  of another thread. A power cut may lose the last writes, and containers do not outlive that anyway.
+  of another thread. A power cut may lose the last writes, and containers do not outlive that anyway; what does, such
+  as the addresses that plugins give away, asks for a `sync`.
 - Without a file in memory that takes it, a write waits for that thread, and is acknowledged when the disk has it.
 - WAL, and on disk `synchronous=NORMAL`. Idle, nothing runs.
 - Damage never stops the opening (R9, R10). Every row has a checksum over its kind, id and data, and every commit
@@ -22,8 +23,8 @@ import sqlite3
 import threading
 import time
 import zlib
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import field
 from enum import Enum, auto
 from pathlib import Path
@@ -183,14 +184,38 @@ class Journal:
                 raise LocalError("the journal is closed")
             ticket = _Ticket(changes)
             self._waiting.put(ticket)
-            try:
-                # The files are the thread's until it is done with them: leaving sooner would let another write in.
-                with anyio.CancelScope(shield=True):
-                    await anyio.wait_readable(ticket.signal)
-            finally:
-                ticket.leave()
+            await self._done(ticket)
         if ticket.failure is not None:
             raise ticket.failure
+
+    async def _done(self, ticket: "_Ticket") -> None:
+        try:
+            # The files are the thread's until it is done with them: leaving sooner would let another write in.
+            with anyio.CancelScope(shield=True):
+                await anyio.wait_readable(ticket.signal)
+        finally:
+            ticket.leave()
+
+    @asynccontextmanager
+    async def syncing(self) -> AsyncIterator[None]:
+        """Until the block ends, make what was written so far outlive a power cut, and with it what was changed on its
+        file system before.
+
+        Whoever asks while a sync is under way shares the next one. With no disk to take it, nothing is promised.
+        """
+        if self._closed:
+            raise LocalError("the journal is closed")
+        ticket = _Ticket((), durable=True)
+        self._waiting.put(ticket)
+        try:
+            yield
+        finally:
+            await self._done(ticket)
+
+    async def sync(self) -> None:
+        """The same, with nothing to do meanwhile."""
+        async with self.syncing():
+            pass
 
     async def close(self) -> None:
         """Commit what is waiting and close the files; done twice is done once."""
@@ -200,31 +225,38 @@ class Journal:
         await mounts.in_thread("close journal", self._thread.join)
 
     def _serve(self) -> None:
-        """The thread: wait for one thing to do, take along all that waits behind it, commit, tell everybody."""
+        """The thread: wait for something to do, take along all that waits behind it, commit, tell everybody."""
         more = True
         while more:
-            tickets: list[_Ticket] = []
-            owed = False
-            with suppress(queue.Empty):
-                while more and len(tickets) < GROUP_MAX:
-                    word = self._waiting.get(block=not tickets and not owed)
-                    if isinstance(word, _Ticket):
-                        tickets.append(word)
-                    elif word is _Word.OWED:
-                        owed = True
-                    else:
-                        more = False
-            if owed:
-                if more and not tickets:
-                    time.sleep(LINGER_S)
-                self._told = False  # Before looking: what is owed from now on is told again.
-            if tickets:
-                failure = self._store.commit([change for ticket in tickets for change in ticket.changes])
-                for ticket in tickets:
-                    ticket.finish(failure)
-            else:
+            tickets, more = self._turn()
+            changes = [change for ticket in tickets for change in ticket.changes]
+            failure = self._store.commit(changes)
+            if not changes:
                 self._store.catch_up()
+            if any(ticket.durable for ticket in tickets):
+                self._store.sync()
+            for ticket in tickets:
+                ticket.finish(failure)
         self._store.close()
+
+    def _turn(self) -> tuple[list["_Ticket"], bool]:
+        """What to do next, and whether anything comes after it. What is owed lingers until somebody waits."""
+        tickets: list[_Ticket] = []
+        due_s: float | None = None
+        more = True
+        with suppress(queue.Empty):
+            while more and len(tickets) < GROUP_MAX:
+                wait_s = 0.0 if tickets else None if due_s is None else max(due_s - time.monotonic(), 0.0)
+                word = self._waiting.get(timeout=wait_s) if wait_s != 0.0 else self._waiting.get_nowait()
+                if isinstance(word, _Ticket):
+                    tickets.append(word)
+                elif word is _Word.OWED:
+                    due_s = time.monotonic() + LINGER_S
+                else:
+                    more = False
+        if due_s is not None:
+            self._told = False  # Before looking: what is owed from now on is told again.
+        return tickets, more
 
 
 class _Word(Enum):
@@ -235,10 +267,11 @@ class _Word(Enum):
 
 
 class _Ticket:
-    """One write on its way through the thread, and the eventfd that its caller waits for."""
+    """One write or sync on its way through the thread, and the eventfd that its caller waits for."""
 
-    def __init__(self, changes: tuple[Change, ...]) -> None:
+    def __init__(self, changes: tuple[Change, ...], *, durable: bool = False) -> None:
         self.changes = changes
+        self.durable = durable
         self.failure: OperationError | None = None
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -403,6 +436,19 @@ class _Store:
         for key in final:
             self._checksums.pop(key, None)
         self._checksums.update(after)
+
+    def sync(self) -> None:
+        """Sync the file on disk, as far as there is one.
+
+        The log's own file is opened, never the database: to close that would drop SQLite's lock on it.
+        """
+        log = self._paths[DISK].with_name(self._paths[DISK].name + "-wal")
+        with suppress(OSError):
+            fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def close(self) -> None:
         self._repair()

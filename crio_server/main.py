@@ -127,8 +127,6 @@ def session_of(params: dict[str, Any], environ: dict[str, str]) -> Session:
     directory = params.pop("config_dir")
     record = params.pop("record", None)
     simulation = _simulation(params)
-    if simulation is not None and record:
-        raise click.UsageError("--record is of a real node: a simulated one does the same again from its seed")
     flags: dict[str, tuple[str, ...]] = {}
     warnings: list[ConfigWarning] = []
     for name, given in params.items():
@@ -176,7 +174,7 @@ def _serve(session: Session) -> None:
     if session.simulation is not None:
         seed, latency, faults = session.simulation
         module = importlib.import_module("crio_server.simulate")
-        profile = module.Profile(seed=seed, latency=latency, faults=faults)
+        profile = module.Profile(seed=seed, latency=latency, faults=faults, record=session.record)
         module.simulate(loaded.config, loaded.warnings, profile)
         return
     # Nothing of a start is garbage, so the collector would look in vain, a seventh of the time that it takes. It is on

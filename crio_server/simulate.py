@@ -32,6 +32,7 @@ from crio_core.sim.hands import LAYER_BYTES, LIFE_ANNOTATION, said_by, words_of
 from crio_core.stats import Interface, LayerUsage, Usage
 from crio_core.values import dataclass
 from crio_io import mounts
+from crio_io.recorder import Recorder
 from crio_io.vault import Vault
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning
@@ -55,7 +56,8 @@ LOGS_MAX = 10_000
 IDLE_S = 3600.0
 FILESYSTEM = "/simulated"
 LET_GO_NS = 10_000_000_000
-"""How often effects that hang go on, processes that survived SIGKILL die, and what is past is forgotten."""
+"""How often effects that hang go on, processes that survived SIGKILL die, the weather changes, and what is past is
+forgotten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +67,8 @@ class Profile:
     seed: int = 0
     latency: str = "ordinary"
     faults: str = "none"
+    record: str = ""
+    """A file to write what the node is told to; empty for none."""
 
 
 class LiveSimulation:
@@ -117,6 +121,7 @@ class LiveSimulation:
 
     def _tidy(self) -> None:
         self.sim.let_go()
+        self.sim.change_weather()
         self.sim.world.forget_past()
         self.sim.later(LET_GO_NS, self._tidy)
 
@@ -177,16 +182,17 @@ class SimulatedUsage:
 
 
 class LogWriter:
-    """Writes what simulated containers say into the log files that their requests name, in the CRI's format."""
+    """Writes what simulated containers say into the log files that their requests name, in the CRI's format.
 
-    def __init__(self, sim: Simulation) -> None:
-        self._sim = sim
+    It is told every step of the simulation by `note`.
+    """
+
+    def __init__(self) -> None:
         self._creates: dict[str, tuple[str, bytes]] = {}
         self._starts: dict[int, str] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        sim.on_event = self._note
 
-    def _note(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+    def note(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
         for effect in effects:
             match effect.order:
                 case fx.CreateContainer(log_path=path) as order if path:
@@ -267,7 +273,7 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
         }
 
     async def refresh_network() -> None:
-        """The simulated network is always there."""
+        """The simulation knows at once what network it has."""
 
     async def image_usage() -> tuple[str, int, int]:
         layers = len(live.sim.world.layers)
@@ -308,9 +314,10 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
     """
     listening = bound_socket(config.listen)
     try:
-        live = LiveSimulation(simulation_of(config, profile))
-        LogWriter(live.sim)
-        async with live.running():
+        sim = simulation_of(config, profile)
+        live = LiveSimulation(sim)
+        sim.on_event = LogWriter().note
+        async with live.running(), _recording(sim, profile.record):
             server = SocketServer(services_of(live, config, profile), pages_of(live, config))
             await server.start(sock=listening)
             yield live
@@ -320,6 +327,27 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
     finally:
         Path(config.listen).unlink(missing_ok=True)
         listening.close()
+
+
+@asynccontextmanager
+async def _recording(sim: Simulation, path: str) -> AsyncIterator[None]:
+    """Write what the node is told from now on, and what follows from it, until the block ends."""
+    if not path or sim.node is None:
+        yield
+        return
+    recorder = Recorder(sim.node, version=VERSION, path=Path(path))
+    before = sim.on_event
+
+    def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        if before is not None:
+            before(event, effects)
+        recorder.note(event, effects)
+
+    sim.on_event = note
+    try:
+        yield
+    finally:
+        await recorder.aclose()
 
 
 def simulate(config: Config, warnings: tuple[ConfigWarning, ...], profile: Profile) -> None:
@@ -340,6 +368,11 @@ async def _run(config: Config, profile: Profile) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ended.set)
+    # The signals of a real server, which must not end this one.
+    loop.add_signal_handler(signal.SIGHUP, log.info, "a simulated node reads its configuration once")
+    loop.add_signal_handler(
+        signal.SIGUSR1, log.info, "%s", f"recorded in {profile.record}" if profile.record else "start with --record"
+    )
     async with serving(config, profile):
         log.info("crio %s simulates a node at %s, seed %d", VERSION, config.listen, profile.seed)
         await ended.wait()

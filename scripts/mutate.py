@@ -1,30 +1,35 @@
 """Breaks the core on purpose, one place at a time, and says how soon the simulation notices.
 
-python -m scripts.mutate [--programs N] [NAME ...]
+python -m scripts.mutate [--programs N] [--keep FILE] [NAME ...]
 
 Each mutation is patched in memory. One that survives the programs of a test run is a hole in the tests: exit code 1.
+With `--keep` the programs that noticed are written down, for `tests/property/test_mutations.py` to try each time.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from crio_core import effects as fx
+from crio_core import node
+from crio_core import requests as rq
 from crio_core.events import LayerDescriptor, ProcessExited, RecordSaved, StoredLayer
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.lifecycle.image import IMAGE
-from crio_core.lifecycle.layer import LAYER
+from crio_core.lifecycle.layer import LAYER, LayerWanted
 from crio_core.lifecycle.release import AllReleased, PartReleased, Resumed
 from crio_core.node import calls, images, outcomes, pods, recovery
 from crio_core.node.state import State
-from crio_core.records import ContainerState, Part, SandboxState
+from crio_core.records import ContainerRecord, ContainerState, LayerState, Part, SandboxState
 from crio_core.sim.checks import run_program
 from crio_core.sim.programs import random_program
 
@@ -198,14 +203,11 @@ def be_ready_while_detaching(stack: ExitStack) -> None:
 
 @mutation("the namespaces of an earlier boot are believed in")
 def believe_in_another_boot(stack: ExitStack) -> None:
-    resume = pods.resume
-
-    def changed(state: State) -> None:
+    def changed(state: State, event: Any) -> None:
         for sandbox in state.sandboxes.values():
-            state.sandboxes.put(sandbox.id, replace(sandbox, boot_id=state.boot_id))
-        resume(state)
+            state.sandboxes.put(sandbox.id, replace(sandbox, boot_id=event.boot_id))
 
-    stack.enter_context(patch.object(pods, "resume", changed))
+    stack.enter_context(patch.object(recovery, "_forget_old_boot", changed))
 
 
 @mutation("an image is listed after a crash without a look at its layers")
@@ -303,6 +305,113 @@ def release_rootfs_first(stack: ExitStack) -> None:
     stack.enter_context(patch.object(ct, "EVERYTHING", (Part.RUNTIME, Part.ROOTFS)))
 
 
+@mutation("a restart takes down every pod that was ready")
+def remove_ready_pods(stack: ExitStack) -> None:
+    name = recovery._name
+
+    def changed(state: State) -> None:
+        name(state)
+        for sandbox in state.sandboxes.values():
+            if sandbox.state is SandboxState.READY:
+                state.sandboxes.put(sandbox.id, replace(sandbox, state=SandboxState.STOPPING, doomed=True))
+
+    stack.enter_context(patch.object(recovery, "_name", changed))
+
+
+@mutation("a restart kills every container that runs")
+def kill_what_runs(stack: ExitStack) -> None:
+    resume = pods.resume
+
+    def changed(state: State) -> None:
+        resume(state)
+        for container in state.containers.values():
+            if container.state is ContainerState.RUNNING:
+                pods.advance_container(state, container.id, ct.KillRequested())
+
+    stack.enter_context(patch.object(pods, "resume", changed))
+
+
+@mutation("of two records of one name the older one keeps it")
+def name_the_oldest(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(recovery, "_age", lambda record: (-record.generation, 0)))
+
+
+@mutation("of two records of one name the clock says which is newer")
+def believe_the_clock(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(recovery, "_age", lambda record: (0, record.created_at_ns)))
+
+
+@mutation("what is owed of a sandbox is tried again at once, without end")
+def retry_at_once(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(sb, "retry_after_ns", lambda retries: 1))
+
+
+@mutation("an image is removed though a container uses it")
+def remove_a_used_image(stack: ExitStack) -> None:
+    remove = images.remove_image
+
+    def changed(state: State, call_id: int, request: Any) -> None:
+        with patch.object(ContainerRecord, "every_image", ()):
+            remove(state, call_id, request)
+
+    stack.enter_context(patch.dict(node._ACTING, {rq.RemoveImage: changed}))
+
+
+@mutation("the image of infra containers is not pinned")
+def unpin_the_pause_image(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(images, "pinned", lambda state, tags: False))
+
+
+@mutation("a container that ended while nobody looked has ended when somebody looks")
+def end_when_it_is_seen(stack: ExitStack) -> None:
+    ended = outcomes.effect_ended
+
+    def changed(state: State, event: Any) -> None:
+        if isinstance(event.outcome, ProcessExited):
+            event = replace(event, outcome=replace(event.outcome, finished_at_ns=event.wall_ns))
+        ended(state, event)
+
+    stack.enter_context(patch.object(outcomes, "effect_ended", changed))
+
+
+@mutation("a container that is stopped is killed after half its grace time")
+def kill_too_early(stack: ExitStack) -> None:
+    def change(arrival: Arrival[Any], came_from: Any, event: Any) -> Arrival[Any]:
+        if not isinstance(event, ct.StopRequested):
+            return arrival
+        orders = tuple(
+            replace(one, after_ns=one.after_ns // 2) if isinstance(one, fx.ArmTimer) else one for one in arrival.orders
+        )
+        return replace(arrival, orders=orders)
+
+    stack.enter_context(_arriving(ct.CONTAINER, change))
+
+
+@mutation("a want of memory that killed a child is blamed for a kill of ours")
+def blame_the_memory(stack: ExitStack) -> None:
+    exited = ct._exited
+    stack.enter_context(
+        patch.object(ct, "_exited", lambda record, came_from, event: exited(record, ContainerState.RUNNING, event))
+    )
+
+
+@mutation("each pull that wants a layer has it fetched")
+def fetch_for_each_pull(stack: ExitStack) -> None:
+    enter = LAYER._enter
+
+    def change(arrival: Arrival[Any], came_from: Any, event: Any) -> Arrival[Any]:
+        if came_from is LayerState.FETCHING and isinstance(event, LayerWanted):
+            return enter(arrival.record, LayerState.ABSENT, event)
+        return arrival
+
+    stack.enter_context(_arriving(LAYER, change))
+
+
+@mutation("what a power cut left without a record is not swept")
+def never_sweep(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(recovery, "sweep", lambda state: None))
+
+
 def hunt(one: Mutation, programs: int) -> tuple[int, str]:
     """The number of programs until the mutation is noticed, and by what; 0 when it is not."""
     with ExitStack() as stack:
@@ -318,18 +427,23 @@ def main() -> None:
     """Hunt for every mutation, or those named."""
     parser = argparse.ArgumentParser(prog="mutate", description=__doc__)
     parser.add_argument("--programs", type=int, default=PROGRAMS)
+    parser.add_argument("--keep", type=Path, default=None)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args()
     survivors = 0
+    known: dict[str, int] = {}
     for one in MUTATIONS:
         if options.names and one.name not in options.names:
             continue
         began = time.monotonic()
         program, problem = hunt(one, options.programs)
         survivors += not program
+        known[one.name] = program
         found = f"program {program:4d}: {problem[:110]}" if program else "SURVIVED"
         print(f"{one.name:32s} {one.what}\n    {found} ({time.monotonic() - began:.1f} s)", flush=True)
     print(f"{survivors} survived")
+    if options.keep is not None:
+        options.keep.write_text(json.dumps(known, indent=1) + "\n")
     sys.exit(1 if survivors else 0)
 
 

@@ -9,7 +9,6 @@ A stop has a deadline, the earliest that any caller asked for. After it the cont
 it is seen to be dead: a stop is answered with success only then.
 """
 
-from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -26,7 +25,7 @@ from crio_core.lifecycle.release import (
     retry_timer,
 )
 from crio_core.records import ContainerRecord, ContainerState, Failure, Part
-from crio_core.values import dataclass
+from crio_core.values import dataclass, replace
 
 KILL_AGAIN_NS = 10_000_000_000
 """How long after SIGKILL a living process is reported as stuck, and killed again."""

@@ -10,7 +10,6 @@ event is a row of the table like any other.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from enum import Enum
 from types import MappingProxyType
 from typing import Any, Generic, Protocol, TypeVar
@@ -19,7 +18,7 @@ from transitions import Machine, MachineError
 
 from crio_core.effects import Answer, Ask, Order
 from crio_core.errors import LocalError
-from crio_core.values import dataclass
+from crio_core.values import dataclass, replace
 
 FOLLOW_UPS_MAX = 8
 """Events that may follow one another within one step; the longest chain of any table is half of this."""

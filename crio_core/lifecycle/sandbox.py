@@ -9,7 +9,6 @@ A part that cannot be given back, such as a network whose plugin is missing, sta
 growing pauses, also after the sandbox was removed and across restarts. What the client sees does not wait for it.
 """
 
-from dataclasses import replace
 from enum import Enum
 from typing import Any
 
@@ -27,7 +26,7 @@ from crio_core.lifecycle.release import (
     retry_timer,
 )
 from crio_core.records import Failure, Part, Pin, SandboxRecord, SandboxState, decode_request
-from crio_core.values import dataclass
+from crio_core.values import dataclass, replace
 
 HOSTNAME_CHARS = 12
 """How much of its id a pod is called by that says nothing else."""
@@ -322,7 +321,7 @@ def _enter_stopping(record: SandboxRecord, came_from: Enum, event: Any) -> Arriv
         record = replace(record, holds=tuple(part for part in record.holds if part is not event.part))
     if isinstance(event, ContainersStuck):
         return Arrival(record=record, orders=_refusals(event))
-    if came_from is not S.STOPPING or isinstance(event, SandboxStopRequested | Resumed):
+    if came_from is not S.STOPPING or isinstance(event, SandboxStopRequested | SandboxRemoveRequested | Resumed):
         return Arrival(record=record, orders=(fx.Ask(what="stop-containers"),))
     return Arrival(record=record)
 

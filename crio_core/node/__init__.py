@@ -17,6 +17,7 @@ from crio_core.errors import LocalError, OperationError
 from crio_core.node import calls, explain, images, naming, outcomes, pods, queries, recovery
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
+from crio_core.node.table import take_back
 from crio_core.replies import Done
 
 __all__ = ["QUESTIONS", "Handler", "Node", "Settings"]
@@ -54,6 +55,9 @@ _ASKING: Mapping[type, Callable[[State, Any], Any]] = {
     rq.Explain: explain.explain,
 }
 
+_TIMED = (ev.CallArrived, ev.EffectEnded, ev.TimerFired, ev.JournalLoaded)
+"""Events that say when they happened."""
+
 QUESTIONS = frozenset(_ASKING)
 """Requests that change nothing: each is answered at once, by one reply."""
 
@@ -87,14 +91,15 @@ class Node:
         """
         state = self._state
         before = (state.next_effect, state.at_ns, state.wall_ns, state.boot_id, state.network, state.network_reason)
+        generation = state.last_generation
         try:
             self._apply(state, event)
             while state.ended_infra_pulls:
                 pods.infra_image_ended(state, *state.ended_infra_pulls.pop(0))
         except BaseException:
-            for undo in reversed(state.undo):
-                undo()
+            take_back(state.undo)
             state.next_effect, state.at_ns, state.wall_ns, state.boot_id, state.network, state.network_reason = before
+            state.last_generation = generation
             state.ended_infra_pulls.clear()
             state.effects.clear()
             raise
@@ -105,7 +110,7 @@ class Node:
         return effects
 
     def _apply(self, state: State, event: ev.Event) -> None:
-        if isinstance(event, ev.CallArrived | ev.EffectEnded | ev.TimerFired | ev.JournalLoaded):
+        if isinstance(event, _TIMED):
             state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
         state.history.begins(event, state.inflight.get(event.effect_id) if isinstance(event, ev.EffectEnded) else None)
         match event:
@@ -145,9 +150,7 @@ class Node:
                 raise LocalError(f"no such request: {request!r}")
         except OperationError as error:
             # A refused request leaves nothing behind: whatever it had begun in this step is taken back.
-            for undo in reversed(state.undo[marked[0] :]):
-                undo()
-            del state.undo[marked[0] :]
+            take_back(state.undo, marked[0])
             del state.effects[marked[1] :]
             explain.note_refusal(state, request, error)
             state.refuse(event.call_id, error)

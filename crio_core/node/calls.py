@@ -67,6 +67,7 @@ def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: s
         network="" if host_network else state.network,
         plan=tuple(plan),
         sysctls=sandbox_sysctls(config, state.settings.defaults.default_sysctls),
+        generation=state.next_generation(),
     )
     state.sandboxes.put(new_id, record)
     state.members.put(new_id, ())

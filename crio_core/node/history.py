@@ -4,7 +4,7 @@ Nothing here decides anything, and nothing is journaled: a server that starts an
 bounded, and what is only needed to answer a question is worked out when the question comes (`explain.py`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from crio_core import events as ev
 from crio_core.errors import OperationError
 from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
-from crio_core.node.table import Table
+from crio_core.node.table import Change, Table
 from crio_core.records import ContainerRecord, Failure, ImageRecord, LayerState, SandboxRecord
 from crio_core.values import dataclass
 
@@ -130,7 +130,7 @@ class History:
         clock: Gives the times of the present step.
     """
 
-    def __init__(self, undo: list[Callable[[], object]], clock: _Clock) -> None:
+    def __init__(self, undo: list[Change], clock: _Clock) -> None:
         self._clock = clock
         self._cause = ""
         self.paths: Table[str, tuple[Transition, ...]] = Table(undo)

@@ -1,7 +1,5 @@
 """Images: pulling them once however many ask, sharing their layers, removing what nobody needs."""
 
-from dataclasses import replace
-
 from crio_core import effects as fx
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
@@ -14,6 +12,7 @@ from crio_core.node.naming import canonical_names, find_image
 from crio_core.node.state import State
 from crio_core.records import ContainerState, Failure, ImageRecord, ImageState, LayerState
 from crio_core.replies import Done, Pulled
+from crio_core.values import replace
 
 RECORDS_LANE = "images"
 """Saves and deletions of image records go through one lane, so that a pull cannot overtake a removal."""

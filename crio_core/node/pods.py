@@ -1,6 +1,5 @@
 """The lifecycles of sandboxes and containers: each event applied, and what one waits for of the other."""
 
-from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -20,10 +19,9 @@ from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, Resumed, RetryDue
 from crio_core.lifecycle.session import SESSION, Session
-from crio_core.node import images, naming, specs
+from crio_core.node import images, naming, quarantine, specs
 from crio_core.node.state import ContainerKey, SandboxKey, State
 from crio_core.records import (
-    LOST,
     ContainerRecord,
     ContainerState,
     Failure,
@@ -91,6 +89,7 @@ def reserve_container(
         stop_signal=specs.stop_signal(config, image),
         request=text,
         infra=infra,
+        generation=state.next_generation(),
     )
     state.containers.put(new_id, record)
     state.members.put(sandbox.id, (*state.members[sandbox.id], new_id))
@@ -149,11 +148,11 @@ def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
                     advance_container(state, member.id, RetryDue())
                 elif member.state not in QUIET:
                     advance_container(state, member.id, ct.KillRequested())
-            settle(state, record.id)
+            _settle_or_refuse(state, record.id)
         case "remove-containers":
             for member in _members(state, record):
                 advance_container(state, member.id, RetryDue() if ct.may_live(member) else ct.RemoveRequested())
-            settle(state, record.id)
+            _settle_or_refuse(state, record.id)
         case "start-infra":
             _start_infra(state, record)
         case _:
@@ -179,7 +178,7 @@ def _members(state: State, record: SandboxRecord) -> tuple[ContainerRecord, ...]
 def settle(state: State, sandbox_id: str) -> None:
     """Tell a sandbox that waits for its containers when there is nothing left to wait for."""
     record = state.sandboxes.get(sandbox_id)
-    if record is None:
+    if record is None or quarantine.stray_of(state, sandbox_id):
         return
     members = _members(state, record)
     quiet = all(member.state in QUIET and not ct.may_live(member) for member in members)
@@ -187,6 +186,14 @@ def settle(state: State, sandbox_id: str) -> None:
         advance_sandbox(state, sandbox_id, sb.ContainersStopped())
     elif record.state is SandboxState.REMOVING and not members:
         advance_sandbox(state, sandbox_id, sb.ContainersRemoved())
+
+
+def _settle_or_refuse(state: State, sandbox_id: str) -> None:
+    """Go on when nothing is left to wait for; refuse when what is left can be neither stopped nor waited for."""
+    if stray := quarantine.stray_of(state, sandbox_id):
+        advance_sandbox(state, sandbox_id, sb.ContainersStuck(failure=quarantine.stray_failure(sandbox_id, stray)))
+    else:
+        settle(state, sandbox_id)
 
 
 def _start_infra(state: State, sandbox: SandboxRecord) -> None:
@@ -379,24 +386,13 @@ def _has_infra(state: State, sandbox: SandboxRecord) -> bool:
     return infra is not None and infra.state in WATCHED
 
 
-def _is_set_aside(state: State, sandbox_id: str) -> bool:
-    """Whether there may be a sandbox of this id whose record cannot be read."""
-    return any(key in state.quarantined for key in (f"{SandboxRecord.KIND}/{sandbox_id}", "/".join(LOST)))
-
-
 def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
-    for sandbox in state.sandboxes.values():
-        if sandbox.boot_id != state.boot_id:
-            state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
     for container in state.containers.values():
         pod = state.sandboxes.get(container.sandbox_id)
-        gone = pod is None and not _is_set_aside(state, container.sandbox_id)
-        if gone or (pod is not None and pod.boot_id != state.boot_id):
-            # Process ids of another boot mean nothing now; only an exit file can tell how it ended.
-            state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
         advance_container(state, container.id, Resumed())
-        if gone or (pod is not None and _has_removed(pod, container)):
+        unread = quarantine.has_lost(state, SandboxRecord.KIND, container.sandbox_id)
+        if (pod is None and not unread) or (pod is not None and _has_removed(pod, container)):
             _remove_orphan(state, container.id)
     for sandbox in state.sandboxes.values():
         match sandbox.state:

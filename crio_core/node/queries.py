@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from crio_core import requests as rq
 from crio_core.errors import Code, OperationError, not_found
+from crio_core.node import quarantine
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState
 from crio_core.replies import (
@@ -52,6 +53,7 @@ def find_sandbox(state: State, sandbox_id: str, *, missing_ok: bool = False) -> 
     listed = (one.id for one in state.sandboxes.values() if one.state in LISTED_SANDBOX_STATES)
     found = _by_prefix("pod sandbox", "pod_sandbox_id", sandbox_id, listed)
     if found is None:
+        quarantine.refuse_sandbox(state, sandbox_id)
         if missing_ok:
             return None
         raise not_found("pod sandbox", sandbox_id)
@@ -71,6 +73,7 @@ def find_container(state: State, container_id: str, *, missing_ok: bool = False)
         "container", "container_id", container_id, (one.id for one in state.containers.values() if _visible(one))
     )
     if found is None:
+        quarantine.refuse_container(state, container_id)
         if missing_ok:
             return None
         raise not_found("container", container_id)

@@ -1,12 +1,11 @@
 """Starting again: the journal is taken as it is and served at once; then every record is compared with the world."""
 
-from dataclasses import replace
-
 from crio_core import effects as fx
 from crio_core.errors import LocalError
 from crio_core.events import JournalLoaded, Outcome, StorageSwept
 from crio_core.lifecycle.release import retry_after_ns
 from crio_core.node import images, pods
+from crio_core.node.specs import infra_id
 from crio_core.node.state import State
 from crio_core.records import (
     ContainerRecord,
@@ -17,6 +16,7 @@ from crio_core.records import (
     SandboxState,
     decode,
 )
+from crio_core.values import replace
 
 STORAGE_LANE = "storage"
 SWEEP_TIMER = "storage/sweep"
@@ -55,6 +55,8 @@ def load(state: State, event: JournalLoaded) -> None:
             _take(state, decode(kind, data))
         except LocalError as error:
             state.quarantined.put(f"{kind}/{record_id}", str(error))
+    _forget_old_boot(state, event)
+    _note_strays(state, event)
     _name(state)
     for container in state.containers.values():
         # What is owed of a container may outlive its sandbox.
@@ -66,6 +68,27 @@ def load(state: State, event: JournalLoaded) -> None:
     # What is quarantined may own anything, so nothing is swept while something is.
     if not state.quarantined:
         sweep(state)
+
+
+def _note_strays(state: State, event: JournalLoaded) -> None:
+    if not state.quarantined:
+        return
+    # Specs call a sandbox that has an infra container by that one's id.
+    known = {infra_id(one): one for one in state.sandboxes.keys()}  # noqa: SIM118
+    for key, named in event.here.items():
+        if key not in state.containers:
+            state.strays.put(key, known.get(named, named))
+
+
+def _forget_old_boot(state: State, event: JournalLoaded) -> None:
+    """Namespaces and process ids of another boot mean nothing now; only an exit file can tell how a container ended."""
+    for sandbox in state.sandboxes.values():
+        if sandbox.boot_id != event.boot_id:
+            state.sandboxes.put(sandbox.id, replace(sandbox, pins=()))
+    for container in state.containers.values():
+        pod = state.sandboxes.get(container.sandbox_id)
+        if container.id not in event.here and (pod is None or pod.boot_id != event.boot_id):
+            state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
 
 
 def sweep(state: State) -> None:
@@ -102,6 +125,7 @@ def _take(state: State, record: Record) -> None:
         state.images.put(record.id, record)
         return
     record = rest(record)
+    state.last_generation = max(state.last_generation, record.generation)
     match record:
         case SandboxRecord():
             state.sandboxes.put(record.id, record)
@@ -110,12 +134,17 @@ def _take(state: State, record: Record) -> None:
             state.containers.put(record.id, record)
 
 
+def _age(record: SandboxRecord | ContainerRecord) -> tuple[int, int]:
+    """By what records are sorted from old to new: the time of day decides between those of old versions only."""
+    return record.generation, record.created_at_ns
+
+
 def _name(state: State) -> None:
     """Give each name to its newest record.
 
     An older one had been removed before its name was taken anew, and the journal did not get that: it is removed again.
     """
-    for sandbox in sorted(state.sandboxes.values(), key=lambda record: record.created_at_ns):
+    for sandbox in sorted(state.sandboxes.values(), key=_age):
         if sandbox.state not in (SandboxState.RESERVED, SandboxState.OWING):
             key = pods.sandbox_key(sandbox)
             if (older := state.sandbox_names.get(key)) is not None:
@@ -123,7 +152,7 @@ def _name(state: State) -> None:
                 stopped = SandboxState.STOPPED if removed.state is SandboxState.STOPPED else SandboxState.STOPPING
                 state.sandboxes.put(older, replace(removed, state=stopped, doomed=True))
             state.sandbox_names.put(key, sandbox.id)
-    for container in sorted(state.containers.values(), key=lambda record: record.created_at_ns):
+    for container in sorted(state.containers.values(), key=_age):
         if container.state not in (ContainerState.RESERVED, ContainerState.OWING):
             name = pods.container_key(container)
             if (older := state.container_names.get(name)) is not None:

@@ -1,6 +1,5 @@
 """What a node remembers, and the bookkeeping of every step: tables that can be undone, calls, effects."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from crio_core import effects as fx
@@ -10,7 +9,7 @@ from crio_core.lifecycle.layer import Layer
 from crio_core.lifecycle.session import Session
 from crio_core.node.history import History
 from crio_core.node.settings import Settings
-from crio_core.node.table import Table
+from crio_core.node.table import Change, Table
 from crio_core.records import ContainerRecord, Failure, ImageRecord, Record, SandboxRecord
 from crio_core.replies import Containers, Done, Images, Result, Sandboxes
 
@@ -41,9 +40,11 @@ TABLES = (
     "infra_pulls",
     "unsaved",
     "quarantined",
+    "strays",
 )
 """The tables of a node; the first five hold what has a lifecycle that can be asked about."""
 EXPLAINED = TABLES[:5]
+_WITHOUT_OUTCOME = (fx.Reply, fx.ArmTimer, fx.CancelTimer)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,7 +52,7 @@ class State:
     """All of a node. Only the functions of this package change it, and only within a step."""
 
     settings: Settings
-    undo: list[Callable[[], object]] = field(default_factory=list)
+    undo: list[Change] = field(default_factory=list)
     effects: list[fx.Effect] = field(default_factory=list)
     next_effect: int = 1
     at_ns: int = 0
@@ -59,6 +60,8 @@ class State:
     boot_id: str = ""
     network: str = ""
     network_reason: str = "no CNI configuration has been looked for yet"
+    last_generation: int = 0
+    """The greatest number that any record was made with: which of two is the newer one, no clock can say."""
     pod_cidr: str = ""
 
     sandboxes: Table[str, SandboxRecord] = field(init=False)
@@ -81,6 +84,8 @@ class State:
     """Records whose last save failed, with the number of failures: memory is right, the journal is behind. A sweep that
     failed is counted here too."""
     quarantined: Table[str, str] = field(init=False)
+    strays: Table[str, str] = field(init=False)
+    """Containers that are there in this boot and have no record that can be read, with the sandbox that each names."""
     every_sandbox: tuple[int, Sandboxes] = (-1, Sandboxes(items=()))
     """All that clients can see, newest first, and the number of changes of its table when that was found."""
     every_container: tuple[int, Containers] = (-1, Containers(items=()))
@@ -105,7 +110,7 @@ class State:
         effect = fx.Effect(id=self.next_effect, lane=lane, order=order)
         self.next_effect += 1
         self.effects.append(effect)
-        if not isinstance(order, fx.Reply | fx.ArmTimer | fx.CancelTimer):
+        if not isinstance(order, _WITHOUT_OUTCOME):
             self.inflight.put(effect.id, (owner or lane, order))
         self.history.ordered(effect, owner or lane)
 
@@ -151,6 +156,11 @@ class State:
         return (record_id, operation) in self.waiters
 
     # --- records ------------------------------------------------------------------------------------------------
+
+    def next_generation(self) -> int:
+        """A number greater than that of any record there is."""
+        self.last_generation += 1
+        return self.last_generation
 
     def record(self, kind: str, record_id: str) -> Record | None:
         """The record of this kind and id, if there is one."""

@@ -1,26 +1,36 @@
 """A dictionary whose changes can be taken back until the step that made them is over."""
 
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 """Values are never None: that stands for absence."""
+Change = tuple[dict[Any, Any], Any, Any]
+"""A dictionary, a key, and the value that it had."""
+
+
+def take_back(changes: list[Change], mark: int = 0) -> None:
+    """Undo the changes after the first `mark`, the last one first, and forget them."""
+    for items, key, before in reversed(changes[mark:]):
+        if before is None:
+            items.pop(key)
+        else:
+            items[key] = before
+    del changes[mark:]
 
 
 class Table(Generic[K, V]):
     """A dictionary that writes down how to undo each change.
 
     Args:
-        undo: Where to; emptied by the node when a step is over.
+        undo: Where to, for `take_back`; emptied by the node when a step is over.
         noted: Told the key and the value before and after each change; None stands for absence.
     """
 
     __slots__ = ("_items", "_noted", "_undo", "changes")
 
-    def __init__(
-        self, undo: list[Callable[[], object]], noted: Callable[[K, V | None, V | None], None] | None = None
-    ) -> None:
+    def __init__(self, undo: list[Change], noted: Callable[[K, V | None, V | None], None] | None = None) -> None:
         self._items: dict[K, V] = {}
         self._undo = undo
         self._noted = noted
@@ -51,21 +61,17 @@ class Table(Generic[K, V]):
     def put(self, key: K, value: V) -> None:
         self.changes += 1
         before = self._items.get(key)
-        if before is not None:
-            known = before
-            self._undo.append(lambda: self._items.__setitem__(key, known))
-        else:
-            self._undo.append(lambda: self._items.pop(key))
+        self._undo.append((self._items, key, before))
         self._items[key] = value
         if self._noted is not None:
             self._noted(key, before, value)
 
     def pop(self, key: K) -> V | None:
-        if key not in self._items:
+        value = self._items.pop(key, None)
+        if value is None:
             return None
         self.changes += 1
-        value = self._items.pop(key)
-        self._undo.append(lambda: self._items.__setitem__(key, value))
+        self._undo.append((self._items, key, value))
         if self._noted is not None:
             self._noted(key, value, None)
         return value

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from crio_core.errors import invalid
 from crio_core.oci.plan import ContainerPlan
 
+SANDBOX_ANNOTATION = "io.kubernetes.cri-o.SandboxID"
 ANNOTATIONS_BYTES_MAX = 256 * 1024  # Kubernetes' own bound
 
 # Written by this runtime alone, or too mighty to be anybody's: never taken from a pod, allow-listed or not.
@@ -55,7 +56,7 @@ def annotations(plan: ContainerPlan) -> dict[str, str]:
         "io.container.manager": "cri-o",
         "io.kubernetes.cri-o.ContainerType": kind,
         "io.kubernetes.cri-o.ContainerID": plan.container_id,
-        "io.kubernetes.cri-o.SandboxID": plan.sandbox_id,
+        SANDBOX_ANNOTATION: plan.sandbox_id,
         "io.kubernetes.cri.container-type": kind,
         "io.kubernetes.cri.sandbox-id": plan.sandbox_id,
         "io.kubernetes.cri.sandbox-name": pod.name,

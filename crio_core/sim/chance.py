@@ -38,15 +38,6 @@ class Chance:
         """One of the items."""
         return items[self.below(len(items))]
 
-    def weighted(self, items: Sequence[tuple[int, T]]) -> T:
-        """One of the items, each as often as its weight says."""
-        left = self.below(sum(weight for weight, _ in items))
-        for weight, item in items:
-            left -= weight
-            if left < 0:
-                return item
-        raise AssertionError("weights do not add up")
-
     def split(self) -> "Chance":
         """Another stream, for a purpose of its own."""
         return Chance(self.bits())

@@ -23,10 +23,16 @@ from crio_core.records import (
     SandboxState,
     decode,
 )
+from crio_core.sim.hands import SIGKILL_CODE
+from crio_core.sim.orders import Orders
+from crio_core.sim.players import Players
 from crio_core.sim.profiles import FAULTS
-from crio_core.sim.programs import Action, Players, Program
+from crio_core.sim.programs import Action, Program
 from crio_core.sim.simulation import NETWORK, Call, Simulation
+from crio_core.sim.survivors import Survivors
 
+SWEPT = ("writable layer", "exit file", "layer")
+"""Kinds of things on disk that may be left without a record, and are looked for at every start."""
 TRIES_MAX = 8
 """Times that a client asks for a removal before it is called refused: a process can take a minute to die."""
 REST_TICKS_MAX = 20_000
@@ -49,13 +55,12 @@ class Inspector:
         self.sim = sim
         self.players = players
         self.problems: list[str] = []
-        self.sandbox_of: dict[str, str] = {}
         self._removed: dict[str, int] = {}
         """Sandboxes whose removal was answered, with the number of the boot."""
         self._answered: set[int] = set()
         """Calls whose answer was ordered, and may still be on its way."""
-        self._deadlines: dict[str, int] = {}
-        """When containers that are being stopped have to be killed at the latest."""
+        self._orders = Orders(sim, self._say)
+        self._survivors = Survivors(sim)
         sim.on_reply = self._replied
         sim.on_event = self._stepped
         sim.on_crash = self._crashed
@@ -66,28 +71,15 @@ class Inspector:
     # --- while it runs ------------------------------------------------------------------------------------------
 
     def _stepped(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
-        self._deadline(event)
+        self._orders.stepped(event, effects, self._state)
+        self._survivors.happened(event)
+        if isinstance(event, ev.JournalLoaded):
+            self._kept("after a restart")
         for effect in effects:
-            if isinstance(effect.order, fx.SignalContainer) and effect.order.signal == "SIGKILL":
-                late_ns = self.sim.at_ns - self._deadlines.pop(effect.order.container_id, self.sim.at_ns)
-                if late_ns > 0:
-                    self._say("I15", f"container {effect.order.container_id} was killed {late_ns} ns too late")
-            if isinstance(effect.order, fx.CreateContainer):
-                self.sandbox_of[effect.order.container_id] = effect.order.sandbox_id
-            elif isinstance(effect.order, fx.Reply):
+            if isinstance(effect.order, fx.Reply):
                 self._answered.add(effect.order.call_id)
                 if self.sim.calls[effect.order.call_id].cancelled:
                     self._say("I2", f"call {effect.order.call_id} was answered after its caller had gone")
-
-    def _deadline(self, event: ev.Event) -> None:
-        """A stop was accepted: the kill comes no later than the earliest time that any caller gave (R22)."""
-        if not isinstance(event, ev.CallArrived) or not isinstance(event.request, rq.StopContainer):
-            return
-        key = event.request.container_id
-        record = self._state.containers.get(key)
-        if record is not None and record.state is ContainerState.STOPPING:
-            deadline_ns = event.at_ns + event.request.grace_ns
-            self._deadlines[key] = min(deadline_ns, self._deadlines.get(key, deadline_ns))
 
     def _refused(self, call: Call, failure: Failure) -> None:
         """A name may be taken by another object, not by the caller's own earlier try, nor by what was removed (R1)."""
@@ -103,8 +95,13 @@ class Inspector:
             if removed in failure.message and known:
                 self._say("I8", f"the name of removed {removed} was refused: {failure.message}")
 
+    def _kept(self, when: str) -> None:
+        for problem in self._survivors.problems(self._state):
+            self._say("I20", f"{when}: {problem}")
+
     def _replied(self, call: Call) -> None:
         self.players.heard(call)
+        self._survivors.answered(call, self._state)
         if isinstance(call.result, Failure):
             self._refused(call, call.result)
         match call.request, call.result:
@@ -123,7 +120,7 @@ class Inspector:
                 self._exit_is_true(found.container)
 
     def _no_process(self, request: rq.StopPodSandbox | rq.RemovePodSandbox) -> None:
-        for key, sandbox_id in self.sandbox_of.items():
+        for key, sandbox_id in self._orders.sandbox_of.items():
             if sandbox_id == request.sandbox_id and self.sim.world.alive(key):
                 self._say("I5", f"{request!r} was answered while container {key} runs")
 
@@ -156,19 +153,38 @@ class Inspector:
         if self.sim.world.alive(record.id):
             self._say("I6", f"container {record.id} is shown as exited while its process runs")
         truth = self.sim.world.ends.get(record.id)
+        guessed = record.reason in ("Unknown", "StartError")
+        if not guessed and truth is not None and record.finished_at_ns != truth.at_ns:
+            self._say("I7", f"container {record.id} ended at {truth.at_ns} and shows {record.finished_at_ns}")
+        if record.reason == "OOMKilled" and not self._memory_killed(record.id):
+            self._say("I7", f"container {record.id} ended with {truth} and shows that it ran out of memory")
         if record.reason == "StartError" and record.exit_code == START_ERROR_CODE:
             return
         if record.reason == "Unknown" and record.exit_code == UNKNOWN_EXIT_CODE:
             if record.id not in self.sim.world.unknowable and record.id not in self.sim.world.unsaved:
                 self._say("I7", f"container {record.id} ended with {truth}, which could be known, and shows unknown")
-        elif record.exit_code != truth:
+        elif truth is None or record.exit_code != truth.code:
             self._say("I7", f"container {record.id} ended with {truth} and shows {record.exit_code}")
+        elif truth.oom and record.id not in self._orders.ever_killed and record.reason != "OOMKilled":
+            self._say("I7", f"container {record.id} ran out of memory and shows {record.reason}")
+
+    def _memory_killed(self, container_id: str) -> bool:
+        """Whether it may be so: a first process that was killed by us after a child of it had run out of memory is
+        not, unless the server does not remember having killed it.
+        """
+        truth = self.sim.world.ends.get(container_id)
+        if truth is None or truth.code != SIGKILL_CODE:
+            return False
+        return truth.oom or (container_id in self.sim.world.thirsty and container_id not in self._orders.killed)
 
     def _crashed(self) -> None:
         """The server is down: everything that exists outside must have its record, or nobody will ever know of it."""
-        self._deadlines.clear()
-        for thing in self.sim.world.residue(self.sim.world.records()):
-            if not thing.startswith("layer "):
+        self._orders.crashed()
+        world = self.sim.world
+        for thing in world.residue(world.records()):
+            kind, _, key = thing.rpartition(" ")
+            # A power cut may take the row and leave the file; the sweep at the start, which needs time, knows of it.
+            if kind != "layer" and not (kind in SWEPT and key in world.old_containers):
                 self._say("I3", f"after a crash nothing in the journal owns: {thing}")
 
     # --- at the end ---------------------------------------------------------------------------------------------
@@ -187,6 +203,12 @@ class Inspector:
         sim.set_network(NETWORK)
         self._rest("after the faults")
         self._compare()
+        if sim.world.aside or sim.quarantined:
+            sim.crash_server()
+            sim.repair()
+            sim.start_server()
+            self._rest("after the repair")
+            self._compare()
         self._take_down()
         self._rest("after everything was removed")
         self._empty()
@@ -203,6 +225,7 @@ class Inspector:
 
     def _compare(self) -> None:
         """At rest, memory, journal and world say the same."""
+        self._kept("at rest")
         world, state = self.sim.world, self._state
         memory: tuple[Record, ...] = (*state.sandboxes.values(), *state.containers.values(), *state.images.values())
         for record in memory:
@@ -213,10 +236,12 @@ class Inspector:
                 self._same(record, decode(record.KIND, row))
         known = {(record.KIND, record.id): True for record in memory}
         for key in world.rows:
-            if key not in known:
+            if key not in known and key not in world.aside:
                 self._say("I3", f"the journal has a record that the server has not: {key}")
         for thing in world.residue(memory):
-            self._say("I4", f"nobody owns: {thing}")
+            # While something is set aside nothing is swept.
+            if not (state.quarantined and thing.rpartition(" ")[0] in SWEPT):
+                self._say("I4", f"nobody owns: {thing}")
         names: dict[tuple[object, ...], str] = {}
         for record in state.sandboxes.values():
             self._sandbox_is_true(record)
@@ -238,6 +263,8 @@ class Inspector:
             for blob, layer in zip(image.blobs, image.layers, strict=True):
                 if (blob, layer) not in world.proven:
                     self._say("I19", f"image {image.id} has layer {layer}, and nobody saw that its blob is that")
+            if state.settings.pause_image in image.tags and not image.pinned:
+                self._say("I10", f"image {image.id} is that of infra containers, and is not pinned")
         if state.unsaved.keys() or state.sessions.keys() or state.pulls.keys() or state.waiters.keys():
             self._say("I11", f"left in memory: {state.unsaved.keys()} {state.sessions.keys()} {state.waiters.keys()}")
 
@@ -249,7 +276,7 @@ class Inspector:
         for name in ("pid", "monitor_pid", "pins"):
             mine.pop(name, None), other.pop(name, None)
         differ = [f"{name}: {other[name]!r} for {mine[name]!r}" for name in mine if mine[name] != other[name]]
-        if differ:
+        if differ and record.id not in self._state.strays.values():
             self._say(
                 "I3", f"{record.KIND} {record.id} ({record.state.value}) is in the journal with {', '.join(differ)}"
             )
@@ -280,6 +307,8 @@ class Inspector:
                         self._say("I4", f"sandbox {record.id} is stopped, at rest, and still has {name}")
             case SandboxState.BROKEN:
                 pass
+            case SandboxState.STOPPING | SandboxState.REMOVING if record.id in self._state.strays.values():
+                pass  # What cannot be read of it can be neither stopped nor removed.
             case _:
                 self._say("I11", f"sandbox {record.id} rests in state {record.state.value}")
 
@@ -287,6 +316,7 @@ class Inspector:
         alive = self.sim.world.alive(record.id)
         match record.state:
             case ContainerState.RUNNING | ContainerState.CREATED:
+                self._has_images(record)
                 if not alive:
                     self._say("I6", f"container {record.id} is shown as {record.state.value} and has no process")
                 elif self.sim.world.processes[record.id].running != (record.state is ContainerState.RUNNING):
@@ -295,6 +325,15 @@ class Inspector:
                 self._exit_is_true(record)
             case _:
                 self._say("I11", f"container {record.id} rests in state {record.state.value}")
+
+    def _has_images(self, record: ContainerRecord) -> None:
+        if any(layer in self.sim.world.damaged for layer in record.every_layer):
+            return
+        if any(one in self.sim.world.struck for one in record.every_image):
+            return
+        for image_id in record.every_image:
+            if image_id not in self._state.images:
+                self._say("I10", f"container {record.id} is {record.state.value}, and its image {image_id} is gone")
 
     def _take_down(self) -> None:
         pods = self._insist(rq.ListPodSandbox())

@@ -6,6 +6,8 @@ done. So an order can fail half-way, and a server can die half-way, without a li
 
 import shlex
 from collections.abc import Callable, Generator, Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import orjson
@@ -13,11 +15,12 @@ import orjson
 from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.oci.annotations import SANDBOX_ANNOTATION
 from crio_core.oci.facts import RootfsFacts
 from crio_core.records import Pin, encode
 from crio_core.sim.chance import Chance
 from crio_core.sim.profiles import MS, Faults, S
-from crio_core.sim.world import NEVER_NS, Life, Process, World
+from crio_core.sim.world import NEVER_NS, End, Life, Process, World
 
 SIGKILL_CODE = 137
 SIGTERM_CODE = 143
@@ -29,6 +32,41 @@ LAYER_BYTES = 1_000_000
 
 LIFE_ANNOTATION = "simulate.crio/life"
 """An annotation of a container that stands for its command, where a handler lets it through: `exit 3`."""
+
+_YIELDS: Mapping[type, int] = MappingProxyType(
+    {
+        fx.SaveRecord: 1,
+        fx.DeleteRecord: 1,
+        fx.PrepareSandbox: 5,
+        fx.AttachNetwork: 3,
+        fx.DetachNetwork: 3,
+        fx.ReleaseNamespaces: 4,
+        fx.RemoveSandboxFiles: 2,
+        fx.ObserveSandbox: 1,
+        fx.MountRootfs: 2,
+        fx.CreateContainer: 4,
+        fx.StartContainer: 2,
+        fx.SignalContainer: 2,
+        fx.ObserveContainer: 1,
+        fx.DeleteContainer: 5,
+        fx.ReleaseRootfs: 2,
+        fx.ReopenLog: 1,
+        fx.ExecInContainer: 1,
+        fx.ResolveImage: 1,
+        fx.FetchLayer: 3,
+        fx.ApplyLayer: 2,
+        fx.ProveLayer: 1,
+        fx.RemoveLayer: 1,
+        fx.SweepStorage: 2,
+    }
+)
+"""How often an order yields, at most; a sweep yields for each thing that it removes."""
+
+
+def steps_of(order: type) -> int:
+    """After so many steps an order of this type has done all its work; after 0 it has done nothing."""
+    return _YIELDS[order] + 1
+
 
 Steps = Generator[None, None, ev.Outcome]
 
@@ -200,6 +238,7 @@ class Hands:
             yield
             world.pins.setdefault(order.sandbox_id, {}).setdefault(kind, world.next_inode())
         pins = world.pins.get(order.sandbox_id, {})
+        world.sync_journal()
         return ev.SandboxPrepared(
             pins=tuple(
                 Pin(kind=kind, path=f"/run/crio/ns/{order.sandbox_id}/{kind}", inode=inode)
@@ -244,6 +283,7 @@ class Hands:
         world.erase(world.addresses, sandbox_id)
         yield
         world.erase(world.network_owed, sandbox_id)
+        world.sync_journal()
         return ev.Released()
 
     def _release_namespaces(self, order: fx.ReleaseNamespaces) -> Steps:
@@ -301,14 +341,15 @@ class Hands:
             world.violations.append(f"container {key} created without its root filesystem")
         yield
         self._need_space("bundle")
-        world.bundles[key] = True
+        spec = orjson.loads(order.spec)
+        world.bundles[key] = spec["annotations"][SANDBOX_ANNOTATION]
         yield
         monitor = world.monitors[key] = world.next_pid()
         yield
         world.cgroups[key] = True
         world.runtime[key] = True
         yield
-        life = life_of(words_of(orjson.loads(order.spec)))
+        life = life_of(words_of(spec))
         process = Process(key, world.next_pid(), self._host.at_ns, self._fated(life))
         world.processes[key] = process
         return ev.ContainerCreated(pid=process.pid, pid_start_ticks=process.start_ticks, monitor_pid=monitor)
@@ -334,7 +375,7 @@ class Hands:
         if not process.running:
             process.running = True
             if process.life.ends_after_ns < NEVER_NS:
-                self._host.later(process.life.ends_after_ns, lambda: self.end(process, process.life.code))
+                self._host.later(process.life.ends_after_ns, lambda: self._live_out(process))
         yield
         return ev.ContainerStarted(wall_ns=self._host.wall_ns)
 
@@ -410,6 +451,23 @@ class Hands:
 
     # --- processes --------------------------------------------------------------------------------------------
 
+    def _live_out(self, process: Process) -> None:
+        if process.alive:
+            self._world.struck[process.container_id] = True
+            self.end(process, process.life.code)
+
+    def strike(self, process: Process) -> None:
+        """Somebody else than the server kills a process."""
+        self._world.struck[process.container_id] = True
+        self.kill(process)
+
+    def run_dry(self, process: Process, *, child: bool) -> None:
+        """The kernel kills the process, or a child of it, for want of memory."""
+        self._world.thirsty[process.container_id] = True
+        if not child:
+            self._world.struck[process.container_id] = True
+            self.end(process, SIGKILL_CODE, oom=True)
+
     def kill(self, process: Process) -> None:
         """SIGKILL: at once, or when the kernel lets the process die."""
         if process.doomed:
@@ -421,25 +479,29 @@ class Hands:
         if process.life.stuck_ns < NEVER_NS:
             self._host.later(process.life.stuck_ns, lambda: self.end(process, SIGKILL_CODE))
 
-    def end(self, process: Process, code: int) -> None:
+    def end(self, process: Process, code: int, *, oom: bool = False) -> None:
         """The process ends; its monitor, if it has one, writes that down."""
         world, host, key = self._world, self._host, process.container_id
         if not process.alive or (process.doomed and code != SIGKILL_CODE):
             return
         process.alive = False
-        process.code = world.ends[key] = code
+        process.code = code
+        ended = world.ends[key] = End(code=code, at_ns=host.wall_ns, oom=oom)
         if self._chance.happens(host.faults.monitor_dies):
             world.kill_monitor(key)
-        late = self._chance.happens(host.faults.exit_late)
-        boot, monitor, finished_at_ns = world.boots, world.monitors.get(key), host.wall_ns
+        boot, monitor = world.boots, world.monitors.get(key)
 
         def reap() -> None:
             if monitor is not None and world.boots == boot and world.monitors.get(key) == monitor:
-                world.write(world.exits, key, (code, finished_at_ns))
+                world.write(world.exits, key, replace(ended, oom=key in world.thirsty))
                 del world.monitors[key]
                 host.noticed(key)
 
-        host.later(EXIT_FILE_LATE_NS if late else EXIT_FILE_NS, reap)
+        if self._chance.happens(host.faults.monitor_hangs):
+            world.unknowable[key] = True
+        else:
+            late = self._chance.happens(host.faults.exit_late)
+            host.later(EXIT_FILE_LATE_NS if late else EXIT_FILE_NS, reap)
         host.noticed(key)
 
     # --- images -----------------------------------------------------------------------------------------------
@@ -461,6 +523,8 @@ class Hands:
             world.downloads.setdefault(order.digest, False)
             yield
             world.downloads[order.digest] = True
+            if self._chance.happens(self._host.faults.blob_rots):
+                world.rotten[order.digest] = True
         yield
         return ev.LayerFetched()
 
@@ -475,9 +539,12 @@ class Hands:
             self._need_space("layer")
             if not world.downloads.get(order.digest):
                 raise _failure(Code.DATA_LOSS, "BLOB_MISSING", f"layer {order.diff_id} has not been downloaded")
+            if world.rotten.pop(order.digest, False):
+                del world.downloads[order.digest]
+                raise _failure(Code.DATA_LOSS, "DIGEST_MISMATCH", f"layer {order.diff_id} is not what its digest says")
             stored = ev.StoredLayer(diff_id=order.diff_id, size_bytes=LAYER_BYTES, blob=order.digest)
             world.write(world.layers, order.diff_id, stored)
-            world.sync()
+            world.sync_files()
             world.proven[(order.digest, order.diff_id)] = True
         yield
         world.downloads.pop(order.digest, None)
@@ -497,7 +564,7 @@ class Hands:
         world = self._world
         yield
         users = [key for key, layers in world.mounts.items() if order.diff_id in layers]
-        if users:
+        if users and order.diff_id not in world.damaged:
             world.violations.append(f"layer {order.diff_id} removed under the root filesystem of container {users[0]}")
         world.erase(world.layers, order.diff_id)
         return ev.Released()

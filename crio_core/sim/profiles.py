@@ -54,7 +54,7 @@ class Latency:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """Probabilities, each for one effect or one exit."""
+    """Probabilities, each for one effect or one exit; the last three for one spell of weather."""
 
     fail: float = 0.0
     """An effect fails: before, amid or after its work."""
@@ -68,12 +68,24 @@ class Faults:
     """A timer that is cancelled had just fired."""
     exit_late: float = 0.0
     """The monitor takes seconds to write the exit file."""
+    exit_twice: float = 0.0
+    """Word of an exit comes a second time, a while later."""
+    monitor_hangs: float = 0.0
+    """A monitor outlives its container's process and never writes the exit file."""
+    blob_rots: float = 0.0
+    """A blob is not what its digest says when it comes to be unpacked."""
     monitor_dies: float = 0.0
     """A monitor ends with its container's process, without having written the exit file."""
     deaf: float = 0.0
     """A process ignores its stop signal."""
     stuck: float = 0.0
     """A process survives SIGKILL for a while, or until the faults are over."""
+    disk_fills: float = 0.0
+    """The disk is full."""
+    plugins_break: float = 0.0
+    """No network plugin works."""
+    network_goes: float = 0.0
+    """The directory of network configurations is empty."""
 
 
 STEADY = Latency(spread=1.0, tail_probability=0.0, halves=0.0)
@@ -89,9 +101,15 @@ FEW_FAULTS = Faults(
     timer_late=0.3,
     exit_unheard=0.05,
     exit_late=0.05,
+    exit_twice=0.05,
+    monitor_hangs=0.01,
+    blob_rots=0.02,
     monitor_dies=0.01,
     deaf=0.05,
     stuck=0.02,
+    disk_fills=0.05,
+    plugins_break=0.05,
+    network_goes=0.03,
 )
 MANY_FAULTS = Faults(
     fail=0.2,
@@ -100,9 +118,15 @@ MANY_FAULTS = Faults(
     timer_late=0.3,
     exit_unheard=0.3,
     exit_late=0.3,
+    exit_twice=0.3,
+    monitor_hangs=0.05,
+    blob_rots=0.1,
     monitor_dies=0.1,
     deaf=0.3,
     stuck=0.15,
+    disk_fills=0.2,
+    plugins_break=0.2,
+    network_goes=0.1,
 )
 LATENCIES: Mapping[str, Latency] = MappingProxyType({"steady": STEADY, "ordinary": ORDINARY, "instant": INSTANT})
 FAULTS: Mapping[str, Faults] = MappingProxyType({"none": NO_FAULTS, "few": FEW_FAULTS, "many": MANY_FAULTS})

@@ -23,26 +23,26 @@ from crio_core.events import ImageResolved
 from crio_core.layout import Layout
 from crio_core.node import Node, Settings
 from crio_core.oci.facts import HostFacts, SpecDefaults
-from crio_core.records import Failure
+from crio_core.records import LOST, Failure, is_current
 from crio_core.replies import Result
 from crio_core.requests import CreateContainer, Request, RunPodSandbox
 from crio_core.sim.chance import Chance
-from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps
+from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps, steps_of
 from crio_core.sim.images import REGISTRY
 from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, Faults, Latency, S
-from crio_core.sim.world import NEVER_NS, World
+from crio_core.sim.world import GARBLED, NEVER_NS, Row, World
 
 NETWORK = "simulated network"
 ASK_TICKS_MAX = 10_000
 """Things that may happen until `ask` gives up waiting for its answer."""
-UNEXPECTED_STEPS_MAX = 5
-"""An order that is to fail does so after at most this many of its steps."""
 RECONCILE_NS = 60 * S
 """How long an exit of which nobody heard stays unseen."""
 PROGRESS_PARTS = 4
 TIMER_LATE_NS = 20 * MS
 EXIT_GRACE_NS = 500 * MS
 """How long the exit file of a container without process and monitor is waited for."""
+MONITOR_NS = 30 * S
+"""How long a monitor that outlives its container's process is waited for."""
 WALL_EPOCH_NS = 1_700_000_000 * S
 BOOT_NS = 20 * S
 
@@ -125,6 +125,7 @@ class Simulation:
         self.calls: dict[int, Call] = {}
         self.steps = 0
         self.quarantined: dict[str, str] = {}
+        """What the journal says of rows that it does not have, besides those that are garbled."""
         self.fail_next: list[tuple[type, int]] = []
         """Orders that will fail: the next one of this type, after so many of its steps."""
         self.slow_next: list[type] = []
@@ -138,7 +139,8 @@ class Simulation:
         self._count = 0
         self._life = 0
         """Number of the server's run: what an earlier one had under way is not heard of any more."""
-        self._next_call = 1
+        self.next_call = 1
+        """The number that the next call will have."""
         self._lanes: dict[str, deque[fx.Effect]] = {}
         self._running: dict[int, _Running] = {}
         self._timers: dict[str, int] = {}
@@ -156,6 +158,10 @@ class Simulation:
     def due_ns(self) -> int | None:
         """When the next thing happens, on the virtual clock; None when nothing will."""
         return self._queue[0][0] if self._queue else None
+
+    def step_clock(self, by_ns: int) -> None:
+        """Somebody sets the time of day; deadlines do not care."""
+        self._wall_offset_ns += by_ns
 
     def forget_call(self, call_id: int) -> None:
         """The caller has its answer, or is gone: a simulation that runs for ever must not keep every call."""
@@ -205,15 +211,20 @@ class Simulation:
         self._life += 1
         self.node = Node(self.settings)
         self.world.old_containers = tuple(dict.fromkeys((*self.world.writable, *self.world.exits)))
-        rows = tuple((kind, key, data) for (kind, key), data in self.world.rows.items())
+        self.world.still_aside()
+        rows = tuple((kind, key, data) for (kind, key), data in self.world.rows.items() if data != GARBLED)
+        garbled = {f"{kind}/{key}": "garbled" for (kind, key), data in self.world.rows.items() if data == GARBLED}
+        quarantined = self.quarantined | garbled
+        damaged = bool(quarantined) or not all(is_current(kind, data) for kind, _, data in rows)
         self.feed(
             ev.JournalLoaded(
                 rows=rows,
                 boot_id=self.world.boot_id,
                 at_ns=self.at_ns,
                 wall_ns=self.wall_ns,
-                quarantined=dict(self.quarantined),
+                quarantined=quarantined,
                 layers=tuple(self.world.layers.values()),
+                here=dict(self.world.bundles) if damaged else {},
             )
         )
         self.set_network(self.network)
@@ -225,7 +236,7 @@ class Simulation:
         self.node = None
         self._life += 1
         for running in tuple(self._running.values()):
-            self._advance(running, self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1))
+            self._advance(running, self._some_steps(running.effect.order))
         self._running.clear()
         self._lanes.clear()
         self._timers.clear()
@@ -245,11 +256,31 @@ class Simulation:
         # What the old boot had going is no more.
         self._queue.clear()
 
+    def damage(self, row: Row, *, lose: bool) -> None:
+        """While the server is down: a row of the journal is garbled, or lost, in both of its files."""
+        self.world.damage(row, lose=lose)
+        if lose:
+            self.quarantined["/".join(LOST)] = "rows are missing"
+
+    def repair(self) -> None:
+        """While the server is down: what is set aside goes, with everything that is there of it."""
+        self.world.repair()
+        self.quarantined.clear()
+
     def set_network(self, network: str) -> None:
         """The configuration directory gives this pod network from now on; empty for none."""
         self.network = network
         if self.node is not None:
             self.feed(ev.NetworkChanged(network=network, reason="" if network else "no network configuration"))
+
+    def change_weather(self) -> None:
+        """Let chance decide anew whether the disk is full, plugins work and there is a network configuration."""
+        faults, chance = self.faults, self._fault_chance
+        self.hands.disk_full = chance.happens(faults.disk_fills)
+        self.hands.network_broken = chance.happens(faults.plugins_break)
+        network = "" if chance.happens(faults.network_goes) else NETWORK
+        if network != self.network:
+            self.set_network(network)
 
     def release(self) -> None:
         """Nothing goes wrong any more, and what hung or was stuck goes on."""
@@ -277,8 +308,8 @@ class Simulation:
 
     def call(self, request: Request) -> int:
         """Ask the server something; the answer comes to `calls`. A server that is down refuses at once."""
-        call_id = self._next_call
-        self._next_call += 1
+        call_id = self.next_call
+        self.next_call += 1
         call = self.calls[call_id] = Call(id=call_id, request=request, asked_at_ns=self.at_ns)
         if self.node is None:
             call.died = True
@@ -394,8 +425,8 @@ class Simulation:
             self.slow_next.remove(type(effect.order))
             time_ns = int(time_ns * self.latency.tail)
         if slow or self._latency_chance.happens(self.latency.halves):
-            # Others see it half done, as they would see a program that makes several system calls.
-            steps = self._latency_chance.below(UNEXPECTED_STEPS_MAX)
+            # Others see it half done, as they would see a program of several system calls, or done and not told.
+            steps = self._latency_chance.below(steps_of(type(effect.order)) + 1)
             self._push(1 if slow else time_ns >> 1, self._life, lambda: self._advance(running, steps))
         if isinstance(effect.order, fx.FetchLayer | fx.ProveLayer):
             self._tell_progress(running, effect.order, time_ns)
@@ -457,8 +488,12 @@ class Simulation:
                 del self.fail_next[index]
                 return steps
         if self._fault_chance.happens(self.faults.fail):
-            return self._fault_chance.below(UNEXPECTED_STEPS_MAX + 1)
+            return self._some_steps(order)
         return None
+
+    def _some_steps(self, order: fx.Order) -> int:
+        """From none of its steps to all its work."""
+        return self._fault_chance.below(steps_of(type(order)) + 1)
 
     def _advance(self, running: _Running, steps_max: int | None) -> None:
         """Do more of an order: at most so many steps, or all that are left."""
@@ -490,6 +525,13 @@ class Simulation:
         if effect is not None:
             lost = self._fault_chance.happens(self.faults.exit_unheard)
             self._push(RECONCILE_NS if lost else 1, self._life, lambda: self._look(effect))
+            if self._fault_chance.happens(self.faults.exit_twice):
+                self._push(self._fault_chance.below(RECONCILE_NS), self._life, lambda: self._look_again(container_id))
+
+    def _look_again(self, container_id: str) -> None:
+        effect = self._watches.get(container_id)
+        if effect is not None:
+            self._look(effect)
 
     def _look(self, effect: fx.Effect, *, last: bool = False) -> None:
         order = effect.order
@@ -512,14 +554,16 @@ class Simulation:
             return
         found = self.world.exits.get(key)
         if found is None and not last:
-            if self.world.monitors.get(key) != order.monitor_pid or order.monitor_pid == 0:
-                self._push(EXIT_GRACE_NS, self._life, lambda: self._look(effect, last=True))
+            gone = self.world.monitors.get(key) != order.monitor_pid or order.monitor_pid == 0
+            self._push(EXIT_GRACE_NS if gone else MONITOR_NS, self._life, lambda: self._look(effect, last=True))
             return
         del self._watches[key]
         if found is None:
             outcome = ev.ProcessExited(code=None, finished_at_ns=self.wall_ns, reason="Unknown")
         else:
-            outcome = ev.ProcessExited(code=found[0], finished_at_ns=found[1])
+            # The kernel may have killed a child only: a first process that was itself killed counts.
+            reason = "OOMKilled" if found.oom and found.code == SIGKILL_CODE else ""
+            outcome = ev.ProcessExited(code=found.code, finished_at_ns=found.at_ns, reason=reason)
         self._ended(effect, outcome)
 
     # --- rest -------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """What exists outside the server on a simulated node, and what of it nobody owns.
 
 Three kinds of things, by what ends them. Processes, mounts, namespaces, links, cgroups and whatever lies under the run
-directory end with the machine. Files on disk outlive it, as far as they were written back: a power cut takes the newest
-writes away, in the order in which they were made (as a journalling file system does), back to the last sync. And the
-journal's rows are such files.
+directory end with the machine. Files on disk outlive it, as far as they were written back, and so do the journal's
+rows. But those are contents of a file that is not synced, and most of the rest is names in directories, which the file
+system writes in its own time: a power cut takes the newest of either away, back to its last sync, and neither waits for
+the other. Syncing the journal also makes durable what was changed elsewhere before, as journalling file systems do.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from crio_core.events import ImageResolved, StoredLayer
+from crio_core.node.specs import infra_id
 from crio_core.records import ContainerRecord, ImageRecord, Record, SandboxRecord, decode
 from crio_core.sim.chance import Chance
 
@@ -18,6 +20,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 Row = tuple[str, str]
 NEVER_NS = 1 << 62
+GARBLED = b"\0 no record"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +40,15 @@ class Life:
     deaf: bool = False
     term_ns: int = 0
     stuck_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a process ended: its code, the time of day, and whether the kernel killed it for want of memory."""
+
+    code: int
+    at_ns: int
+    oom: bool = False
 
 
 class Process:
@@ -67,7 +79,8 @@ class World:
         self.boots = 1
         self._next_pid = 100
         self._next_inode = 4026532000
-        self._unsynced: list[Callable[[], object]] = []
+        self._unsynced_rows: list[Callable[[], object]] = []
+        self._unsynced_files: list[Callable[[], object]] = []
         # What ends with the machine.
         self.files: dict[str, bool] = {}
         """Sandbox directories; True when shared memory is mounted in them."""
@@ -76,7 +89,8 @@ class World:
         """Network interfaces of pods, with the inode of the namespace that holds the other end."""
         self.mounts: dict[str, tuple[str, ...]] = {}
         """Mounted root filesystems, with their layers."""
-        self.bundles: dict[str, bool] = {}
+        self.bundles: dict[str, str] = {}
+        """Directories of containers, each with what its spec calls the sandbox."""
         self.monitors: dict[str, int] = {}
         self.runtime: dict[str, bool] = {}
         """Containers that the runtime knows."""
@@ -84,30 +98,40 @@ class World:
         self.processes: dict[str, Process] = {}
         # What is on disk.
         self.rows: dict[Row, bytes] = {}
+        self.aside: dict[Row, Record] = {}
+        """What rows said that cannot be read any more, or are lost: whoever owned something owns it still."""
         self.addresses: dict[str, str] = {}
         """Addresses that the plugins have given away."""
         self.writable: dict[str, bool] = {}
         """Writable layers of containers."""
-        self.exits: dict[str, tuple[int, int]] = {}
-        """Exit files: code and time."""
+        self.exits: dict[str, End] = {}
+        """Exit files, with what the monitor saw of a want of memory."""
         self.layers: dict[str, StoredLayer] = {}
         self.proven: dict[tuple[str, str], bool] = {}
         """Blobs that were seen to unpack to a layer, with its diff id."""
         self.downloads: dict[str, bool] = {}
         """Blobs that were downloaded and not unpacked; True when complete. A cache: nobody owns it."""
+        self.rotten: dict[str, bool] = {}
+        """Blobs that are not what their digest says; whoever unpacks one finds out."""
         self.old_containers: tuple[str, ...] = ()
-        """Whose writable layers and exit files there were when the server started."""
+        """Whose bundles, writable layers and exit files there were when the server started."""
         # What only the simulation knows.
         self.network_owed: dict[str, int] = {}
         """Sandboxes whose network was asked for since its last successful release, with the number of times."""
-        self.ends: dict[str, int] = {}
+        self.ends: dict[str, End] = {}
         """How processes really ended."""
         self.unknowable: dict[str, bool] = {}
         """Containers whose end nobody could write down, or whose exit file a power cut may have taken."""
+        self.damaged: dict[str, bool] = {}
+        """Layers that the store once found damaged, and dropped."""
+        self.thirsty: dict[str, bool] = {}
+        """Containers in which the kernel killed some process for want of memory."""
         self.lost: dict[str, bool] = {}
         """Sandboxes whose namespaces somebody else unmounted."""
         self.unsaved: dict[str, bool] = {}
         """Records whose writing or deletion failed at least once."""
+        self.struck: dict[str, bool] = {}
+        """Sandboxes and containers that something befell which the server did not order: an exit, a kill, a loss."""
         self.violations: list[str] = []
         """What a program must never ask of a node, and did."""
 
@@ -127,27 +151,36 @@ class World:
 
     def write(self, table: dict[K, V], key: K, value: V) -> None:
         """Put something on disk; a power cut may take it away until the next sync."""
+        unsynced = self._log_of(table)
         if key in table:
             before = table[key]
-            self._unsynced.append(lambda: table.__setitem__(key, before))
+            unsynced.append(lambda: table.__setitem__(key, before))
         else:
-            self._unsynced.append(lambda: table.pop(key, None))
+            unsynced.append(lambda: table.pop(key, None))
         table[key] = value
 
     def erase(self, table: dict[K, V], key: K) -> None:
         """Take something from disk, if it is there."""
         if key in table:
             before = table.pop(key)
-            self._unsynced.append(lambda: table.__setitem__(key, before))
+            self._log_of(table).append(lambda: table.__setitem__(key, before))
 
-    def sync(self) -> None:
+    def _log_of(self, table: object) -> list[Callable[[], object]]:
+        return self._unsynced_rows if table is self.rows else self._unsynced_files
+
+    def sync_files(self) -> None:
+        """Everything written so far survives a power cut, rows of the journal apart."""
+        self._unsynced_files.clear()
+
+    def sync_journal(self) -> None:
         """Everything written so far survives a power cut."""
-        self._unsynced.clear()
+        self._unsynced_rows.clear()
+        self._unsynced_files.clear()
 
     def forget_past(self) -> None:
         """Everything is on disk, and of what is gone nothing is remembered: for a world that lasts."""
-        self.sync()
-        for table in (self.ends, self.unknowable):
+        self.sync_journal()
+        for table in (self.ends, self.unknowable, self.struck, self.thirsty):
             for key in [key for key in table if key not in self.runtime and key not in self.writable]:
                 table.pop(key)
 
@@ -163,13 +196,48 @@ class World:
         self.pins.pop(sandbox_id, None)
         self.links.pop(sandbox_id, None)
         self.lost[sandbox_id] = True
+        self.struck[sandbox_id] = True
+
+    def damage(self, row: Row, *, lose: bool) -> None:
+        """A row is garbled in every copy, or lost."""
+        self.aside[row] = decode(row[0], self.rows[row])
+        self.struck[row[1]] = True
+        if lose:
+            del self.rows[row]
+        else:
+            self.rows[row] = GARBLED
+
+    def still_aside(self) -> None:
+        """What was written anew since, or came to be as it was before, is not set aside any more."""
+        for row in tuple(self.aside):
+            if self.rows.get(row, GARBLED) != GARBLED:
+                del self.aside[row]
+
+    def repair(self) -> None:
+        """What `crio check --repair` does: each record that is set aside goes with everything that is there of it."""
+        self.still_aside()
+        for kind, key in self.aside:
+            self.rows.pop((kind, key), None)
+            if kind == ImageRecord.KIND:
+                continue
+            # The containers of a sandbox that is gone are removed by the next server.
+            its = (one for one, named in self.bundles.items() if named in (key, infra_id(key)))
+            self.struck.update(dict.fromkeys(its, True))
+            for table in (self.files, self.pins, self.links, self.addresses, self.network_owed, self.mounts):
+                table.pop(key, None)
+            for other in (self.bundles, self.monitors, self.runtime, self.cgroups, self.writable, self.exits):
+                other.pop(key, None)
+            if (process := self.processes.pop(key, None)) is not None:
+                process.alive = False
+        self.aside.clear()
 
     def power_cut(self) -> None:
         """The machine stops at once and boots again: new boot id, numbers begin anew, the run directory is empty."""
-        lost = self._chance.below(len(self._unsynced) + 1)
-        for undo in reversed(self._unsynced[len(self._unsynced) - lost :]):
-            undo()
-        self._unsynced.clear()
+        for unsynced in (self._unsynced_rows, self._unsynced_files):
+            lost = self._chance.below(len(unsynced) + 1)
+            for undo in reversed(unsynced[len(unsynced) - lost :]):
+                undo()
+            unsynced.clear()
         for process in self.processes.values():
             process.alive = False
             self.unknowable[process.container_id] = True
@@ -191,15 +259,15 @@ class World:
         return process is not None and process.alive
 
     def records(self) -> tuple[Record, ...]:
-        """What the journal holds."""
-        return tuple(decode(kind, data) for (kind, _), data in self.rows.items())
+        """What the journal holds, as far as it can be read."""
+        return tuple(decode(kind, data) for (kind, _), data in self.rows.items() if data != GARBLED)
 
     def residue(self, records: Iterable[Record]) -> tuple[str, ...]:
-        """Everything that none of these records owns, each with its kind and key, in order."""
+        """Everything that neither these records own nor those set aside, each with its kind and key, in order."""
         sandboxes: dict[str, bool] = {}
         containers: dict[str, bool] = {}
         layers: dict[str, bool] = {}
-        for record in records:
+        for record in (*records, *self.aside.values()):
             match record:
                 case SandboxRecord():
                     sandboxes[record.id] = True

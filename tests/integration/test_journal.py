@@ -498,3 +498,28 @@ async def test_close_twice_is_once_and_writing_afterwards_is_a_bug(tmp_path: Pat
     await opened.close()
     with pytest.raises(LocalError):
         await opened.write([put("a")])
+
+
+async def test_a_sync_reaches_the_disk_after_every_write_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R4: a plugin's address outlives a power cut, and so must the record that owns it; many pods share one sync."""
+    opened, _ = await Journal.open(tmp_path / "a", tmp_path / "b")
+    synced: list[int] = []
+    fsync = os.fsync
+
+    def noted(fd: int) -> None:
+        synced.append(os.fstat(fd).st_ino)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    await opened.write([put("c")])
+    async with anyio.create_task_group() as tasks:
+        for _ in range(50):
+            tasks.start_soon(opened.sync)
+    assert set(synced) == {(tmp_path / "a-wal").stat().st_ino}
+    assert len(synced) < 50
+    shared = len(synced)
+    await opened.sync()
+    assert len(synced) == shared + 1
+    await opened.close()

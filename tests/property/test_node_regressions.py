@@ -1,10 +1,13 @@
 """Bugs that the simulation found in the core, each as the shortest story that showed it."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
+import orjson
 import pytest
 
 from crio_core import effects as fx
+from crio_core import events as ev
 from crio_core import replies as rp
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
@@ -12,8 +15,8 @@ from crio_core.errors import OperationError
 from crio_core.records import Failure, SandboxState
 from crio_core.sim import Simulation
 from crio_core.sim.checks import run_program
-from crio_core.sim.images import APP, BASE
-from crio_core.sim.profiles import STEADY, Faults, S
+from crio_core.sim.images import APP, BASE, OTHER
+from crio_core.sim.profiles import MS, STEADY, Faults, S
 from crio_core.sim.programs import Action, Program, container_config, pod_config
 
 
@@ -349,3 +352,129 @@ def test_two_simulations_with_one_seed_do_the_same() -> None:
 
     assert effects(5) == effects(5)
     assert effects(5) != effects(6)
+
+
+def test_a_pod_that_was_made_after_the_clock_went_back_keeps_its_name() -> None:
+    """R8: a power cut brought a removed pod back, whose time of creation is later than that of the pod in its place."""
+    sim = simulation()
+    old = run_pod(sim)
+    row = sim.world.rows["sandbox", old]
+    sim.ask(rq.RemovePodSandbox(sandbox_id=old))
+    sim.step_clock(-3600 * S)
+    live = run_pod(sim)
+    sim.crash_server()
+    sim.world.rows["sandbox", old] = row
+    sim.start_server()
+    sim.run()
+    assert pod_state(sim, live) is SandboxState.READY
+    assert old not in sim.world.files
+    assert run_pod(sim) == live
+
+
+def test_records_of_an_older_version_are_told_apart_by_their_times() -> None:
+    """R32: they have no generation; of two with one name the later one keeps it, and what is made next is newer."""
+    sim = simulation()
+    old = run_pod(sim)
+    row = sim.world.rows["sandbox", old]
+    sim.ask(rq.RemovePodSandbox(sandbox_id=old))
+    live = run_pod(sim)
+    sim.crash_server()
+    sim.world.rows["sandbox", old] = row
+    for key, data in sim.world.rows.items():
+        fields = orjson.loads(data)
+        fields.pop("generation", None)
+        sim.world.rows[key] = orjson.dumps(fields)
+    sim.start_server()
+    sim.run()
+    assert pod_state(sim, live) is SandboxState.READY
+    assert run_pod(sim) == live
+    assert sim.node is not None
+    assert sim.node._state.sandboxes[run_pod(sim, 1)].generation > 0
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_power_cut_leaves_no_address_that_nobody_owns(seed: int) -> None:
+    """R4: what a plugin wrote down outlived the record of the pod, or came back when the record was gone."""
+    sim = Simulation(seed=seed, latency=STEADY)
+    first = run_pod(sim)
+    sim.call(rq.RunPodSandbox(config=pod_config(2)))
+    sim.run(seed * 2 * MS)
+    sim.call(rq.RemovePodSandbox(sandbox_id=first))
+    sim.run(seed * 4 * MS)
+    sim.crash_machine()
+    sim.start_server()
+    sim.run()
+    assert sim.node is not None
+    assert sim.world.addresses.keys() <= set(sim.node._state.sandboxes.keys())
+    for pod in tuple(sim.node._state.sandboxes._items):
+        sim.ask(rq.RemovePodSandbox(sandbox_id=pod))
+    sim.run()
+    assert not sim.world.addresses and not sim.world.network_owed
+
+
+def test_what_is_owed_is_tried_again_with_growing_pauses() -> None:
+    """R5: a plugin that is gone for an hour was asked for without end by others; here after 1 s, 2 s, ... 5 minutes."""
+    sim = simulation()
+    pod = run_pod(sim)
+    sim.hands.network_broken = True
+    tried: list[int] = []
+
+    def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        tried.extend(sim.at_ns for effect in effects if isinstance(effect.order, fx.DetachNetwork))
+
+    sim.on_event = note
+    sim.ask(rq.StopPodSandbox(sandbox_id=pod))
+    sim.run(3600 * S)
+    pauses = [round((after - before) / S) for before, after in pairwise(tried)]
+    assert pauses[:9] == [1, 2, 4, 8, 16, 32, 64, 128, 256]
+    assert set(pauses[9:]) == {300}
+
+
+def test_a_monitor_that_never_writes_a_code_is_not_waited_for_without_end() -> None:
+    """R17: it outlives its container's process; the container has ended all the same, with a code nobody knows."""
+    sim = simulation()
+    key = run_container(sim, run_pod(sim))
+    sim.faults = Faults(monitor_hangs=1.0)
+    sim.hands.kill(sim.world.processes[key])
+    sim.run(60 * S)
+    found = sim.ask(rq.ContainerStatus(container_id=key))
+    assert isinstance(found, rp.ContainerFound)
+    assert (found.container.exit_code, found.container.reason) == (255, "Unknown")
+
+
+@pytest.mark.parametrize(("child", "reason"), [(False, "OOMKilled"), (True, "Error")])
+def test_a_want_of_memory_is_told_from_a_kill(child: bool, reason: str) -> None:
+    """R20: the first process died of it; or a child did, and the first process was killed at the end of a stop."""
+    sim = simulation()
+    key = run_container(sim, run_pod(sim), 4)
+    sim.hands.run_dry(sim.world.processes[key], child=child)
+    sim.ask(rq.StopContainer(container_id=key, grace_ns=1 * S))
+    found = sim.ask(rq.ContainerStatus(container_id=key))
+    assert isinstance(found, rp.ContainerFound)
+    assert (found.container.exit_code, found.container.reason) == (137, reason)
+
+
+def test_a_blob_that_is_not_what_it_should_be_is_fetched_again_by_the_next_pull() -> None:
+    """R12: a download that went bad on disk must not stay in the way."""
+    sim = simulation()
+    sim.faults = Faults(blob_rots=1.0)
+    with pytest.raises(OperationError, match="digest"):
+        sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    sim.faults = Faults()
+    sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    assert len(sim.world.layers) == 1
+
+
+def test_many_pulls_of_images_that_share_layers_fetch_each_layer_once() -> None:
+    """R15: ten pods with one image would take ten times as long."""
+    sim = simulation()
+    fetched: list[str] = []
+
+    def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        fetched.extend(effect.order.diff_id for effect in effects if isinstance(effect.order, fx.FetchLayer))
+
+    sim.on_event = note
+    calls = [sim.call(rq.PullImage(image=ImageSpec(image=name))) for name in (BASE, APP, OTHER) * 4]
+    sim.run()
+    assert all(isinstance(sim.calls[call].result, rp.Pulled) for call in calls)
+    assert len(fetched) == len(set(fetched)) == 4
