@@ -27,7 +27,7 @@ from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.lifecycle.image import IMAGE
 from crio_core.lifecycle.layer import LAYER, LayerWanted
 from crio_core.lifecycle.release import AllReleased, PartReleased, Resumed
-from crio_core.node import calls, images, outcomes, pods, recovery
+from crio_core.node import calls, images, naming, outcomes, pods, recovery
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, LayerState, Part, SandboxState
 from crio_core.sim.checks import run_program
@@ -359,7 +359,7 @@ def remove_a_used_image(stack: ExitStack) -> None:
 
 @mutation("the image of infra containers is not pinned")
 def unpin_the_pause_image(stack: ExitStack) -> None:
-    stack.enter_context(patch.object(images, "pinned", lambda state, tags: False))
+    stack.enter_context(patch.object(naming, "pinned", lambda state, image: False))
 
 
 @mutation("a container that ended while nobody looked has ended when somebody looks")

@@ -263,8 +263,6 @@ class Inspector:
             for blob, layer in zip(image.blobs, image.layers, strict=True):
                 if (blob, layer) not in world.proven:
                     self._say("I19", f"image {image.id} has layer {layer}, and nobody saw that its blob is that")
-            if state.settings.pause_image in image.tags and not image.pinned:
-                self._say("I10", f"image {image.id} is that of infra containers, and is not pinned")
         if state.unsaved.keys() or state.sessions.keys() or state.pulls.keys() or state.waiters.keys():
             self._say("I11", f"left in memory: {state.unsaved.keys()} {state.sessions.keys()} {state.waiters.keys()}")
 
@@ -346,6 +344,8 @@ class Inspector:
         images = self._insist(rq.ListImages())
         assert isinstance(images, rp.Images)
         for image in images.items:
+            if self._state.settings.pause_image in image.tags and not image.pinned:
+                self._say("I10", f"image {image.id} is that of infra containers, and is not pinned")
             self._insist(rq.RemoveImage(image=ImageSpec(image=image.id)))
 
     def _insist(self, request: rq.Request) -> rp.Result | None:
