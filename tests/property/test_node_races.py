@@ -86,6 +86,19 @@ def test_an_image_is_pulled_again_while_its_layers_cannot_be_removed() -> None:
         assert sim.world.layers
 
 
+def test_an_image_is_pulled_again_while_its_layers_are_being_removed() -> None:
+    """R12: the removal goes well, and the download waits for it."""
+    sim = simulation()
+    sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    sim.slow_next.append(fx.RemoveLayer)
+    sim.ask(rq.RemoveImage(image=ImageSpec(image=BASE)))
+    run_until(sim, lambda: fx.RemoveLayer in sim.under_way)
+    pull = sim.calls[sim.call(rq.PullImage(image=ImageSpec(image=BASE)))]
+    sim.run()
+    assert pull.result is not None and not isinstance(pull.result, Failure)
+    assert sim.world.layers
+
+
 def test_a_removal_meets_the_retry_of_an_owed_network() -> None:
     """R5, R28: the retry ends, well or badly, while the pod's containers are being removed."""
     for broken in (False, True):
@@ -165,6 +178,7 @@ STORIES: tuple[Callable[[], None], ...] = (
     test_a_grace_time_ends_while_the_kill_is_waited_for,
     test_a_grace_time_is_heard_of_after_the_container_is_gone_or_owed,
     test_an_image_is_pulled_again_while_its_layers_cannot_be_removed,
+    test_an_image_is_pulled_again_while_its_layers_are_being_removed,
     test_a_removal_meets_the_retry_of_an_owed_network,
     test_a_look_finds_namespaces_lost_while_the_pod_is_stopped,
     test_a_signal_ends_after_the_removal_of_its_container_has_failed,
