@@ -55,7 +55,7 @@ _YIELDS: Mapping[type, int] = MappingProxyType(
         fx.ResolveImage: 1,
         fx.FetchLayer: 3,
         fx.ApplyLayer: 2,
-        fx.ProveLayer: 1,
+        fx.ProveLayer: 2,
         fx.RemoveLayer: 1,
         fx.SweepStorage: 2,
     }
