@@ -17,6 +17,8 @@ from typing import Any
 import anyio
 
 from crio_core import requests as rq
+from crio_core.cni import Attachment, PodNetwork
+from crio_core.cni.stats import PluginStats
 from crio_core.cri import AuthConfig, ContainerConfig, Device, ImageSpec, PodSandboxConfig
 from crio_core.errors import Code, OperationError, invalid, not_found
 from crio_core.events import JournalLoaded, NetworkChanged
@@ -25,7 +27,7 @@ from crio_core.layout import Layout
 from crio_core.node import Handler, Node, Settings
 from crio_core.node.naming import canonical_names
 from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
-from crio_core.records import ContainerRecord, ContainerState, is_current
+from crio_core.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState, is_current
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
 from crio_core.values import dataclass
 from crio_io import host, mounts, witness
@@ -54,6 +56,8 @@ log = logging.getLogger(__name__)
 
 NS_PER_S = 1_000_000_000
 NETWORK_LOOK_S = 2.0
+CHECK_S = 5.0
+"""How long a status waits for what network plugins say."""
 BUILT_IN_MONITOR = "conmon"
 """What a forked monitor calls itself in place of a program's path."""
 DRAIN_S = 10.0
@@ -185,6 +189,27 @@ class Engine:
             self.driver.feed(NetworkChanged(network=network, reason=reason))
             for fault in state.faults:
                 log.warning("CNI configuration: %s", fault)
+
+    @property
+    def plugins(self) -> PluginStats:
+        """How long network plugins take, and what went wrong with them last."""
+        return self._executor.cni.stats
+
+    async def check_network(self, sandbox: SandboxRecord) -> str:
+        """Have the plugins compare a pod's network with what was reported of it; what is wrong, or nothing."""
+        netns = next((pin.path for pin in sandbox.pins if pin.kind == "net"), "")
+        if not (sandbox.attachment and netns and sandbox.state is SandboxState.READY):
+            return ""
+        meta = sandbox.metadata
+        pod = PodNetwork(sandbox_id=sandbox.id, namespace=meta.namespace, name=meta.name, uid=meta.uid, netns=netns)
+        try:
+            with anyio.fail_after(CHECK_S):
+                await self._executor.cni.check(Attachment.from_json(sandbox.attachment), pod)
+        except OperationError as error:
+            return error.message
+        except TimeoutError:
+            return f"the network plugins did not answer a CHECK within {CHECK_S:g} s"
+        return ""
 
     async def pull(self, reference: str, auth: AuthConfig | None = None) -> str:
         """Pull an image; returns its id."""

@@ -330,7 +330,7 @@ class ConmonMonitor:
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
         await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
         if request.log_path and not had_log:
-            Path(request.log_path).unlink(missing_ok=True)
+            await mounts.in_thread(f"remove log {request.log_path}", Path(request.log_path).unlink, True)
         await self.runtime.delete(request.container_id)
 
     def _clear(self, container_id: str, bundle: Path) -> None:

@@ -55,7 +55,8 @@ class Sweeper:
             directory = Path(self._layout.sandbox(sandbox_id))
             await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove, directory)
         for container_id in self._unowned(self._layout.exits, order.containers):
-            (Path(self._layout.exits) / container_id).unlink(missing_ok=True)
+            path = Path(self._layout.exits) / container_id
+            await mounts.in_thread(f"remove {path}", path.unlink, True)
         await mounts.in_thread("remove links and scratch files", self._remove_small, order)
         removed += await self._images.sweep()
         for one in removed:

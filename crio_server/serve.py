@@ -196,6 +196,7 @@ class _Serving:
             user_namespaces=lambda: user_namespaces_of(engine.driver.node.settings),
             verbose=self._verbose,
             witness=engine.witness,
+            check_network=engine.check_network,
         )
 
         async def usage() -> tuple[str, int, int]:
@@ -234,8 +235,24 @@ class _Serving:
             },
             "pid": os.getpid(),
             "running": self._running(),
+            "networkPlugins": self._plugins(),
             "journal": {"repairs": list(self._engine.journal_repairs) if self._engine is not None else []},
         }
+
+    def _plugins(self) -> list[dict[str, object]]:
+        """Network plugins: how often each ran with each verb, for how long, and what it said last that was wrong."""
+        return [
+            {
+                "plugin": one.plugin,
+                "verb": one.verb,
+                "runs": one.runs,
+                "failures": one.failures,
+                "meanSeconds": one.total_s / one.runs,
+                "maxSeconds": one.max_s,
+                "lastError": one.last_error,
+            }
+            for one in (self._engine.plugins.series() if self._engine is not None else ())
+        ]
 
     def _running(self) -> list[dict[str, object]]:
         """What the node is doing now, and for how long: the effects, and the file operations inside them."""

@@ -25,6 +25,10 @@ NS_PER_S = 1_000_000_000
 TIMEOUT_S_MAX = 10 * 365 * 86400
 
 
+async def _no_check(_: SandboxRecord) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """What Version, Status and RuntimeConfig tell of a server."""
@@ -39,6 +43,8 @@ class NodeFacts:
     """What verbose Status adds, by name; each value is sent as JSON."""
     witness: Callable[[str], Mapping[str, Any]] = lambda container_id: {}
     """What verbose status of a container adds that only its monitor, or its absence, tells."""
+    check_network: Callable[[SandboxRecord], Awaitable[str]] = _no_check
+    """What is wrong with the network of a pod now, or nothing."""
 
 
 def user_namespaces_of(settings: Settings) -> frozenset[str]:
@@ -70,10 +76,11 @@ def container_info(record: ContainerRecord) -> dict[str, Any]:
     }
 
 
-def sandbox_info(record: SandboxRecord) -> dict[str, Any]:
+def sandbox_info(record: SandboxRecord, network_fault: str) -> dict[str, Any]:
     """What verbose sandbox status adds: what it was made from, namespaces, network, state, what is owed."""
     return {
         "config": orjson.loads(record.request),
+        "networkFault": network_fault,
         "state": record.state.value,
         "namespaces": {pin.kind: pin.path for pin in record.pins},
         "cniResult": orjson.loads(record.attachment) if record.attachment else None,
@@ -180,7 +187,8 @@ class RuntimeService(StatsMethods):
         status = self._sandbox_statuses.item(found.sandbox)
         if not request.verbose:
             return status
-        info = await self._info("pod", found.sandbox.id, sandbox_info(found.sandbox))
+        fault = await self._facts.check_network(found.sandbox)
+        info = await self._info("pod", found.sandbox.id, sandbox_info(found.sandbox, fault))
         return status + pb.PodSandboxStatusResponse(info=info).SerializeToString()
 
     async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:

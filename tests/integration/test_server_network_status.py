@@ -1,0 +1,51 @@
+"""What verbose statuses say of networks: whether a pod's is still what was reported, and how the plugins do."""
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration.harness import Crio
+
+pytestmark = pytest.mark.integration
+
+
+def info(crio: Crio, pod: str) -> Any:
+    """What verbose status adds."""
+    answer = crio.client(pb.PodSandboxStatusRequest(pod_sandbox_id=pod, verbose=True))
+    return json.loads(answer.info["info"])
+
+
+def test_address_that_somebody_took_from_a_pod_is_a_fault_in_its_status(crio: Crio) -> None:
+    """R46: the address in the status is what ADD said; whether it is still true is looked at when somebody asks."""
+    with crio.pod() as pod:
+        before = info(crio, pod)
+        assert before["networkFault"] == ""
+        address = crio.client(pb.PodSandboxStatusRequest(pod_sandbox_id=pod)).status.network.ip
+        inside = ["nsenter", f"--net={before['namespaces']['net']}", "ip", "address", "flush", "dev", "eth0"]
+        subprocess.run(inside, check=True, timeout=20)
+        assert address in info(crio, pod)["networkFault"] or "eth0" in info(crio, pod)["networkFault"]
+
+
+def test_runs_of_plugins_are_counted_with_their_last_error(crio: Crio) -> None:
+    """F26: a plugin that has become slow or fails now and then must be found without reading logs."""
+    with crio.pod() as pod:
+        info(crio, pod)
+    found = json.loads(crio.client(pb.StatusRequest(verbose=True)).info["networkPlugins"])
+    by_run = {(one["plugin"], one["verb"]): one for one in found}
+    assert {("bridge", "ADD"), ("bridge", "CHECK"), ("bridge", "DEL")} <= by_run.keys()
+    added = by_run["bridge", "ADD"]
+    assert added["runs"] >= 1 and 0 < added["meanSeconds"] <= added["maxSeconds"]
+
+
+def test_verbose_status_of_a_pod_has_the_configuration_that_it_was_made_from(crio: Crio) -> None:
+    """What `crioctl ctr create` sends along with a container, as the CRI wants it."""
+    config = crio.pod_config(labels={"app": "web"}, port_mappings=[pb.PortMapping(container_port=80)])
+    pod = crio.run_pod(config)
+    told = info(crio, pod)["config"]
+    assert (told["metadata"]["name"], told["labels"]) == (config.metadata.name, {"app": "web"})
+    assert told["log_directory"] == config.log_directory
+    assert told["port_mappings"][0]["container_port"] == 80
+    crio.remove(pod)
