@@ -12,7 +12,7 @@ RUNTIMES_TABLE = "crio.runtime.runtimes"
 HANDLER_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?"
 """A runtime handler: for Kubernetes a DNS label; dots, underscores and capitals are taken as well."""
 MONITOR_CGROUP = Text(
-    pattern=r"pod|[A-Za-z0-9_:.@-]+\.slice|(/(?!\.\.?(/|$))[A-Za-z0-9_:.@-]+)+",
+    pattern=r"pod|[A-Za-z0-9_:.@-]+\.slice|(?:/[A-Za-z0-9_:@-][A-Za-z0-9_:.@-]*)+",
     form="pod, NAME.slice or an absolute path",
 )
 ENVIRONMENT = ListOf(Text(pattern=r"[^=\s][^=]*=.*", form="NAME=value", may_be_empty=False))

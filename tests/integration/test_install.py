@@ -11,7 +11,7 @@ import pytest
 
 from crio_server.config.render import default_toml
 
-pytestmark = [pytest.mark.integration, pytest.mark.slow]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 INSTALL_S = 300

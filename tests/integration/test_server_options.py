@@ -175,7 +175,7 @@ def test_host_network_pod_has_the_nodes_network_and_name_and_no_address(crio: Cr
         assert namespace("net", pid) == namespace("net")
         assert namespace("ipc", pid) != namespace("ipc")
         name = socket.gethostname()
-        for command in (("hostname",), ("cat", "/etc/hostname"), ("printenv", "HOSTNAME")):
+        for command in (("hostname",), ("cat", "/etc/hostname"), ("sh", "-c", "echo $HOSTNAME")):
             assert crio.output(container, *command).strip() == name
         status = crio.client(pb.PodSandboxStatusRequest(pod_sandbox_id=pod)).status
         assert status.network.ip == ""
