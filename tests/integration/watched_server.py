@@ -18,7 +18,9 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from crio_server.main import main
 
@@ -96,18 +98,24 @@ def _harmless(event: str, path: str, functions: set[str], runroot: str) -> bool:
     return "_wait_code" in functions or "_wait_process" in functions
 
 
+def _callers(frame: FrameType | None) -> Iterator[str]:
+    """Names of the functions that are being executed, the innermost first."""
+    while frame is not None:
+        yield frame.f_code.co_name
+        frame = frame.f_back
+
+
 def _audit(main_id: int, serving: _Serving, runroot: str, report: Path) -> None:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if not serving.now or event not in FILE_EVENTS or threading.get_ident() != main_id or not arguments:
             return
         path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
-        frames = traceback.extract_stack(sys._getframe(1))
-        functions = {frame.name for frame in frames}
-        if not path or _harmless(event, path, functions, runroot):
+        frame = sys._getframe(1)
+        if not path or _harmless(event, path, set(_callers(frame)), runroot):
             return
         serving.now = False  # What is written here is no business of the server's.
         with report.open("a") as file:
-            file.write(f"{event} {path}:\n{''.join(traceback.format_list(frames))}\n")
+            file.write(f"{event} {path}:\n{''.join(traceback.format_stack(frame))}\n")
         serving.now = True
 
     sys.addaudithook(hook)
