@@ -84,7 +84,7 @@ class _Serving(logging.Handler):
             self.now = False
 
 
-def _harmless(event: str, path: str, functions: set[str], runroot: str) -> bool:
+def _harmless(event: str, path: str, functions: set[str], root: str, runroot: str) -> bool:
     """Whether the main thread may do this: what is in memory does not block, and some things only the loop can do."""
     if path.startswith((f"{runroot}/", "/proc/", "/dev/")) or path == runroot:
         return True  # tmpfs and the kernel's own
@@ -94,8 +94,8 @@ def _harmless(event: str, path: str, functions: set[str], runroot: str) -> bool:
         return True  # a module that is first needed now, once in the life of a server
     if event == "open" and functions & {"updatecache", "checkcache"}:
         return True  # the source of a line in a traceback, of our own bug
-    # One small file that a monitor has renamed into place, on the disk that the journal is on.
-    return "_wait_code" in functions or "_wait_process" in functions
+    # Small files that monitors have renamed into place, on the disk that the journal is on.
+    return path.startswith(f"{root}/exits/")
 
 
 def _callers(frame: FrameType | None) -> Iterator[str]:
@@ -105,13 +105,13 @@ def _callers(frame: FrameType | None) -> Iterator[str]:
         frame = frame.f_back
 
 
-def _audit(main_id: int, serving: _Serving, runroot: str, report: Path) -> None:
+def _audit(main_id: int, serving: _Serving, root: str, runroot: str, report: Path) -> None:
     def hook(event: str, arguments: tuple[object, ...]) -> None:
         if not serving.now or event not in FILE_EVENTS or threading.get_ident() != main_id or not arguments:
             return
         path = os.fsdecode(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
         frame = sys._getframe(1)
-        if not path or _harmless(event, path, set(_callers(frame)), runroot):
+        if not path or _harmless(event, path, set(_callers(frame)), root, runroot):
             return
         serving.now = False  # What is written here is no business of the server's.
         with report.open("a") as file:
@@ -142,8 +142,8 @@ def _block_once() -> None:
 if __name__ == "__main__":
     serving = _Serving()
     logging.getLogger("crio").addHandler(serving)
-    runroot = sys.argv[sys.argv.index("--runroot") + 1]
-    _audit(threading.get_ident(), serving, runroot, Path(os.environ["CRIO_TEST_BLOCKED"]))
+    root, runroot = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--root", "--runroot"))
+    _audit(threading.get_ident(), serving, root, runroot, Path(os.environ["CRIO_TEST_BLOCKED"]))
     watcher = threading.Thread(
         target=_watch,
         args=(threading.get_ident(), threading.get_native_id(), Path(os.environ["CRIO_TEST_BLOCKED"])),
