@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from crio_core.cri import ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, Signal
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.node.settings import Handler, Settings
+from crio_core.oci.cgroups import parent_directory
 from crio_core.oci.facts import HostFacts
 from crio_core.oci.namespaces import mappings
 
@@ -55,6 +56,8 @@ def sandbox(config: PodSandboxConfig, runtime_handler: str, settings: Settings) 
         raise invalid("config.metadata.uid", meta.uid[:NAME_CHARS_MAX], "1 to 253 letters, digits and '._:@-'")
     if config.hostname and not _NAME.fullmatch(config.hostname):
         raise invalid("config.hostname", config.hostname[:200], "a host name, or nothing")
+    # Before anything is reserved: what no cgroup can be made in, none can be removed from either.
+    parent_directory(config.linux.cgroup_parent, settings.host.cgroup_driver)
     if config.log_directory:
         absolute_path("config.log_directory", config.log_directory)
     for index, mapping in enumerate(config.port_mappings):

@@ -67,6 +67,16 @@ def test_sysctl_that_is_the_nodes_is_refused_before_anything_is_reserved() -> No
     assert not sim.world.rows
 
 
+@pytest.mark.parametrize("parent", ["../../escape", "kubepods.slice", "/a/../../b"])
+def test_cgroup_parent_that_is_no_path_is_refused_before_anything_is_reserved(parent: str) -> None:
+    """Refused later, its removal would be refused as well, and be owed for ever."""
+    sim, config = node(), pod_config(0)
+    with pytest.raises(OperationError, match="cgroup_parent") as refused:
+        sim.ask(rq.RunPodSandbox(config=replace(config, linux=replace(config.linux, cgroup_parent=parent))))
+    assert refused.value.code is Code.INVALID_ARGUMENT
+    assert not sim.world.rows
+
+
 def container(sim: Simulation, pod: PodSandboxConfig, config: ContainerConfig) -> str:
     """A container in a new pod; returns its id."""
     created = sim.ask(rq.RunPodSandbox(config=pod))
