@@ -45,6 +45,7 @@ OTHER: dict[str, Any] = {
     "cni_default_network": "mine",
     "cgroup_manager": "systemd",
     "image_volumes": "ignore",
+    "pull_progress_timeout": "3m",
     "monitor_cgroup": "/monitors",
     "monitor_env": ("A=b",),
     "allowed_annotations": ("io.example",),
