@@ -6,6 +6,7 @@ success that is none.
 """
 
 from crio_core.errors import Code, OperationError
+from crio_core.node.specs import infra_id
 from crio_core.node.state import State
 from crio_core.records import LOST, ContainerRecord, Failure, SandboxRecord
 
@@ -20,7 +21,11 @@ def has_lost(state: State, kind: str, record_id: str) -> bool:
 
 def stray_of(state: State, sandbox_id: str) -> str:
     """A container that says it is in this sandbox, and that no record tells how to stop; empty when there is none."""
-    return next((key for key, named in state.strays.items() if named == sandbox_id), "") if state.strays else ""
+    if not state.strays:
+        return ""
+    # Specs call a sandbox that has an infra container by that one's id.
+    names = (sandbox_id, infra_id(sandbox_id))
+    return next((key for key, named in state.strays.items() if named in names), "")
 
 
 def stray_failure(sandbox_id: str, container_id: str) -> Failure:

@@ -5,7 +5,6 @@ from crio_core.errors import LocalError
 from crio_core.events import JournalLoaded, Outcome, StorageSwept
 from crio_core.lifecycle.release import retry_after_ns
 from crio_core.node import images, pods
-from crio_core.node.specs import infra_id
 from crio_core.node.state import State
 from crio_core.records import (
     ContainerRecord,
@@ -71,13 +70,10 @@ def load(state: State, event: JournalLoaded) -> None:
 
 
 def _note_strays(state: State, event: JournalLoaded) -> None:
-    if not state.quarantined:
-        return
-    # Specs call a sandbox that has an infra container by that one's id.
-    known = {infra_id(one): one for one in state.sandboxes.keys()}  # noqa: SIM118
-    for key, named in event.here.items():
-        if key not in state.containers:
-            state.strays.put(key, known.get(named, named))
+    if state.quarantined:
+        for key, named in event.here.items():
+            if key not in state.containers:
+                state.strays.put(key, named)
 
 
 def _forget_old_boot(state: State, event: JournalLoaded) -> None:

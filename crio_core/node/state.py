@@ -85,7 +85,7 @@ class State:
     failed is counted here too."""
     quarantined: Table[str, str] = field(init=False)
     strays: Table[str, str] = field(init=False)
-    """Containers that are there in this boot and have no record that can be read, with the sandbox that each names."""
+    """Containers that are there in this boot and have no record that can be read, with what each calls its sandbox."""
     every_sandbox: tuple[int, Sandboxes] = (-1, Sandboxes(items=()))
     """All that clients can see, newest first, and the number of changes of its table when that was found."""
     every_container: tuple[int, Containers] = (-1, Containers(items=()))

@@ -10,6 +10,7 @@ from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import LocalError, OperationError
 from crio_core.lifecycle.container import START_ERROR_CODE, UNKNOWN_EXIT_CODE
+from crio_core.node import quarantine
 from crio_core.node.recovery import rest
 from crio_core.node.state import State
 from crio_core.records import (
@@ -274,7 +275,7 @@ class Inspector:
         for name in ("pid", "monitor_pid", "pins"):
             mine.pop(name, None), other.pop(name, None)
         differ = [f"{name}: {other[name]!r} for {mine[name]!r}" for name in mine if mine[name] != other[name]]
-        if differ and record.id not in self._state.strays.values():
+        if differ and not quarantine.stray_of(self._state, record.id):
             self._say(
                 "I3", f"{record.KIND} {record.id} ({record.state.value}) is in the journal with {', '.join(differ)}"
             )
@@ -305,7 +306,7 @@ class Inspector:
                         self._say("I4", f"sandbox {record.id} is stopped, at rest, and still has {name}")
             case SandboxState.BROKEN:
                 pass
-            case SandboxState.STOPPING | SandboxState.REMOVING if record.id in self._state.strays.values():
+            case SandboxState.STOPPING | SandboxState.REMOVING if quarantine.stray_of(self._state, record.id):
                 pass  # What cannot be read of it can be neither stopped nor removed.
             case _:
                 self._say("I11", f"sandbox {record.id} rests in state {record.state.value}")

@@ -83,6 +83,17 @@ def test_a_pod_whose_infra_container_cannot_be_read_is_not_stopped(lose: bool) -
 
 
 @pytest.mark.parametrize("lose", [False, True])
+def test_a_pod_of_which_no_record_is_left_is_not_stopped_while_a_container_of_it_runs(lose: bool) -> None:
+    """I5: with the pod's own record lost too nobody knew that its infra container's id stands for it."""
+    sim = simulation()
+    pod = run_pod(sim, 2)
+    damage(sim, ("sandbox", pod), ("container", infra_id(pod)), lose=lose)
+    refused(sim, rq.StopPodSandbox(sandbox_id=pod))
+    refused(sim, rq.RemovePodSandbox(sandbox_id=pod))
+    assert sim.world.alive(infra_id(pod))
+
+
+@pytest.mark.parametrize("lose", [False, True])
 def test_containers_of_a_pod_that_cannot_be_read_go_on_and_can_be_stopped(lose: bool) -> None:
     """I6: they were shown as exited, of an unknown code, because nobody knew of which boot their process ids are."""
     sim = simulation()
