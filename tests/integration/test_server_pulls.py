@@ -89,7 +89,10 @@ def blob(crio: Crio, layer: Layer) -> Path:
 
 def came_bytes(crio: Crio, layer: Layer) -> int:
     path = blob(crio, layer)
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
 
 
 def wait_until_came(crio: Crio, size_bytes: int) -> None:
