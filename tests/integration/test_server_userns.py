@@ -11,6 +11,7 @@ from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import Crio, Site
+from tests.integration.test_check import _findings as findings
 
 pytestmark = pytest.mark.integration
 LENGTH = 65536
@@ -155,11 +156,24 @@ def test_volumes_with_mapped_ids_keep_their_owners_on_the_node(crio: Crio, tmp_p
     assert owner(tmp_path / "made" / "y") == (0, 0)
     other = users(SECOND).uids
     wrong = pb.Mount(container_path="/v", host_path=str(volume), uidMappings=other, gidMappings=other)
+    crio.begin(pod_id, ["sleep", "1000"], "beside", mounts=mounts, linux=linux(options(FIRST)))
+    assert findings(crio) == [], "crio check knows whose the mounts and pins are"
     config = crio.container_config(["true"], "wrong", mounts=[wrong], linux=linux(options(FIRST)))
     refused = crio.client.refusal(pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=config))
     assert (refused.code, "mounts[0]" in refused.message) == (StatusCode.FAILED_PRECONDITION, True)
     crio.remove_all()
     assert volume.is_dir() and (volume / "x").exists(), "what was mounted is never removed"
+
+
+def test_volume_that_cannot_be_mapped_is_refused_by_its_path(crio: Crio) -> None:
+    """Not every file system can: whoever wrote the pod must learn which volume it is."""
+    runs = users(FIRST).uids
+    mount = pb.Mount(container_path="/v", host_path="/proc/sys", uidMappings=runs, gidMappings=runs)
+    pod_id = crio.run_pod(linux=pod_linux(options(FIRST)))
+    config = crio.container_config(["true"], mounts=[mount], linux=linux(options(FIRST)))
+    refused = crio.client.refusal(pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=config))
+    assert (refused.code, "/proc/sys" in refused.message) == (StatusCode.FAILED_PRECONDITION, True), refused
+    crio.remove_all()
 
 
 def test_pod_with_a_shared_pid_namespace_has_it_in_its_user_namespace(crio: Crio) -> None:
