@@ -343,7 +343,9 @@ class Crio:
         return residue.find(self.site.marks, but_pids=own) - self.baseline
 
     def note_baseline(self) -> None:
-        """Take what there is now for what an idle server has."""
+        """Take what there is now for what an idle server has; copies of images' records come a moment after them."""
+        images = len(self.client(pb.ListImagesRequest()).images)
+        wait_for("the copies of images' records", lambda: len(os.listdir(self.site.marks.root / "images")) >= images)
         self.baseline = frozenset()
         self.baseline = self.left()
 
