@@ -54,17 +54,16 @@ class Sweeper:
         for sandbox_id in self._unowned(self._layout.sandboxes, order.sandboxes):
             directory = Path(self._layout.sandbox(sandbox_id))
             await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove, directory)
-        for container_id in self._unowned(self._layout.exits, order.containers):
-            path = Path(self._layout.exits) / container_id
-            await mounts.in_thread(f"remove {path}", path.unlink, True)
-        await mounts.in_thread("remove links and scratch files", self._remove_small, order)
+        await mounts.in_thread("remove exit files, links and scratch files", self._remove_small, order)
         removed += await self._images.sweep()
         for one in removed:
             log.info("swept: %s", one)
         return ev.StorageSwept(removed=tuple(removed))
 
     def _remove_small(self, order: fx.SweepStorage) -> None:
-        """Links to attach sockets, and files of the execs of a server that was killed."""
+        """Exit files, links to attach sockets, and files of the execs of a server that was killed."""
+        for container_id in self._unowned(self._layout.exits, order.containers):
+            Path(self._layout.exits, container_id).unlink(missing_ok=True)
         for name in self._unowned(self._layout.attach, order.containers):
             link = Path(self._layout.attach, name)
             if is_attach_link(self._layout, link):
