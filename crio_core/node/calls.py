@@ -133,7 +133,7 @@ def stop_sandbox(state: State, call_id: int, request: rq.StopPodSandbox) -> None
     """Stop a sandbox; one that is unknown is as stopped as can be."""
     record = find_sandbox(state, request.sandbox_id, missing_ok=True)
     if record is None:
-        state.reply(call_id, Done())
+        state.reply(call_id, Done(), lane=request.sandbox_id)  # Behind the deletion of its record.
         return
     state.wait(call_id, record.id, "stop")
     advance_sandbox(state, record.id, sb.SandboxStopRequested())
@@ -143,7 +143,7 @@ def remove_sandbox(state: State, call_id: int, request: rq.RemovePodSandbox) -> 
     """Remove a sandbox, its containers first; one that is unknown is gone already."""
     record = find_sandbox(state, request.sandbox_id, missing_ok=True)
     if record is None:
-        state.reply(call_id, Done())
+        state.reply(call_id, Done(), lane=request.sandbox_id)  # Behind the deletion of its record.
         return
     state.wait(call_id, record.id, "remove")
     advance_sandbox(state, record.id, sb.SandboxRemoveRequested())
@@ -238,7 +238,7 @@ def _wait_for_unwinding(state: State, call_id: int, container_id: str, operation
     """
     record = state.containers.get(container_id)
     if record is None or not (record.state is ContainerState.UNWINDING or ct.may_live(record)):
-        state.reply(call_id, Done())
+        state.reply(call_id, Done(), lane=container_id)  # Behind the deletion of its record.
         return
     state.wait(call_id, container_id, operation)
     if ct.may_live(record):

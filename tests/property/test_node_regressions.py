@@ -478,3 +478,18 @@ def test_many_pulls_of_images_that_share_layers_fetch_each_layer_once() -> None:
     sim.run()
     assert all(isinstance(sim.calls[call].result, rp.Pulled) for call in calls)
     assert len(fetched) == len(set(fetched)) == 4
+
+
+def test_a_second_removal_is_not_answered_before_the_record_is_gone() -> None:
+    """R8: the pod was gone from memory, a crash brought it back from the journal, and its name was refused."""
+    sim = simulation()
+    pod = run_pod(sim)
+    first = sim.call(rq.RemovePodSandbox(sandbox_id=pod))
+    assert sim.node is not None
+    run_until(sim, lambda: pod not in sim.node._state.sandboxes)  # type: ignore[union-attr]
+    second = sim.calls[sim.call(rq.RemovePodSandbox(sandbox_id=pod))]
+    assert ("sandbox", pod) in sim.world.rows
+    assert second.result is None
+    run_until(sim, lambda: second.result is not None)
+    assert sim.calls[first].result == rp.Done()
+    assert ("sandbox", pod) not in sim.world.rows
