@@ -121,7 +121,7 @@ def test_repair_of_a_node_whose_records_are_lost_leaves_nothing_behind(stopped: 
     whats = {one["what"] for one in found}
     assert whats == {
         *("bundle", "mount", "writable layer", "runtime state", "monitor", "control group"),
-        *("sandbox directory", "namespaces", "address", "parent control group"),
+        *("sandbox directory", "namespaces", "address", "parent control group", "attach link"),
     }, found
     assert all(one["kind"] == "residue" and one["mend"] for one in found)
 
