@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from grpclib.server import Server
 
+from crio_server.gathering import GatheringTransport
 from crio_server.services.rpc import CachedCodec, Servable
 from crio_server.status import Answering
 
@@ -69,9 +70,14 @@ class _FirstBytes(asyncio.Protocol):
         if len(self._came) < len(HTTP2) and HTTP2.startswith(self._came):
             return
         self._limit.cancel()
-        protocol = self._grpc() if self._came.startswith(HTTP2) else self._http()
+        if self._came.startswith(HTTP2):
+            protocol = self._grpc()
+            writer: asyncio.Transport = GatheringTransport(self._transport)
+        else:
+            protocol = self._http()
+            writer = self._transport
         self._transport.set_protocol(protocol)
-        protocol.connection_made(self._transport)
+        protocol.connection_made(writer)
         protocol.data_received(self._came)
 
     def connection_lost(self, exc: Exception | None) -> None:
