@@ -31,6 +31,7 @@ from crio_core.sim.profiles import FAULTS
 from crio_core.sim.programs import Action, Program
 from crio_core.sim.simulation import NETWORK, Call, Simulation
 from crio_core.sim.survivors import Survivors
+from crio_core.sim.world import GARBLED
 
 SWEPT = ("writable layer", "exit file", "layer")
 """Kinds of things on disk that may be left without a record, and are looked for at every start."""
@@ -204,7 +205,7 @@ class Inspector:
         sim.set_network(NETWORK)
         self._rest("after the faults")
         self._compare()
-        if sim.world.aside or sim.quarantined:
+        if sim.world.aside or self._state.quarantined:
             sim.crash_server()
             sim.repair()
             sim.start_server()
@@ -237,7 +238,7 @@ class Inspector:
                 self._same(record, decode(record.KIND, row))
         known = {(record.KIND, record.id): True for record in memory}
         for key in world.rows:
-            if key not in known and key not in world.aside:
+            if key not in known and key not in world.aside and world.rows[key] != GARBLED:
                 self._say("I3", f"the journal has a record that the server has not: {key}")
         for thing in world.residue(memory):
             # While something is set aside nothing is swept.

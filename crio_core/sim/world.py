@@ -230,6 +230,9 @@ class World:
             if (process := self.processes.pop(key, None)) is not None:
                 process.alive = False
         self.aside.clear()
+        # A power cut may have taken back what was written over a garbled row.
+        for row in [row for row, data in self.rows.items() if data == GARBLED]:
+            del self.rows[row]
 
     def power_cut(self) -> None:
         """The machine stops at once and boots again: new boot id, numbers begin anew, the run directory is empty."""
