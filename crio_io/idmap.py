@@ -13,6 +13,7 @@ from pathlib import Path
 from crio_core.cri import IDMapping
 from crio_core.errors import Code, OperationError
 from crio_io import mounts, user_namespace
+from crio_io.libc import checked, libc
 
 KERNEL_MIN = (5, 19)
 """The first kernel whose overlayfs takes idmapped layers."""
@@ -23,16 +24,6 @@ _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x00100000
 _NO_SUPPORT = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _call(what: str, path: str, *arguments: object) -> int:
-    result: int = _libc.syscall(*arguments)
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}", path)
-    return result
-
 
 @contextmanager
 def tree(path: str, *, recursive: bool = False) -> Iterator[int]:
@@ -42,7 +33,8 @@ def tree(path: str, *, recursive: bool = False) -> Iterator[int]:
         OSError: As the kernel said.
     """
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    fd = _call("open_tree", path, ctypes.c_long(_OPEN_TREE), _AT_FDCWD, os.fsencode(path), flags)
+    result = libc.syscall(ctypes.c_long(_OPEN_TREE), _AT_FDCWD, os.fsencode(path), flags)
+    fd = checked("open_tree", result, path)
     try:
         yield fd
     finally:
@@ -55,16 +47,9 @@ def attach(fd: int, target: str) -> None:
     Raises:
         OSError: As the kernel said.
     """
-    _call(
-        "move_mount",
-        target,
-        ctypes.c_long(_MOVE_MOUNT),
-        fd,
-        b"",
-        _AT_FDCWD,
-        os.fsencode(target),
-        _MOVE_MOUNT_F_EMPTY_PATH,
-    )
+    place = os.fsencode(target)
+    result = libc.syscall(ctypes.c_long(_MOVE_MOUNT), fd, b"", _AT_FDCWD, place, _MOVE_MOUNT_F_EMPTY_PATH)
+    checked("move_mount", result, target)
 
 
 def set_ids(fd: int, users: int, path: str, *, recursive: bool = False) -> None:
@@ -77,7 +62,8 @@ def set_ids(fd: int, users: int, path: str, *, recursive: bool = False) -> None:
     flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     number = ctypes.c_long(_MOUNT_SETATTR)
     try:
-        _call("mount_setattr", path, number, fd, b"", flags, attributes, ctypes.c_size_t(ctypes.sizeof(attributes)))
+        result = libc.syscall(number, fd, b"", flags, attributes, ctypes.c_size_t(ctypes.sizeof(attributes)))
+        checked("mount_setattr", result, path)
     except OSError as error:
         if error.errno not in _NO_SUPPORT:
             raise

@@ -12,18 +12,18 @@ import os
 import platform
 import socket
 import struct
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 from crio_core.cri import UserNamespace
 from crio_core.errors import Code, LocalError, OperationError, invalid
 from crio_core.oci.sysctls import Owner, check
 from crio_core.values import dataclass
 from crio_io import mounts, user_namespace
+from crio_io.libc import checked, libc
+from crio_io.own_thread import in_own_thread
 
 CLONE_FLAGS: Mapping[str, int] = MappingProxyType({"net": 0x40000000, "uts": 0x04000000, "ipc": 0x08000000})
 """The kinds of namespaces that a thread can take without a new process, with their unshare(2) flags."""
@@ -35,9 +35,6 @@ _KINDS: Mapping[Owner, str] = MappingProxyType({Owner.NETWORK: "net", Owner.IPC:
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 0x1
 _IFREQ = struct.Struct("16sH22x")
 _SYS_SETRESUID = 117 if platform.machine() == "x86_64" else 147  # 147 in the list that newer architectures share.
-
-_libc = ctypes.CDLL(None, use_errno=True)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +95,7 @@ def create(
         directory.mkdir(mode=0o700, exist_ok=True)
         if "user" in kinds:
             return _clone_and_pin(directory, wanted, pinned)
-        return _in_fresh_thread(lambda: _unshare_and_pin(directory, wanted, pinned))
+        return in_own_thread(lambda: _unshare_and_pin(directory, wanted, pinned))
     except BaseException as error:
         for path in pinned:
             mounts.unmount(path)
@@ -153,25 +150,6 @@ def _settings(sysctls: Mapping[str, str], kinds: tuple[str, ...]) -> Mapping[str
     return paths
 
 
-def _in_fresh_thread(function: Callable[[], T]) -> T:
-    """Run in a thread that ends afterwards, because what it has unshared it can never share again."""
-    results: list[T] = []
-    failures: list[BaseException] = []
-
-    def body() -> None:
-        try:
-            results.append(function())
-        except BaseException as error:  # Carried over to the caller's thread, which raises it.
-            failures.append(error)
-
-    thread = threading.Thread(target=body, name="crio-unshare", daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]
-
-
 def _flags(kinds: tuple[str, ...]) -> int:
     flags = 0
     for kind in kinds:
@@ -181,9 +159,8 @@ def _flags(kinds: tuple[str, ...]) -> int:
 
 def _unshare_and_pin(directory: Path, wanted: _Wanted, pinned: list[str]) -> Mapping[str, NamespacePin]:
     flags = _flags(wanted.kinds)
-    if flags and _libc.unshare(flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"unshare: {os.strerror(number)}")
+    if flags:
+        checked("unshare", libc.unshare(flags))
     _set_up(wanted)
     return _pin(directory, wanted.kinds, "/proc/thread-self/ns", pinned)
 
@@ -191,7 +168,7 @@ def _unshare_and_pin(directory: Path, wanted: _Wanted, pinned: list[str]) -> Map
 def _clone_and_pin(directory: Path, wanted: _Wanted, pinned: list[str]) -> Mapping[str, NamespacePin]:
     users = wanted.users
     with user_namespace.holder(_flags(wanted.kinds), users.uids, users.gids) as pid:
-        _in_fresh_thread(lambda: _enter_and_set_up(pid, wanted))
+        in_own_thread(lambda: _enter_and_set_up(pid, wanted))
         return _pin(directory, wanted.kinds, f"/proc/{pid}/ns", pinned)
 
 
@@ -201,9 +178,7 @@ def _enter_and_set_up(pid: int, wanted: _Wanted) -> None:
         if kind in CLONE_FLAGS:
             fd = os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if _libc.setns(fd, CLONE_FLAGS[kind]) != 0:
-                    number = ctypes.get_errno()
-                    raise OSError(number, f"setns: {os.strerror(number)}")
+                checked("setns", libc.setns(fd, CLONE_FLAGS[kind]))
             finally:
                 os.close(fd)
     _set_up(wanted)
@@ -267,9 +242,7 @@ def _write_as(uid: int, path: str, value: str) -> None:
 
 def _set_thread_user(uid: int) -> None:
     """Change the effective user of this thread only, as the system call does and the C library's function does not."""
-    if _libc.syscall(ctypes.c_long(_SYS_SETRESUID), -1, ctypes.c_uint(uid), -1) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"setresuid: {os.strerror(number)}")
+    checked("setresuid", libc.syscall(ctypes.c_long(_SYS_SETRESUID), -1, ctypes.c_uint(uid), -1))
 
 
 def _write_proc_sys(path: str, value: str) -> None:

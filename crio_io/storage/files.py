@@ -1,10 +1,10 @@
 """Directories that only root enters, and names and contents that last."""
 
-import ctypes
 import os
 from pathlib import Path
 
-_libc = ctypes.CDLL(None, use_errno=True)
+from crio_io.libc import checked, libc
+
 DIRECTORY_MODE = 0o700
 
 
@@ -27,8 +27,6 @@ def sync_filesystem(path: Path) -> None:
     """syncfs(2): everything that was written to the filesystem of `path` until now is durable afterwards."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(fd) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
+        checked("syncfs", libc.syncfs(fd), str(path))
     finally:
         os.close(fd)

@@ -7,11 +7,9 @@ For a pod with a user namespace each layer is mounted under that namespace's ids
 with the thread: the files stay root's on disk, are the pod's root's for the pod, and a crash leaves nothing.
 """
 
-import ctypes
 import errno
 import os
 import stat
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,8 +17,10 @@ from pathlib import Path
 from crio_core.errors import Code, OperationError
 from crio_core.values import dataclass
 from crio_io import idmap
+from crio_io.libc import checked, libc
 from crio_io.mounts import MS_PRIVATE, MS_RDONLY, MS_REC, is_mounted, mount
 from crio_io.openat2 import BENEATH, NO_SYMLINKS, openat2
+from crio_io.own_thread import in_own_thread
 from crio_io.storage import deep
 
 OPTIONS_BYTES_MAX = 4095
@@ -29,7 +29,6 @@ LOOKUPS_MAX = 1_000_000
 CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +220,7 @@ def _mount_mapped(
 
     def work() -> None:
         with idmap.opened("/proc/thread-self/ns/mnt") as everybody, idmap.opened(users) as namespace:
-            _call("unshare", _libc.unshare(CLONE_NEWNS))
+            checked("unshare", libc.unshare(CLONE_NEWNS))
             mount("", "/", None, MS_REC | MS_PRIVATE)
             with ExitStack() as trees:
                 directories = [lower.directory for lower in lowers] + ["empty"]
@@ -243,7 +242,7 @@ def _mount_mapped(
             _check_length(options)
             mount("overlay", "whole", "overlay", flags, options)
             with idmap.tree("whole") as whole:
-                _call("setns", _libc.setns(everybody, CLONE_NEWNS))
+                checked("setns", libc.setns(everybody, CLONE_NEWNS))
                 idmap.attach(whole, str(target))
 
     try:
@@ -251,12 +250,6 @@ def _mount_mapped(
     except OSError as error:
         message = f"overlay with mapped ids on {target}: {error.strerror}"
         raise OperationError(Code.INTERNAL, "MOUNT_FAILED", message) from error
-
-
-def _call(what: str, result: int) -> None:
-    if result != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
 def _check_length(options: str) -> None:
@@ -277,21 +270,13 @@ def _mount(layers: Path, options: str, target: Path, flags: int) -> None:
 
 def _in_directory(directory: Path, work: Callable[[], None]) -> None:
     """Run `work` with another working directory, which threads share unless one lets go of it: so in a thread's own."""
-    failures: list[BaseException] = []
 
     def body() -> None:
-        try:
-            _call("unshare", _libc.unshare(CLONE_FS))
-            os.chdir(directory)
-            work()
-        except BaseException as error:  # Carried over to the caller's thread, which raises it.
-            failures.append(error)
+        checked("unshare", libc.unshare(CLONE_FS))
+        os.chdir(directory)
+        work()
 
-    thread = threading.Thread(target=body)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
+    in_own_thread(body)
 
 
 def _escape(path: Path) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from crio_core.cri import IDMapping, UserNamespace
 from crio_core.errors import OperationError
-from crio_io import idmap, mounts, namespaces
+from crio_io import idmap, mounts, namespaces, user_namespace
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(os.geteuid() != 0, reason="mounts: needs root")]
@@ -145,6 +145,19 @@ def test_node_says_why_it_has_no_user_namespaces_for_pods(tmp_path: Path) -> Non
     assert idmap.why_not(tmp_path, here) == ""
     assert "kernel 5.18" in idmap.why_not(tmp_path, (5, 18))
     assert "/proc/sys" in idmap.why_not(Path("/proc/sys"), here)
+
+
+def test_process_that_holds_the_namespaces_has_none_of_our_descriptors() -> None:
+    """A server that is killed meanwhile must leave no listening socket, and no end of a pipe, to a process that lives.
+
+    The next start would take its socket for a live server's, and refuse.
+    """
+    runs = mapped().uids
+    ours = sorted(os.listdir("/proc/self/fd"))
+    with user_namespace.holder(namespaces.CLONE_FLAGS["net"], runs, runs) as pid:
+        assert os.listdir(f"/proc/{pid}/fd") == []
+        assert os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user")
+    assert sorted(os.listdir("/proc/self/fd")) == ours
 
 
 def test_mappings_that_the_kernel_refuses_leave_no_pin_and_no_process(tmp_path: Path) -> None:
