@@ -232,7 +232,7 @@ class Engine:
             name: A reference for an image that brings none, or in place of its own.
         """
         loaded = []
-        async with self.images.opened_images(path, name) as images:
+        async with self.images.opened_archive(path, name) as images:
             for image in images:
                 with self.images.offered(image) as handle:
                     for one in image.names:

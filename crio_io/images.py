@@ -188,7 +188,7 @@ class ImageStore:
             del self._offers[handle]
 
     @asynccontextmanager
-    async def opened_images(self, path: Path, name: str = "") -> AsyncIterator["tuple[LocalImage, ...]"]:
+    async def opened_archive(self, path: Path, name: str = "") -> AsyncIterator["tuple[LocalImage, ...]"]:
         """For the length of the block, the images in a file or directory, for this machine."""
         from crio_io import archives, image_source
 

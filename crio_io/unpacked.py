@@ -9,11 +9,13 @@ import platform as host_platform
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import anyio
 
 from crio_core.cri import AuthConfig
 from crio_core.image.auth import Auth
+from crio_core.image.digest import Digest
 from crio_core.image.platform import Platform, platform_of_machine
 from crio_core.image.reference import parse_reference
 from crio_core.image.registries import candidates
@@ -35,6 +37,7 @@ class UnpackedImages:
         self._options = options
         self._platform = platform
         self._credentials = CredentialSources()
+        self._turns: WeakValueDictionary[Digest, anyio.Lock] = WeakValueDictionary()
 
     async def pull(
         self,
@@ -74,15 +77,20 @@ class UnpackedImages:
     async def _get(
         self, image: ResolvedImage, layer: LayerDescriptor, progress: Callable[[Progress], None], auth: Auth
     ) -> None:
-        """A layer is taken from the store only if it came from this very blob (decision 0022)."""
-        known = self._store.layer(layer.diff_id)
-        if known is not None and known.blob == str(layer.digest):
-            return
-        await self._client.fetch_blob(image.sources, layer, self._store, progress, auth)
-        if known is None:
-            await self._store.apply_layer(layer)
-        else:
-            await self._store.prove_layer(layer)
+        """A layer is taken from the store only if it came from this very blob (decision 0022).
+
+        One at a time of a diff id, as the store asks: images share layers, and one image may list two blobs of one.
+        """
+        turn = self._turns.setdefault(layer.diff_id, anyio.Lock())
+        async with turn:
+            known = self._store.layer(layer.diff_id)
+            if known is not None and known.blob == str(layer.digest):
+                return
+            await self._client.fetch_blob(image.sources, layer, self._store, progress, auth)
+            if known is None:
+                await self._store.apply_layer(layer)
+            else:
+                await self._store.prove_layer(layer)
 
     async def mount(self, image: ResolvedImage, target: Path) -> None:
         """Mount the files of a pulled image, read-only."""

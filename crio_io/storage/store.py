@@ -74,6 +74,9 @@ class Usage:
 class Store:
     """Image content under one directory. Only one process may have it open.
 
+    What is fetched, applied or proved of one diff id at the same time would share an unpacking: whoever calls does one
+    after the other, as the node does by its records and `UnpackedImages` by its locks.
+
     Args:
         root: The directory; `open` makes it.
         limits: What one layer may take.
