@@ -280,7 +280,12 @@ class ImageStore:
         """Delete partial downloads that no pull has gone on with, again and again; runs until it is cancelled."""
         while True:
             await anyio.sleep(TIDY_EVERY_S)
-            for one in await self.store.trim_blobs(PARTIAL_BLOB_AGE_S, PARTIAL_BLOBS_BYTES_MAX):
+            try:
+                removed = await self.store.trim_blobs(PARTIAL_BLOB_AGE_S, PARTIAL_BLOBS_BYTES_MAX)
+            except OSError as error:  # The disk may be well again next time; containers run on meanwhile.
+                log.warning("partial downloads cannot be tidied up: %s", error)
+                continue
+            for one in removed:
                 log.info("deleted %s: no pull went on with it", one)
 
     async def usage(self) -> Usage:

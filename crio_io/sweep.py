@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from crio_core import effects as fx
@@ -43,7 +42,7 @@ class Sweeper:
         return {place: _names(Path(place)) for place in places}
 
     async def sweep(self, order: fx.SweepStorage) -> ev.StorageSwept:
-        """Remove what is not in the order; what cannot be removed is logged and found again next time."""
+        """Remove what is not in the order; what cannot be removed is logged and found again by the next server."""
         removed: list[str] = []
         bundles = self._unowned(self._layout.containers, order.containers)
         writable = self._unowned(self._images.writable_layers, order.containers)
@@ -56,6 +55,7 @@ class Sweeper:
             await self._attempt(f"sandbox {sandbox_id}", removed, sandbox_files.remove, directory)
         await mounts.in_thread("remove exit files, links and scratch files", self._remove_small, order)
         removed += await self._images.sweep()
+        self._found = {}  # Nothing of it is looked at again.
         for one in removed:
             log.info("swept: %s", one)
         return ev.StorageSwept(removed=tuple(removed))
@@ -63,14 +63,13 @@ class Sweeper:
     def _remove_small(self, order: fx.SweepStorage) -> None:
         """Exit files, links to attach sockets, and files of the execs of a server that was killed."""
         for container_id in self._unowned(self._layout.exits, order.containers):
-            Path(self._layout.exits, container_id).unlink(missing_ok=True)
+            _unlink(Path(self._layout.exits, container_id))
         for name in self._unowned(self._layout.attach, order.containers):
             link = Path(self._layout.attach, name)
             if is_attach_link(self._layout, link):
-                link.unlink(missing_ok=True)
+                _unlink(link)
         for name in self._unowned(self._layout.scratch, ("cgroups",)):
-            with suppress(OSError):
-                Path(self._layout.scratch, name).unlink()
+            _unlink(Path(self._layout.scratch, name))
 
     def _ns(self, sandbox_id: str) -> Path:
         return Path(self._layout.namespaces(sandbox_id))
@@ -98,6 +97,14 @@ class Sweeper:
             log.warning("%s is in no record and cannot be removed: %s", what, error.message)
         else:
             removed.append(what)
+
+
+def _unlink(path: Path) -> None:
+    """One file that stays must not fail the sweep: each try would end at the same one."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s is in no record and cannot be removed: %s", path, error)
 
 
 def _names(directory: Path) -> tuple[str, ...]:

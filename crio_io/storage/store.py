@@ -138,7 +138,11 @@ class Store:
     async def trim_blobs(self, max_age_s: float, bytes_max: int) -> tuple[str, ...]:
         """Delete blobs that nobody has written to for so long, and then the oldest until they take no more than that.
 
-        One that was written to within `BLOB_IDLE_S` is on its way, and stays. Returns what was deleted.
+        One that was written to within `BLOB_IDLE_S` is on its way, and stays. Returns what was deleted; what cannot be
+        is logged, and does not keep the rest.
+
+        Raises:
+            OSError: The directory of the blobs cannot be read.
         """
         return await in_thread("trim blobs", self._trim_blobs, max_age_s, bytes_max)
 
@@ -479,15 +483,24 @@ class Store:
         now_s = time.time()
         found = []
         for place in (self.root / "ingest").iterdir():
-            with suppress(FileNotFoundError):  # a pull has just ended
+            try:
                 stat = place.stat()
-                found.append((stat.st_mtime, stat.st_size, place))
+            except FileNotFoundError:  # a pull has just ended
+                continue
+            except OSError as error:
+                log.warning("%s cannot be looked at: %s", place, error)
+                continue
+            found.append((stat.st_mtime, stat.st_size, place))
         left_bytes = sum(size_bytes for _, size_bytes, _ in found)
         removed = []
         for mtime_s, size_bytes, place in sorted(found):
             too_many = bytes_max is not None and left_bytes > bytes_max and now_s - mtime_s > BLOB_IDLE_S
             if too_many or now_s - mtime_s > max_age_s:
-                place.unlink(missing_ok=True)
+                try:
+                    place.unlink(missing_ok=True)
+                except OSError as error:
+                    log.warning("%s is left over and cannot be deleted: %s", place, error)
+                    continue
                 left_bytes -= size_bytes
                 removed.append(f"ingest/{place.name}")
         return tuple(removed)
