@@ -5,6 +5,7 @@ into the outcome `Failed`.
 """
 
 import os
+import stat
 import time
 from collections.abc import Mapping
 from dataclasses import field
@@ -37,7 +38,6 @@ from crio_io.sweep import Sweeper
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
 NS_PER_S = 1_000_000_000
 LOOKS_MAX = 4
-PASSABLE_MODE = 0o711
 GROUP_PASSABLE_MODE = 0o710
 
 
@@ -249,8 +249,10 @@ class HostExecutor:
 
     def _let_in(self, container_id: str, gid: int) -> None:
         """Let a pod's root, which is nobody special on the node, come to its bundle; nobody may look around there."""
-        for directory in (self.layout.runroot, self.layout.containers):
-            Path(directory).chmod(PASSABLE_MODE)
+        for directory in (Path(self.layout.runroot), Path(self.layout.containers)):
+            mode = stat.S_IMODE(directory.stat().st_mode)
+            if not mode & stat.S_IXOTH:  # The rest of it is the administrator's: the option may name any directory.
+                directory.chmod(mode | stat.S_IXOTH)
         bundle = Path(self.layout.bundle(container_id))
         os.chown(bundle, 0, gid)
         bundle.chmod(GROUP_PASSABLE_MODE)
