@@ -90,13 +90,19 @@ class _Connection:
         if request.method not in (b"GET", b"HEAD"):
             answer = failed(405, "only GET and HEAD are understood")
         else:
-            target = urlsplit(request.target.decode("ascii", "replace"))
-            query = dict(parse_qsl(target.query, max_num_fields=FIELDS_MAX))
-            answer = await self._answering(unquote(target.path), query)
+            answer = await self._answer(request.target.decode("ascii", "replace"))
         # A body has no meaning here and is not read: the connection ends with the answer to its request.
         bodiless = self._http.their_state is h11.SEND_BODY and isinstance(self._http.next_event(), h11.EndOfMessage)
         await self._send(answer, head_only=request.method == b"HEAD")
         return bodiless and self._http.our_state is h11.DONE
+
+    async def _answer(self, text: str) -> Answer:
+        try:
+            target = urlsplit(text)
+            query = dict(parse_qsl(target.query, max_num_fields=FIELDS_MAX))
+        except ValueError as error:  # Brackets that hold no address, or too many fields.
+            return failed(400, f"the request's target is not understood: {error}")
+        return await self._answering(unquote(target.path), query)
 
     async def _next(self) -> object:
         while (event := self._http.next_event()) is h11.NEED_DATA:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 HTTP2 = b"PRI "
 FIRST_BYTES_S = 20.0
 """How long a connection may say nothing before it is closed."""
+SILENT_MAX = 64
+"""How many connections may say nothing at the same time: one more, and the oldest of them is closed."""
 
 
 class SocketServer(Server):
@@ -34,9 +36,10 @@ class SocketServer(Server):
         super().__init__(services, codec=CachedCodec())
         self._answering = answering
         self._http: HttpServer | None = None
+        self._silent: _Silent = {}
 
     def _protocol_factory(self) -> asyncio.Protocol:  # type: ignore[override]
-        return _FirstBytes(super()._protocol_factory, self._http_protocol)
+        return _FirstBytes(super()._protocol_factory, self._http_protocol, self._silent)
 
     def _http_protocol(self) -> asyncio.Protocol:
         if self._http is None:
@@ -53,23 +56,34 @@ class SocketServer(Server):
             self._http.close()
 
 
+_Silent = dict["_FirstBytes", asyncio.Transport]
+"""Connections that have not said what they speak, oldest first."""
+
+
 class _FirstBytes(asyncio.Protocol):
     """A connection of which it is not known yet what it speaks."""
 
-    def __init__(self, grpc: Callable[[], asyncio.Protocol], http: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self, grpc: Callable[[], asyncio.Protocol], http: Callable[[], asyncio.Protocol], silent: _Silent
+    ) -> None:
         self._grpc = grpc
         self._http = http
+        self._silent = silent
         self._came = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._limit = asyncio.get_running_loop().call_later(FIRST_BYTES_S, self._transport.abort)
+        self._silent[self] = self._transport
+        if len(self._silent) > SILENT_MAX:
+            # Not the newest: that may be the kubelet, which is about to speak.
+            self._silent.pop(next(iter(self._silent))).abort()
 
     def data_received(self, data: bytes) -> None:
         self._came += data
         if len(self._came) < len(HTTP2) and HTTP2.startswith(self._came):
             return
-        self._limit.cancel()
+        self._let_go()
         if self._came.startswith(HTTP2):
             protocol = self._grpc()
             writer: asyncio.Transport = GatheringTransport(self._transport)
@@ -81,4 +95,8 @@ class _FirstBytes(asyncio.Protocol):
         protocol.data_received(self._came)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._let_go()
+
+    def _let_go(self) -> None:
         self._limit.cancel()
+        self._silent.pop(self, None)

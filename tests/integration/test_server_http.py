@@ -16,6 +16,7 @@ import pytest
 
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.http1 import CONNECTIONS_MAX, HEAD_BYTES_MAX
+from crio_server.listener import FIRST_BYTES_S, SILENT_MAX
 from tests.integration.harness import Client, Crio, wait_for
 from tests.integration.test_server_pulls import LAYER, Held
 from tests.integration.test_server_pulls import held as held
@@ -184,6 +185,18 @@ def test_garbage_is_refused_and_the_connection_closed(simulated: Simulated, what
     assert simulated.client(pb.VersionRequest()).runtime_name == "crio"
 
 
+@pytest.mark.parametrize("target", ["//[x/info", "/info?" + "&".join(f"a{n}=1" for n in range(17))])
+def test_target_that_is_not_understood_is_the_clients_error(simulated: Simulated, target: str) -> None:
+    """A typing error in a URL is answered, and the connection goes on: it is no fault of the server."""
+    said = raw(
+        simulated.socket,
+        f"GET {target} HTTP/1.1\r\nHost: crio\r\n\r\n".encode()
+        + b"GET /info HTTP/1.1\r\nHost: crio\r\nConnection: close\r\n\r\n",
+    )
+    assert said.startswith(b"HTTP/1.1 400")
+    assert b"HTTP/1.1 200" in said
+
+
 def test_preface_in_pieces_is_still_grpc(simulated: Simulated) -> None:
     """A stream has no packets: the first read may have one byte of it."""
     with closing(socket.socket(socket.AF_UNIX)) as link:
@@ -194,6 +207,24 @@ def test_preface_in_pieces_is_still_grpc(simulated: Simulated) -> None:
         assert link.recv(9)[3] == 4, "a SETTINGS frame"
         link.sendall(b"\xff" * 100)
     assert simulated.client(pb.VersionRequest()).runtime_name == "crio"
+
+
+def test_silent_connections_over_the_bound_cost_the_oldest_one(simulated: Simulated) -> None:
+    """Nobody's forgotten connections use up the node's files, and none keeps out who comes after it."""
+    links = [socket.socket(socket.AF_UNIX) for _ in range(SILENT_MAX + 1)]
+    try:
+        for link in links:
+            link.settimeout(FIRST_BYTES_S / 2)
+            link.connect(str(simulated.socket))
+        assert links[0].recv(1) == b"", "closed before its time"
+        client = Client(simulated.socket)
+        assert client(pb.VersionRequest()).runtime_name == "crio"
+        client.close()
+        links[-1].sendall(b"GET /info HTTP/1.1\r\nHost: crio\r\n\r\n")
+        assert links[-1].recv(100).startswith(b"HTTP/1.1 200")
+    finally:
+        for link in links:
+            link.close()
 
 
 def test_connections_over_the_bound_are_refused_and_grpc_is_not(simulated: Simulated) -> None:
