@@ -43,15 +43,16 @@ def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target
     """Mount layers (lowest first) with a writable one of its own; blocking, and nothing when it is mounted already.
 
     Args:
-        layers: The directory that `Lower.directory` is relative to.
+        layers: The directory that `Lower.directory` is relative to; an absolute path.
         lowers: The image's layers; none gives an empty root.
-        writable: Directory for what the container writes, on a disk.
+        writable: Directory for what the container writes, on a disk; an absolute path.
         target: The mount point.
         users: Path of the user namespace under whose ids the files are seen; empty for the node's.
 
     Raises:
         OperationError: TOO_MANY_LAYERS, MOUNT_FAILED or IDMAP_NOT_AVAILABLE.
     """
+    target = target.absolute()
     upper, work = writable / "upper", writable / "work"
     for directory in (writable, work, target):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target
         _mount_mapped(layers, lowers, target, users, where, 0, upper)
         return
     _make_upper(layers, lowers, upper, (0, 0))
-    _mount(layers, lowerdir(lowers) + where, target, 0)
+    _mount(layers, "overlay", lowerdir(lowers) + where, target, 0)
 
 
 def mount_read_only(layers: Path, lowers: Sequence[Lower], target: Path, users: str = "") -> None:
@@ -71,13 +72,17 @@ def mount_read_only(layers: Path, lowers: Sequence[Lower], target: Path, users: 
     Raises:
         OperationError: As `mount_writable`.
     """
+    target = target.absolute()
     target.mkdir(mode=0o700, parents=True, exist_ok=True)
     if is_mounted(str(target)):
         return
     if users:
         _mount_mapped(layers, lowers, target, users, "", MS_RDONLY, None)
+    elif not lowers:
+        # Overlayfs wants two lower directories where there is no upper one.
+        _mount(layers, "tmpfs", f"mode={ROOT_MODE:o}", target, MS_RDONLY)
     else:
-        _mount(layers, lowerdir(lowers, with_empty=len(lowers) == 1), target, MS_RDONLY)
+        _mount(layers, "overlay", lowerdir(lowers, with_empty=len(lowers) == 1), target, MS_RDONLY)
 
 
 def _make_upper(layers: Path, lowers: Sequence[Lower], upper: Path, owner: tuple[int, int]) -> None:
@@ -237,8 +242,11 @@ def _mount_mapped(
                 root = empty.stat()
                 _make_upper(Path(), renamed, upper, (root.st_uid, root.st_gid))
             Path("whole").mkdir()
-            names = [lower.directory for lower in reversed(renamed)]
-            options = "lowerdir=" + ":".join([*names, str(empty)]) + where
+            names = [*(lower.directory for lower in reversed(renamed)), str(empty)]
+            if upper is None and not lowers:
+                Path("lowest").mkdir()  # Overlayfs wants two lower directories where there is no upper one.
+                names.append("lowest")
+            options = "lowerdir=" + ":".join(names) + where
             _check_length(options)
             mount("overlay", "whole", "overlay", flags, options)
             with idmap.tree("whole") as whole:
@@ -260,12 +268,12 @@ def _check_length(options: str) -> None:
         )
 
 
-def _mount(layers: Path, options: str, target: Path, flags: int) -> None:
+def _mount(layers: Path, kind: str, options: str, target: Path, flags: int) -> None:
     _check_length(options)
     try:
-        _in_directory(layers, lambda: mount("overlay", str(target), "overlay", flags, options))
+        _in_directory(layers, lambda: mount(kind, str(target), kind, flags, options))
     except OSError as error:
-        raise OperationError(Code.INTERNAL, "MOUNT_FAILED", f"overlay on {target}: {error.strerror}") from error
+        raise OperationError(Code.INTERNAL, "MOUNT_FAILED", f"{kind} on {target}: {error.strerror}") from error
 
 
 def _in_directory(directory: Path, work: Callable[[], None]) -> None:

@@ -83,8 +83,8 @@ class Store:
     """
 
     def __init__(self, root: Path, limits: Limits | None = None) -> None:
-        self.root = root
-        self.layers = root / "layers"
+        self.root = root.absolute()
+        self.layers = self.root / "layers"
         self._limits = limits or Limits()
         self._infos: dict[Digest, LayerInfo] = {}
         self._unpackings: dict[Digest, Unpacking] = {}

@@ -118,6 +118,17 @@ def test_image_as_a_volume_is_mapped_and_read_only(tmp_path: Path, target: Path,
         (target / "file").write_text("x")
 
 
+def test_image_without_layers_as_a_volume_is_an_empty_directory(tmp_path: Path, target: Path, users: str) -> None:
+    """Such images carry only labels or annotations: the pod starts and finds nothing there."""
+    layers = tmp_path / "layers"
+    (layers / "empty").mkdir(parents=True)
+    mount_read_only(layers, [], target, users)
+    assert (os.listdir(target), owner(target)) == ([], BASE)
+    with pytest.raises(OSError, match="Read-only"):
+        (target / "file").touch()
+    assert mounted_below(target) == [str(target)]
+
+
 def test_mount_that_fails_leaves_nothing(tmp_path: Path, target: Path, users: str) -> None:
     """A layer that is gone, found half-way: the next try begins where this one did."""
     layers = tmp_path / "layers"

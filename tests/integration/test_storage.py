@@ -205,6 +205,36 @@ async def test_image_mounts_read_only(store: Store, mountpoint: Path) -> None:
     assert not root.exists()
 
 
+async def test_image_without_layers_mounts_empty_and_read_only(store: Store, mountpoint: Path) -> None:
+    """Such images carry only labels or annotations; overlayfs has no way to show nothing."""
+    root = await store.mount_image([], mountpoint)
+    assert os.listdir(root) == [] and root.is_mount()
+    with pytest.raises(OSError, match="Read-only"):
+        (root / "x").touch()
+    store.unmount(root)
+    assert not root.exists()
+
+
+async def test_relative_paths_are_those_of_the_caller(
+    tmp_path: Path, mountpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program names its directories as it likes: the thread that mounts has another working directory."""
+    monkeypatch.chdir(tmp_path)
+    store = Store(Path("criotest-store"))
+    await store.open()
+    layer = pack(archive({"f": b"1"}))
+    await apply(store, layer)
+    target = Path(mountpoint.name)
+    await store.mount_image([parse_digest(layer.diff_id)], target)
+    assert (mountpoint / "f").read_bytes() == b"1"
+    store.unmount(target)
+    assert not mountpoint.exists()
+    store.mount_rootfs("criotest", [parse_digest(layer.diff_id)], target)
+    assert (mountpoint / "f").read_bytes() == b"1"
+    store.unmount_rootfs("criotest", target)
+    await store.aclose()
+
+
 async def test_r12_layer_with_another_diff_id_is_never_visible(store: Store) -> None:
     """R12: content that is not what the configuration says is refused, and its blob is not kept."""
     honest, other = pack(archive({"a": b"1"})), pack(archive({"a": b"2"}))
