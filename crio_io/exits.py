@@ -11,7 +11,6 @@ The monitor is watched as well. Without one nobody writes the log or sees the ex
 
 import logging
 import os
-import select
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -128,28 +127,23 @@ class ExitWatcher:
     async def _wait_written(self, container_id: str, start_ticks: int, monitor_pid: int) -> _Written | None:
         """What the monitor wrote; None when it is gone, or has had all its time, without writing anything."""
         handle = _own_monitor(monitor_pid, start_ticks)
-        if handle is not None:
-            try:
-                with anyio.move_on_after(MONITOR_S):
-                    found = await self._wait_file_or_end(container_id, handle)
+        try:
+            with anyio.move_on_after(MONITOR_S):
+                while _is_monitor(monitor_pid, start_ticks):
+                    found = self._read(container_id)
                     if found is not None:
                         return found
-            finally:
+                    # It ends after it has written the file, so its end is the signal; looking is for one that lingers
+                    # or that cannot be watched.
+                    with anyio.move_on_after(LOOK_S):
+                        await (anyio.wait_readable(handle) if handle is not None else anyio.sleep_forever())
+        finally:
+            if handle is not None:
                 os.close(handle)
         deadline_s = time.monotonic() + GRACE_S
         while (found := self._read(container_id)) is None and time.monotonic() < deadline_s:
             await anyio.sleep(LOOK_S)
         return found
-
-    async def _wait_file_or_end(self, container_id: str, monitor_handle: int) -> _Written | None:
-        """The monitor ends after it has written the file, so its end is the signal; looking is for one that lingers."""
-        while True:
-            found = self._read(container_id)
-            if found is not None:
-                return found
-            with anyio.move_on_after(LOOK_S):
-                await anyio.wait_readable(monitor_handle)
-                return self._read(container_id)
 
     def _read(self, container_id: str) -> _Written | None:
         """The record or the exit file, each renamed into place whole. A negative code says that nobody knows it."""
@@ -222,14 +216,19 @@ def _is_monitor(pid: int, start_ticks: int) -> bool:
 
 
 async def _wait_either(handle: int, other: int | None) -> None:
-    """Wait until one of two handles is readable."""
+    """Wait until one of two handles is readable; nothing is opened for it, since there are two for every container."""
     if other is None:
         await anyio.wait_readable(handle)
         return
-    with select.epoll(2) as both:
-        both.register(handle, select.EPOLLIN)
-        both.register(other, select.EPOLLIN)
-        await anyio.wait_readable(both.fileno())
+
+    async def wait_other(handle: int) -> None:
+        await anyio.wait_readable(handle)
+        either.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as either:
+        either.start_soon(wait_other, other)
+        await anyio.wait_readable(handle)
+        either.cancel_scope.cancel()
 
 
 def _is(pid: int, start_ticks: int) -> bool:

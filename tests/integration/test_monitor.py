@@ -426,6 +426,49 @@ async def test_exit_is_seen_without_any_notification(site: Site, monkeypatch: py
     monkeypatch.undo()
 
 
+async def test_exit_is_not_lost_when_the_watch_has_taken_the_last_descriptors(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R19: two are enough for a container, and a monitor that has to be waited for without one still gets its time."""
+    created = await site.started(site.request("criotest-last", "sleep", "600"))
+    opened: list[int] = []
+    refused: list[object] = []
+    pidfd_open = os.pidfd_open
+
+    def refuse(*what: object) -> int:
+        refused.append(what)
+        raise OSError(24, "Too many open files")
+
+    def two_only(pid: int, flags: int = 0) -> int:
+        if len(opened) == 2:
+            refuse(pid)
+        opened.append(pid)
+        return pidfd_open(pid, flags)
+
+    monkeypatch.setattr("crio_io.exits.os.pidfd_open", two_only)
+    monkeypatch.setattr(select, "epoll", refuse)
+    monkeypatch.setattr(exits, "GRACE_S", 0)
+    os.kill(created.monitor_pid, signal.SIGSTOP)
+    results: list[Exit] = []
+
+    async def wait() -> None:
+        results.append(await site.exit_of("criotest-last", created))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        with anyio.fail_after(20):
+            while len(opened) < 2:
+                await anyio.sleep(0.005)
+            os.kill(created.pid, signal.SIGKILL)
+            while not refused:
+                await anyio.sleep(0.005)
+        os.kill(created.monitor_pid, signal.SIGCONT)
+    monkeypatch.undo()
+    assert opened == [created.pid, created.monitor_pid]
+    assert refused == [(created.monitor_pid,)]
+    assert [one.code for one in results] == [137]
+
+
 @pytest.mark.parametrize(
     ("script", "code", "oom"),
     [
