@@ -274,7 +274,7 @@ class ImageStore:
 
     async def sweep(self) -> tuple[str, ...]:
         """Delete half layers and old half downloads. Whole layers and writable layers are the core's business."""
-        return await self.store.sweep(None, None, PARTIAL_BLOB_AGE_S)
+        return await self.store.sweep(PARTIAL_BLOB_AGE_S)
 
     async def tidy(self) -> None:
         """Delete partial downloads that no pull has gone on with, again and again; runs until it is cancelled."""

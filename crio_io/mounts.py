@@ -26,7 +26,6 @@ MS_RDONLY = 0x1
 MS_NOSUID = 0x2
 MS_NODEV = 0x4
 MS_NOEXEC = 0x8
-MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
@@ -191,24 +190,6 @@ def _unescape(field: str) -> str:
     return field
 
 
-async def bind(source: str, target: str, *, recursive: bool = False, read_only: bool = False) -> None:
-    """Bind-mount a path onto another; a mount that is there already is left as it is.
-
-    Raises:
-        OperationError: MOUNT_FAILED.
-    """
-    await in_thread(f"bind {target}", _bind, source, target, recursive, read_only)
-
-
-async def tmpfs(target: str, *, size_bytes: int, mode: int = 0o1777) -> None:
-    """Mount a tmpfs without devices, set-id programs or execution; a mount that is there already is left as it is.
-
-    Raises:
-        OperationError: MOUNT_FAILED.
-    """
-    await in_thread(f"tmpfs {target}", mount_tmpfs, target, size_bytes, mode)
-
-
 async def detach(path: str) -> None:
     """Unmount everything on a path, even when in use; nothing there is success.
 
@@ -218,16 +199,20 @@ async def detach(path: str) -> None:
     await in_thread(f"unmount {path}", unmount_or_report, path)
 
 
-async def mounted(path: str) -> bool:
-    """Whether something is mounted at exactly this path."""
-    return await in_thread(f"look at {path}", is_mounted, path)
+def mount_tmpfs(target: str, size_bytes: int, owner: tuple[int, int]) -> None:
+    """Mount a tmpfs that all may write to, without devices, set-id programs or execution; mounted already is success.
 
+    Args:
+        target: The mount point, which exists.
+        size_bytes: How much it may hold.
+        owner: User and group of its root.
 
-def mount_tmpfs(target: str, size_bytes: int, mode: int = 0o1777, owner: tuple[int, int] = (0, 0)) -> None:
-    """The blocking body of `tmpfs`; `owner` has the user and the group of its root."""
+    Raises:
+        OperationError: MOUNT_FAILED.
+    """
     try:
         if not is_mounted(target):
-            options = f"mode={mode:o},size={size_bytes},uid={owner[0]},gid={owner[1]}"
+            options = f"mode=1777,size={size_bytes},uid={owner[0]},gid={owner[1]}"
             mount("tmpfs", target, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, options)
     except OSError as error:
         raise _failed("MOUNT_FAILED", f"tmpfs of {size_bytes} bytes on {target}", error) from error
@@ -239,22 +224,6 @@ def unmount_or_report(path: str) -> None:
         unmount(path)
     except OSError as error:
         raise _failed("UNMOUNT_FAILED", f"unmounting {path}", error) from error
-
-
-def _bind(source: str, target: str, recursive: bool, read_only: bool) -> None:
-    flags = MS_BIND | (MS_REC if recursive else 0)
-    try:
-        if is_mounted(target):
-            return
-        mount(source, target, None, flags)
-        if read_only:
-            try:
-                mount("", target, None, MS_BIND | MS_REMOUNT | MS_RDONLY)
-            except OSError:
-                unmount(target)
-                raise
-    except OSError as error:
-        raise _failed("MOUNT_FAILED", f"bind mount of {source} on {target}", error) from error
 
 
 def _failed(reason: str, what: str, error: OSError) -> OperationError:

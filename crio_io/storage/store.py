@@ -300,24 +300,13 @@ class Store:
             return Usage(size_bytes=0, inodes=0)
         return Usage(size_bytes=size_bytes, inodes=inodes)
 
-    async def sweep(
-        self,
-        layers: frozenset[Digest] | None,
-        containers: frozenset[str] | None,
-        blobs_max_age_s: float,
-    ) -> tuple[str, ...]:
-        """Delete what no record owns and what a crash left; the arguments name what is owned, None all of its kind.
+    async def sweep(self, blobs_max_age_s: float) -> tuple[str, ...]:
+        """Delete what a crash left half unpacked or half deleted, and partial blobs older than `blobs_max_age_s`.
 
-        Returns what it deleted; what cannot be deleted is logged, and does not keep the rest.
-
-        Partial blobs younger than `blobs_max_age_s` stay, so that the next pull goes on with them. A container that is
-        not owned must not be mounted any more.
+        Younger ones stay, so that the next pull goes on with them. Returns what it deleted; what cannot be deleted is
+        logged, and does not keep the rest.
         """
-        removed = await in_thread("sweep store", self._sweep, layers, containers, blobs_max_age_s)
-        if layers is not None:
-            for diff_id in set(self._infos) - layers:
-                del self._infos[diff_id]
-        return removed
+        return await in_thread("sweep store", self._sweep, blobs_max_age_s)
 
     # Blocking bodies
 
@@ -455,24 +444,14 @@ class Store:
         except OSError as error:
             raise _remove_failed(place, error) from error
 
-    def _sweep(
-        self,
-        layers: frozenset[Digest] | None,
-        containers: frozenset[str] | None,
-        blobs_max_age_s: float,
-    ) -> tuple[str, ...]:
-        keep = {"unpacking": set[str](), "trash": set[str]()}
-        if layers is not None:
-            keep["layers"] = {"empty"} | {layer_name(diff_id) for diff_id in layers}
-        if containers is not None:
-            keep["containers"] = set(containers)
+    def _sweep(self, blobs_max_age_s: float) -> tuple[str, ...]:
         removed = []
-        for room, names in keep.items():
+        for room, delete in (("unpacking", self._discard), ("trash", deep.delete)):
             for place in sorted((self.root / room).iterdir()):
-                if place.name in names or (room == "unpacking" and place.name not in self._left):
+                if room == "unpacking" and place.name not in self._left:
                     continue
                 try:
-                    deep.delete(place) if room == "trash" else self._discard(place)
+                    delete(place)
                 except (OSError, OperationError) as error:
                     log.warning("%s is left over and cannot be deleted: %s", place, error)
                 else:

@@ -190,7 +190,7 @@ async def test_sandbox_files_are_readable_whatever_the_umask(tmp_path: Path) -> 
         assert (sandbox / "hostname").read_bytes() == b"new\n"
         assert (sandbox / "resolv.conf").stat().st_mode & 0o777 == 0o644
         assert sandbox.stat().st_mode & 0o777 == 0o700
-        assert await mounts.mounted(str(sandbox / "shm")) and len(host_mounts(sandbox)) == 1
+        assert mounts.is_mounted(str(sandbox / "shm")) and len(host_mounts(sandbox)) == 1
         assert os.statvfs(sandbox / "shm").f_blocks * os.statvfs(sandbox / "shm").f_frsize == 65536
         assert (sandbox / "shm").stat().st_mode & 0o7777 == 0o1777
     finally:
@@ -213,16 +213,12 @@ async def test_stacked_mounts_are_all_taken_off(tmp_path: Path) -> None:
     target.mkdir()
     (source / "file").touch()
     try:
-        await mounts.bind(str(source), str(target), read_only=True)
-        await mounts.bind(str(source), str(target))  # There already: left as it is.
-        assert len(host_mounts(target)) == 1
-        with pytest.raises(OSError, match="Read-only"):
-            (target / "new").touch()
+        mounts.mount(str(source), str(target), None, mounts.MS_BIND)
         mounts.mount("tmpfs", str(target), "tmpfs", 0)
-        assert await mounts.mounted(str(target))
+        assert mounts.is_mounted(str(target))
     finally:
         await mounts.detach(str(target))
     await mounts.detach(str(target))
     await mounts.detach(str(tmp_path / "absent"))
-    assert not await mounts.mounted(str(target)) and not await mounts.mounted(str(tmp_path / "absent"))
+    assert not mounts.is_mounted(str(target)) and not mounts.is_mounted(str(tmp_path / "absent"))
     assert mounts.running_steps() == ()

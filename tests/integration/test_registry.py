@@ -552,7 +552,7 @@ async def test_r12_killed_server_leaves_no_process_and_its_blob_is_gone_on_with(
         assert store.list_layers() == ()
         again = Store(store.root)
         await again.open()
-        await again.sweep(frozenset(), frozenset(), blobs_max_age_s=3600)
+        await again.sweep(blobs_max_age_s=3600)
         before_bytes = slow.sent_bytes
         client = RegistryClient()
         await pull(client, again, places(reference))

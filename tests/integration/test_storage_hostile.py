@@ -305,7 +305,7 @@ async def test_ghsa_rp3h_layer_deeper_than_any_recursion_is_refused_and_leaves_n
     for _ in range(2):
         assert await refused(store, pack(deep_layer())) == "ARCHIVE_INVALID"
         assert os.listdir(store.root / "ingest") == []
-    assert await store.sweep(None, None, blobs_max_age_s=3600) == ()
+    assert await store.sweep(blobs_max_age_s=3600) == ()
 
 
 def dig(top: Path, levels: int) -> None:
@@ -346,14 +346,14 @@ async def test_r9_what_cannot_be_deleted_does_not_keep_a_sweep_from_the_rest(tmp
     subprocess.run(["mount", "-t", "tmpfs", "criotest", bad], check=True)
     try:
         (bad / "kept").touch()
-        moved = await store.sweep(None, None, blobs_max_age_s=3600)
+        moved = await store.sweep(blobs_max_age_s=3600)
         [left] = (root / "trash").iterdir()
         assert (left / "mounted" / "kept").exists(), "what is mounted there is not the store's"
         assert "unpacking/good" in moved
-        assert await store.sweep(None, None, blobs_max_age_s=3600) == ()
+        assert await store.sweep(blobs_max_age_s=3600) == ()
     finally:
         subprocess.run(["umount", "-l", *root.glob("*/*/mounted")], check=True)
-    assert await store.sweep(None, None, blobs_max_age_s=3600) == (f"trash/{left.name}",)
+    assert await store.sweep(blobs_max_age_s=3600) == (f"trash/{left.name}",)
 
 
 async def test_cve_2024_3727_image_that_lies_about_a_blob_shares_no_file_with_an_honest_one(store: Store) -> None:
