@@ -42,7 +42,7 @@ def sandboxes_of(containers: Path) -> dict[str, str]:
 
 
 def make_mount_sources(spec: bytes, targets: Iterable[str]) -> None:
-    """Make the host paths that are to be bound to `targets` and do not exist, as directories (CRI, Mount.host_path).
+    """Make the host paths that are to be bound to `targets`, where they do not exist.
 
     Blocks as long as a dead file system below such a path does.
 
@@ -51,15 +51,22 @@ def make_mount_sources(spec: bytes, targets: Iterable[str]) -> None:
     """
     wanted = {normpath(target) for target in targets}
     for mount in orjson.loads(spec)["mounts"]:
-        source = mount["source"]
-        if mount["type"] != "bind" or mount["destination"] not in wanted:
-            continue
-        try:
-            if not Path(source).exists():
-                Path(source).mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"mount of {mount['destination']}: host path {source!r} cannot be used: {error.strerror}"
-            raise OperationError(Code.FAILED_PRECONDITION, "MOUNT_SOURCE_FAILED", message) from error
+        if mount["type"] == "bind" and mount["destination"] in wanted:
+            make_host_path(mount["source"])
+
+
+def make_host_path(path: str) -> None:
+    """Make a host path that is to be mounted and does not exist, as a directory (CRI, Mount.host_path); blocks.
+
+    Raises:
+        OperationError: MOUNT_SOURCE_FAILED.
+    """
+    try:
+        if not Path(path).exists():
+            Path(path).mkdir(mode=0o755, parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"host path {path!r} cannot be used for a mount: {error.strerror}"
+        raise OperationError(Code.FAILED_PRECONDITION, "MOUNT_SOURCE_FAILED", message) from error
 
 
 def remove_bundle(bundle: Path) -> None:

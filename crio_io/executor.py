@@ -26,7 +26,7 @@ from crio_core.records import Pin, encode
 from crio_core.values import dataclass
 from crio_io import devices, idmap, mounts, namespaces, rootfs, sandbox_files
 from crio_io.apparmor import AppArmor
-from crio_io.bundle import make_mount_sources, remove_bundle, write_bundle
+from crio_io.bundle import make_host_path, make_mount_sources, remove_bundle, write_bundle
 from crio_io.cni import CniRunner
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
@@ -280,6 +280,7 @@ class HostExecutor:
         rootfs.prepare(root, directories=order.make_directories, targets=order.mount_targets, owner=order.owner)
         for source, place in order.mapped_mounts:
             mounts.entering(f"mount {source} with mapped ids")
+            make_host_path(source)
             idmap.mount_mapped(source, place, order.users)
         if order.mount_targets:
             mounts.entering(f"look at the mount sources of {order.container_id}")

@@ -75,7 +75,7 @@ def mount_mapped(source: str, target: str, users: str) -> None:
     """Mount what is at `source`, with all that is mounted below it, under the ids of a user namespace; blocking.
 
     Args:
-        source: A directory or a file; one that is absent is made as a directory (CRI, Mount.host_path).
+        source: A directory or a file.
         target: The mount point, which is made; mounted already is success.
         users: Path of the user namespace.
 
@@ -85,8 +85,6 @@ def mount_mapped(source: str, target: str, users: str) -> None:
     try:
         if mounts.is_mounted(target):
             return
-        if not os.path.exists(source):
-            os.makedirs(source, 0o755, exist_ok=True)
         if os.path.isdir(source):
             os.makedirs(target, 0o700, exist_ok=True)
         else:

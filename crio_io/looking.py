@@ -19,6 +19,7 @@ from crio_io import mounts
 from crio_io.cgroups import Cgroups
 from crio_io.images import PARTIAL_BLOB_AGE_S
 from crio_io.storage.store import RECORD_NAME, LayerInfo, layers_in
+from crio_io.sweep import is_attach_link
 from crio_io.witness import is_unwatched
 
 CGROUP_DEPTH_MAX = 8
@@ -127,14 +128,6 @@ def _names(directory: Path) -> Sequence[str]:
         return sorted(entry.name for entry in directory.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return ()
-
-
-def is_attach_link(layout: Layout, path: Path) -> bool:
-    """Whether this leads to the attach socket of one of this node's containers; others may use the directory too."""
-    try:
-        return os.readlink(path).startswith(f"{layout.containers}/")
-    except OSError:
-        return False
 
 
 def _scratch(layout: Layout) -> Iterable[Thing]:

@@ -1,6 +1,7 @@
 """Removes what lies under the node's own directories and no record owns: what a crash left between two steps."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,6 @@ from crio_core.layout import Layout
 from crio_io import mounts, namespaces, sandbox_files
 from crio_io.bundle import remove_bundle
 from crio_io.images import ImageStore
-from crio_io.looking import is_attach_link
 from crio_io.monitor import ConmonMonitor
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,14 @@ class Sweeper:
             log.warning("%s is in no record and cannot be removed: %s", what, error.message)
         else:
             removed.append(what)
+
+
+def is_attach_link(layout: Layout, path: Path) -> bool:
+    """Whether this leads to the attach socket of one of this node's containers; others may use the directory too."""
+    try:
+        return os.readlink(path).startswith(f"{layout.containers}/")
+    except OSError:
+        return False
 
 
 def _unlink(path: Path) -> None:

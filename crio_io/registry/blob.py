@@ -4,7 +4,6 @@ What came so far is kept through every failure but a wrong digest, also when the
 the partial file again and asks for the rest (R12). Each piece is reported to the unpacking process as it is written.
 """
 
-import errno
 import hashlib
 import os
 import re
@@ -23,7 +22,7 @@ from crio_io.mounts import in_thread
 from crio_io.registry.retry import ATTEMPTS_MAX, MIRROR_ATTEMPTS_MAX, RegistryError, backoff_s
 from crio_io.registry.slots import Slot
 from crio_io.registry.transport import Transport, body_of
-from crio_io.storage.store import Store
+from crio_io.storage.store import Store, disk_failed
 from crio_io.storage.unpack import Unpacking
 
 if TYPE_CHECKING:
@@ -87,7 +86,7 @@ class Fetcher:
         try:
             await in_thread(f"open blob {self._layer.digest}", self._open)
         except OSError as error:
-            raise _disk_failed(self._layer, error) from error
+            raise disk_failed(f"blob {self._layer.digest}", error) from error
         await self._start_unpacking()
 
     async def close(self) -> None:
@@ -193,7 +192,7 @@ class Fetcher:
         try:
             await in_thread(f"write blob {self._layer.digest}", self._append, data)
         except OSError as error:
-            raise _disk_failed(self._layer, error) from error
+            raise disk_failed(f"blob {self._layer.digest}", error) from error
         if self._unpacking is not None and self._written_bytes < self._layer.size_bytes:
             self._unpacking.available(self._written_bytes)
         self._progress(
@@ -267,9 +266,3 @@ class Fetcher:
             message=f"{source.host}: blob {self._layer.digest}: {bytes_per_s:.0f} bytes/s over "
             f"{self._rates.window_s:g} s, at least {self._rates.min_bytes_per_s} are needed",
         )
-
-
-def _disk_failed(layer: LayerDescriptor, error: OSError) -> OperationError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    code, reason = (Code.RESOURCE_EXHAUSTED, "NO_SPACE") if full else (Code.INTERNAL, "STORE_FAILED")
-    return OperationError(code, reason, f"blob {layer.digest}: {error.strerror}")

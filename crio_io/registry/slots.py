@@ -8,7 +8,6 @@ goes to the waiter whose host, and then whose image, has the fewest.
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 
@@ -22,17 +21,18 @@ PATIENCE_S = 2.0
 """How long a transfer is watched before it is called slow, and how often those who wait have a look."""
 
 
-@dataclass(slots=True, kw_only=True, eq=False)
 class Slot:
     """A place. Whoever has it says what came."""
 
-    host: str
-    image: str
-    received_bytes: int = 0
-    """Since it was looked at last."""
-    looked_s: float = 0.0
-    is_slow: bool = False
-    turn: anyio.Event = field(default_factory=anyio.Event)
+    __slots__ = ("host", "image", "is_slow", "looked_s", "received_bytes", "turn")
+
+    def __init__(self, *, host: str, image: str) -> None:
+        self.host = host
+        self.image = image
+        self.received_bytes = 0  # Since it was looked at last.
+        self.looked_s = 0.0
+        self.is_slow = False
+        self.turn = anyio.Event()
 
 
 class Slots:

@@ -170,7 +170,7 @@ class Store:
                 await self.forget_blob(layer)
             raise
         except OSError as error:
-            raise _disk_failed(f"layer {layer.diff_id}", error) from error
+            raise disk_failed(f"layer {layer.diff_id}", error) from error
         finally:
             if unpacking is not None:
                 await self._give_up(unpacking)
@@ -553,7 +553,8 @@ def _remove_failed(place: Path, error: OSError) -> OperationError:
     return OperationError(Code.INTERNAL, "REMOVE_FAILED", f"{place}: {error.strerror}")
 
 
-def _disk_failed(what: str, error: OSError) -> OperationError:
+def disk_failed(what: str, error: OSError) -> OperationError:
+    """What a write to the store's disk failed with: NO_SPACE, which may pass, or STORE_FAILED."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     code, reason = (Code.RESOURCE_EXHAUSTED, "NO_SPACE") if full else (Code.INTERNAL, "STORE_FAILED")
     return OperationError(code, reason, f"{what}: {error.strerror}")

@@ -165,6 +165,25 @@ def test_volumes_with_mapped_ids_keep_their_owners_on_the_node(crio: Crio, tmp_p
     assert volume.is_dir() and (volume / "x").exists(), "what was mounted is never removed"
 
 
+def test_host_path_that_cannot_be_made_is_refused_alike_with_and_without_mapped_ids(crio: Crio, tmp_path: Path) -> None:
+    """One mistake in a pod has one message, whatever its namespaces are."""
+    (tmp_path / "file").touch()
+    source, runs = str(tmp_path / "file" / "below"), users(FIRST).uids
+    pod_id = crio.run_pod(linux=pod_linux(options(FIRST)))
+    refusals = set()
+    for mount in (
+        pb.Mount(container_path="/v", host_path=source, uidMappings=runs, gidMappings=runs),
+        pb.Mount(container_path="/v", host_path=source),
+    ):
+        config = crio.container_config(["true"], mounts=[mount], linux=linux(options(FIRST)))
+        refused = crio.client.refusal(pb.CreateContainerRequest(pod_sandbox_id=pod_id, config=config))
+        refusals.add((refused.code, refused.message))
+    [(code, message)] = refusals
+    assert code is StatusCode.FAILED_PRECONDITION
+    assert source in message and "Not a directory" in message
+    crio.remove_all()
+
+
 def test_volume_that_cannot_be_mapped_is_refused_by_its_path(crio: Crio) -> None:
     """Not every file system can: whoever wrote the pod must learn which volume it is."""
     runs = users(FIRST).uids
