@@ -17,6 +17,7 @@ container. What destroys or fills one file system leaves the other.
   how often, until its row is written anew or deleted (`crio check --repair`).
 """
 
+import logging
 import os
 import queue
 import sqlite3
@@ -36,10 +37,14 @@ from crio_core.records import LOST
 from crio_core.values import dataclass
 from crio_io import mounts
 from crio_io.record_files import DURABLE, RecordFiles, checksum
+from crio_io.storage.files import sync_directory
+
+log = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 BEHIND_MAX = 4096
-"""Rows that a file whose disk is full may be behind with; one more and it is made anew when there is room."""
+"""Rows that a file may be behind with. Where its disk is full, it is then made anew when there is room; where the disk
+hangs, writes wait for it from then on."""
 WAITING_MAX = 4096
 """Writes that may wait for the writer; more make their callers wait."""
 GROUP_MAX = 512
@@ -157,7 +162,8 @@ class Journal:
     async def write(self, changes: Sequence[Change]) -> None:
         """Make changes, all of them or none; returns when they are committed.
 
-        A caller that is cancelled while it waits leaves the write to be made.
+        A caller that is cancelled while it waits for a place among `WAITING_MAX` has changed nothing; afterwards it
+        waits on until the write is made.
 
         Raises:
             OperationError: JOURNAL_FULL or JOURNAL_FAILED; nothing was changed.
@@ -201,16 +207,24 @@ class Journal:
         """Until the block ends, make what was written so far outlive a power cut, and with it what was changed on its
         file system before.
 
-        Whoever asks while a sync is under way shares the next one. With no disk to take it, nothing is promised.
+        Whoever asks while a sync is under way shares the next one. A file on disk that was given up is made anew first.
+        Where the disk does not take what it is owed, or cannot be synced, that is logged, and nothing is promised: a
+        node goes on with the file in memory.
         """
         if self._closed:
             raise LocalError("the journal is closed")
-        ticket = _Ticket((), durable=True)
+        # To be made anew from the file in memory, to which nobody may write meanwhile.
+        alone = not self._store.has_disk
+        self._tickets += alone
+        ticket = _Ticket((), durable=True, repairs=alone)
         self._waiting.put(ticket)
         try:
             yield
         finally:
-            await self._done(ticket)
+            try:
+                await self._done(ticket)
+            finally:
+                self._tickets -= alone
 
     async def sync(self) -> None:
         """The same, with nothing to do meanwhile."""
@@ -234,7 +248,7 @@ class Journal:
             if not changes:
                 self._store.catch_up()
             if any(ticket.durable for ticket in tickets):
-                self._store.sync()
+                self._store.sync(repair=any(ticket.repairs for ticket in tickets))
             for ticket in tickets:
                 ticket.finish(failure)
         self._store.close()
@@ -269,9 +283,10 @@ class _Word(Enum):
 class _Ticket:
     """One write or sync on its way through the thread, and the eventfd that its caller waits for."""
 
-    def __init__(self, changes: tuple[Change, ...], *, durable: bool = False) -> None:
+    def __init__(self, changes: tuple[Change, ...], *, durable: bool = False, repairs: bool = False) -> None:
         self.changes = changes
         self.durable = durable
+        self.repairs = repairs
         self.failure: OperationError | None = None
         self.signal = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
@@ -333,12 +348,22 @@ class _Store:
         self._damaged = [False, False]
         self._behind: tuple[dict[_Key, Change], ...] = ({}, {})
         """What each file has not taken yet, and takes with the next commit: for want of space, or of a turn."""
+        self._refusal: Exception | None = None
+        """Why the disk has not taken what it was owed when it was last asked to. The journal's thread's."""
         self._lock = threading.Lock()
 
+    @property
+    def has_disk(self) -> bool:
+        """Whether there is a file on disk; one that was given up is made anew by the next write or sync."""
+        return self._copies[DISK] is not None
+
     def commit_in_memory(self, changes: Sequence[Change]) -> bool:
-        """Commit to the file in memory, and owe it to the disk; False when it cannot be had: nothing has changed."""
+        """Commit to the file in memory, and owe it to the disk; False when it cannot be had: nothing has changed.
+
+        Nor can it be had while the disk is owed too much: a disk that hangs says nothing.
+        """
         memory = self._copies[MEMORY]
-        if memory is None or self._copies[DISK] is None or self._behind[MEMORY]:
+        if memory is None or not self.has_disk or self._behind[MEMORY] or len(self._behind[DISK]) >= BEHIND_MAX:
             return False
         if not changes:
             return True
@@ -360,13 +385,17 @@ class _Store:
             owed = dict(self._behind[DISK])
             head = _Head(self._commits, len(self._checksums), self._total)
             checksums = {key: self._checksums[key] for key, change in owed.items() if isinstance(change, Put)}
-        if disk is None or not owed:
+        if disk is None:
+            return
+        self._refusal = None
+        if not owed:
             return
         try:
             _apply(disk, owed, checksums, head, self._aside & owed.keys())
         except sqlite3.Error as error:
+            self._refusal = error
             if _is_damage(error) or len(owed) > BEHIND_MAX:
-                self._give_up(DISK, error)  # Made anew by the next write, which comes through the thread.
+                self._give_up(DISK, error)  # Made anew by the next write, which comes through the thread, or sync.
             return
         self._copy_beside(owed, DISK)
         with self._lock:
@@ -398,6 +427,8 @@ class _Store:
                     _apply(copy, due, sums, head, self._aside & due.keys())
                 except sqlite3.Error as error:
                     refusals[index] = error
+        if self.has_disk:
+            self._refusal = refusals.get(DISK)
         if len(refusals) == sum(copy is not None for copy in self._copies):
             raise next(iter(refusals.values()))
         self._adopt(final, after, head)
@@ -437,18 +468,26 @@ class _Store:
             self._checksums.pop(key, None)
         self._checksums.update(after)
 
-    def sync(self) -> None:
-        """Sync the file on disk, as far as there is one.
+    def sync(self, *, repair: bool) -> None:
+        """Sync the file on disk, and log what keeps it from having all, if anything does.
 
         The log's own file is opened, never the database: to close that would drop SQLite's lock on it.
+
+        Args:
+            repair: Make a file that was given up anew before. Nobody else may make use of the one in memory meanwhile.
         """
-        log = self._paths[DISK].with_name(self._paths[DISK].name + "-wal")
-        with suppress(OSError):
-            fd = os.open(log, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        if repair:
+            self._repair()
+        if self._refusal is None:
             try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+                _sync(self._paths[DISK].with_name(self._paths[DISK].name + "-wal"))
+            except OSError as error:
+                self._refusal = error
+                if self._copies[MEMORY] is not None and not self._behind[MEMORY]:
+                    # The kernel may have dropped what it could not write, and the next fsync would know nothing of it.
+                    self._give_up(DISK, error)
+        if self._refusal is not None:
+            log.warning("what was written last may not outlive a power cut: %s: %s", self._paths[DISK], self._refusal)
 
     def close(self) -> None:
         self._repair()
@@ -456,11 +495,11 @@ class _Store:
             if copy is not None:
                 copy.close()
 
-    def _give_up(self, index: int, error: sqlite3.Error) -> None:
+    def _give_up(self, index: int, error: sqlite3.Error | OSError) -> None:
         copy = self._copies[index]
         with self._lock:
             self._copies[index] = None
-            self._damaged[index] = _is_damage(error)
+            self._damaged[index] = isinstance(error, sqlite3.Error) and _is_damage(error)
             self._behind[index].clear()
         if copy is not None:
             with suppress(sqlite3.Error):
@@ -471,11 +510,16 @@ class _Store:
         for index, copy in enumerate(self._copies):
             other = self._copies[1 - index]
             if copy is None and other is not None:
-                with suppress(sqlite3.Error, OSError):
+                refusal: Exception | None = None
+                try:
                     if self._damaged[index]:
                         _move_aside(self._paths[index])
                         self._damaged[index] = False
                     self._copies[index] = _clone(other, self._paths[index], durable=index == DISK)
+                except (sqlite3.Error, OSError) as error:
+                    refusal = error
+                if index == DISK:
+                    self._refusal = refusal
 
 
 def _apply(
@@ -729,6 +773,17 @@ def _created(path: Path) -> sqlite3.Connection:
 def _put_in_place(new: Path, path: Path) -> None:
     _remove_files(path)
     new.replace(path)
+    sync_directory(path.parent)
+
+
+def _sync(log_path: Path) -> None:
+    """Make a write-ahead log durable. Where there is none, nothing was written since its file was put in place."""
+    with suppress(FileNotFoundError):
+        fd = os.open(log_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def _write_head(connection: sqlite3.Connection, head: _Head) -> None:

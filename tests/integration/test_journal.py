@@ -1,11 +1,15 @@
 """The journal: what was acknowledged is there after any end, and no damage to a file stops an opening."""
 
+import errno
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import anyio
@@ -22,6 +26,7 @@ from crio_io.record_files import NAME, RecordFiles
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 PAGE_BYTES = 4096
+DEADLINE_S = 30.0
 KINDS = ("sandbox", "container", "image")
 
 
@@ -466,16 +471,38 @@ async def test_more_writers_than_the_bound_all_get_through(tmp_path: Path, monke
     assert len((await reopened(tmp_path / "j")).rows) == 50
 
 
-async def test_cancelled_writer_leaves_the_write_to_be_made(tmp_path: Path) -> None:
+@contextmanager
+def hanging_disk(opened: Journal) -> Iterator[None]:
+    """Let no statement to the file on disk come back until the block ends."""
+    disk = opened._store._copies[journal.DISK]
+    assert disk is not None
+    well = threading.Event()
+    disk.set_trace_callback(lambda _: well.wait(DEADLINE_S))
+    try:
+        yield
+    finally:
+        well.set()
+
+
+async def on_their_way(opened: Journal, writes: int) -> None:
+    """Wait until so many writes wait for the journal's thread."""
+    with anyio.fail_after(DEADLINE_S):
+        while opened._tickets < writes:
+            await anyio.lowlevel.checkpoint()
+
+
+async def test_cancelled_writer_waits_until_the_write_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller leaving stops nothing half-way, and its number is never signalled after it was closed."""
+    monkeypatch.setattr(journal, "QUICK_BYTES_MAX", 0)  # All go through the thread.
     opened, _ = await Journal.open(tmp_path / "j")
-    for number in range(50):
-        with anyio.CancelScope() as scope:
-            scope.cancel()
-            await opened.write([put(f"c{number}")])
-    await opened.write([put("last")])
+    async with anyio.create_task_group() as tasks:
+        with hanging_disk(opened):
+            for number in range(50):
+                tasks.start_soon(opened.write, [put(f"c{number}")])
+            await on_their_way(opened, 50)
+            tasks.cancel_scope.cancel()
     await opened.close()
-    assert "last" in content(await reopened(tmp_path / "j"))
+    assert len((await reopened(tmp_path / "j")).rows) == 50
 
 
 @pytest.mark.parametrize(
@@ -523,3 +550,80 @@ async def test_a_sync_reaches_the_disk_after_every_write_before_it(
     await opened.sync()
     assert len(synced) == shared + 1
     await opened.close()
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the journal said, and hears no more."""
+    said = [record.getMessage() for record in caplog.records if record.name == journal.__name__]
+    caplog.clear()
+    return said
+
+
+async def after_power_cut(path: Path, scratch: Path) -> dict[str, bytes]:
+    """What a server would find now of the file on disk alone."""
+    shutil.copytree(path.parent, scratch)
+    return content(await reopened(scratch / path.name, scratch / "memory"))
+
+
+async def test_a_sync_that_fails_is_logged_once_and_the_next_one_makes_the_file_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """After a failed fsync(2) the kernel may have dropped pages, and the next fsync succeeds without them."""
+    path = tmp_path / "disk" / "a"
+    opened, _ = await Journal.open(path, tmp_path / "memory" / "a")
+    await opened.write([put("c")])
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "broken", str(fd))
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", failing)
+        await opened.sync()
+    said = warnings_of(caplog)
+    assert len(said) == 1 and "broken" in said[0]
+    old = path.stat().st_ino
+    await opened.sync()
+    assert warnings_of(caplog) == [] and path.stat().st_ino != old
+    assert await after_power_cut(path, tmp_path / "cut") == {"c": b"data"}
+    await opened.write([put("d")])
+    await opened.sync()
+    assert warnings_of(caplog) == []
+    assert await after_power_cut(path, tmp_path / "again") == {"c": b"data", "d": b"data"}
+    await opened.close()
+
+
+async def test_a_sync_of_a_full_disk_says_that_nothing_is_promised(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its log may be synced well, and lack the write: whoever looks for lost addresses later must find a reason."""
+    path = tmp_path / "disk" / "a"
+    opened, _ = await Journal.open(path, tmp_path / "memory" / "a")
+    disk = opened._store._copies[journal.DISK]
+    assert disk is not None
+    disk.execute("PRAGMA max_page_count=1")
+    await opened.write([put("big", b"x" * 100_000)])
+    await opened.sync()
+    said = warnings_of(caplog)
+    assert len(said) == 1 and "full" in said[0]
+    disk.execute("PRAGMA max_page_count=100000")
+    await opened.sync()
+    assert warnings_of(caplog) == []
+    assert await after_power_cut(path, tmp_path / "cut") == {"big": b"x" * 100_000}
+    await opened.close()
+
+
+async def test_writes_wait_for_a_disk_that_hangs_once_it_is_owed_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is owed is held in memory, and a dead disk gives no error by which it could be given up."""
+    monkeypatch.setattr(journal, "BEHIND_MAX", 10)
+    opened, _ = await Journal.open(tmp_path / "j")
+    async with anyio.create_task_group() as tasks:
+        with hanging_disk(opened):
+            for number in range(30):
+                tasks.start_soon(opened.write, [put(f"c{number}")])
+            await on_their_way(opened, 20)
+            assert len(opened._store._behind[journal.DISK]) == 10
+    await opened.close()
+    (tmp_path / "j-copy").unlink()
+    assert len((await reopened(tmp_path / "j")).rows) == 30
