@@ -165,7 +165,7 @@ class Attach:
                 # It wrote and left, and the container has not taken all of it: until then a hang-up polls as ready.
                 client.parked = True
                 client.writable = False
-                self._owed.leave(fd, time.monotonic_ns())
+                self._owed.leave_input(fd, time.monotonic_ns())
                 self._poll.unregister(fd)
             else:
                 self._drop(client)

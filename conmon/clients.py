@@ -10,6 +10,9 @@ one of them is behind, the wait costs none of them anything.
 
 At the end every client that is owed something has `STALL_NS` without progress and `END_NS` in all.
 
+A client may write input and leave before the container has taken it. That is kept for `INPUT_NS` and then lost: a
+container that never reads would else keep the client's place, and its monitor at work, for ever.
+
 Times are nanoseconds of the monotonic clock, and never run backwards.
 """
 
@@ -19,6 +22,7 @@ HOLD_NS = 1_000_000_000
 EARN = 10  # time to keep up for each unit of credit
 STALL_NS = 10_000_000_000
 END_NS = 60_000_000_000
+INPUT_NS = 60_000_000_000
 
 
 class Debt:
@@ -44,12 +48,13 @@ class Clients:
         patient: Nothing else keeps the output.
     """
 
-    __slots__ = ("_ended_ns", "_patient", "_settled_ns", "debts")
+    __slots__ = ("_ended_ns", "_gone", "_patient", "_settled_ns", "debts")
 
     def __init__(self, *, patient: bool) -> None:
         self._patient = patient
         self._ended_ns = 0
         self._settled_ns = 0
+        self._gone: dict[int, int] = {}
         self.debts: dict[int, Debt] = {}
 
     def join(self, number: int, now_ns: int) -> None:
@@ -61,6 +66,13 @@ class Clients:
         """A client takes nothing more; one that left before is no error."""
         self._settle(now_ns)
         self.debts.pop(number, None)
+        self._gone.pop(number, None)
+
+    def leave_input(self, number: int, now_ns: int) -> None:
+        """A client is gone, and the container has not taken its input: that counts from the first time on."""
+        self._settle(now_ns)
+        self.debts.pop(number, None)
+        self._gone.setdefault(number, now_ns + INPUT_NS)
 
     def end(self, now_ns: int) -> None:
         """The container has ended: from now on any debt counts."""
@@ -106,12 +118,14 @@ class Clients:
 
     def deadline_ns(self) -> int:
         """When `overdue` has to be asked next, or 0."""
-        return min((at_ns for at_ns in map(self._limit_ns, self.debts.values()) if at_ns), default=0)
+        limits_ns = [*map(self._limit_ns, self.debts.values()), *self._gone.values()]
+        return min((at_ns for at_ns in limits_ns if at_ns), default=0)
 
     def overdue(self, now_ns: int) -> tuple[int, ...]:
         """The clients to be let go."""
         self._settle(now_ns)
-        return tuple(number for number, debt in self.debts.items() if 0 < self._limit_ns(debt) <= now_ns)
+        late = [number for number, debt in self.debts.items() if 0 < self._limit_ns(debt) <= now_ns]
+        return (*late, *(number for number, limit_ns in self._gone.items() if limit_ns <= now_ns))
 
     def _limit_ns(self, debt: Debt) -> int:
         """When this client has had its time, or 0 while none is counted."""

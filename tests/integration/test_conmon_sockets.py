@@ -1,11 +1,15 @@
-"""The monitor's other sockets, each with a stand-in for systemd at the far end: the journal, and readiness."""
+"""The monitor's sockets, each with a stand-in at the far end: the journal, readiness, clients that are gone."""
 
 import os
+import select
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
+from conmon.attach import CLIENTS_MAX, Attach, listen
+from conmon.clients import INPUT_NS
 from conmon.journald import JournalLog
 from conmon.logs import LINE_BYTES_MAX, STDERR, STDOUT
 from tests.integration.conmon_suite import Rig, missing_parts
@@ -98,3 +102,49 @@ def test_readiness_is_passed_on_and_nothing_else(tmp_path: Path) -> None:
     finally:
         host.close()
         rig.close()
+
+
+def test_clients_that_wrote_and_left_do_not_keep_others_out_for_ever(tmp_path: Path) -> None:
+    """A container that never reads: their input is lost in the end, and not the places or the monitor's rest."""
+    input_read, input_write = os.pipe2(os.O_NONBLOCK)
+    with select.epoll() as poll:
+        clients = Attach(
+            poll, listen(str(tmp_path), "attach", socket.SOCK_SEQPACKET, 0o700), leave_stdin_open=True, patient=False
+        )
+
+        def turn() -> None:
+            while found := poll.poll(0):
+                for fd, events in found:
+                    if fd == clients.fd:
+                        clients.accept()
+                    elif fd == clients.stdin_fd:
+                        clients.feed_stdin()
+                    else:
+                        clients.handle(fd, events)
+
+        def connect() -> socket.socket:
+            client = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            client.connect(str(tmp_path / "attach"))
+            turn()
+            return client
+
+        clients.set_stdin(input_write)
+        filled = 0
+        while len(clients.clients) < CLIENTS_MAX:
+            with connect() as client:
+                client.send(b"x" * 16384)
+            turn()
+            filled += 1
+        assert filled > CLIENTS_MAX  # the first ones went into the pipe
+        with connect() as refused:
+            assert refused.recv(1) == b""
+        assert 0 < clients.deadline_ns() <= time.monotonic_ns() + INPUT_NS
+        clients.expire(time.monotonic_ns() + INPUT_NS)
+        assert clients.resting and clients.deadline_ns() == 0
+        with connect() as client:
+            assert len(clients.clients) == 1
+            clients.broadcast(STDOUT, b"here")
+            assert client.recv(10)[1:] == b"here"
+        turn()
+        clients.close()
+    os.close(input_read)

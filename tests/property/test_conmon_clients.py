@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from conmon.clients import EARN, END_NS, HOLD_NS, PACKET_BYTES, QUEUE_BYTES_MAX, STALL_NS, Clients
+from conmon.clients import EARN, END_NS, HOLD_NS, INPUT_NS, PACKET_BYTES, QUEUE_BYTES_MAX, STALL_NS, Clients
 
 READ_BYTES = 65536
 STDOUT, STDERR = 2, 3
@@ -31,6 +31,7 @@ class Sharing(RuleBasedStateMachine):
         self.began_ns = self.now_ns
         self.clients = Clients(patient=self.patient)
         self.readers: dict[int, Reader] = {}
+        self.gone_ns: dict[int, int] = {}
         self.joined = 0
         self.held_ns = 0
         self.ended_ns = 0
@@ -51,7 +52,10 @@ class Sharing(RuleBasedStateMachine):
             self.now_ns = until_ns
             for number in self.clients.overdue(self.now_ns):
                 self.clients.leave(number, self.now_ns)
-                del self.readers[number]
+                if number in self.gone_ns:
+                    assert self.now_ns == self.gone_ns.pop(number) + INPUT_NS
+                else:
+                    del self.readers[number]
 
     @rule()
     def join(self) -> None:
@@ -65,6 +69,25 @@ class Sharing(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(self.numbers()))
         self.clients.leave(number, self.now_ns)
         del self.readers[number]
+
+    @precondition(lambda self: self.readers)
+    @rule(data=st.data())
+    def leave_input(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(self.numbers()))
+        self.clients.leave_input(number, self.now_ns)
+        self.gone_ns[number] = self.now_ns
+        del self.readers[number]
+
+    @precondition(lambda self: self.gone_ns)
+    @rule(data=st.data(), whole=st.booleans())
+    def read_input(self, data: st.DataObject, whole: bool) -> None:
+        """The container takes some, and the next packet of it waits again; or all."""
+        number = data.draw(st.sampled_from(sorted(self.gone_ns)))
+        if whole:
+            self.clients.leave(number, self.now_ns)
+            del self.gone_ns[number]
+        else:
+            self.clients.leave_input(number, self.now_ns)
 
     @precondition(lambda self: not self.ended_ns and not self.clients.holding)
     @rule(
@@ -131,6 +154,16 @@ class Sharing(RuleBasedStateMachine):
     def all_clients_together_hold_the_container_no_longer_than_their_credit(self) -> None:
         """Also a client that takes one packet after the other."""
         assert self.held_ns <= self.joined * (HOLD_NS + (self.now_ns - self.began_ns) // EARN)
+
+    @invariant()
+    def input_of_those_who_left_is_kept_for_its_time_and_no_longer(self) -> None:
+        """Also when the container takes a little of it now and then; `overdue` names each before that."""
+        assert all(self.now_ns < gone_ns + INPUT_NS for gone_ns in self.gone_ns.values())
+        limits_ns = [gone_ns + INPUT_NS for gone_ns in self.gone_ns.values()]
+        if limits_ns:
+            assert 0 < self.clients.deadline_ns() <= min(limits_ns)
+        if not self.readers:
+            assert self.clients.deadline_ns() == min(limits_ns, default=0)
 
     @invariant()
     def nobody_is_waited_for_long_after_the_end(self) -> None:
