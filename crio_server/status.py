@@ -13,7 +13,6 @@ slow gets the latest when it comes to read again.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -21,6 +20,7 @@ import orjson
 from crio_core import requests as rq
 from crio_core.errors import Code, OperationError
 from crio_core.replies import ContainerFound, Explained, SandboxFound
+from crio_core.values import dataclass
 from crio_io.driver import Caller
 from crio_server.errors import status_of
 from crio_server.services.explanation import pulls_of
