@@ -40,7 +40,8 @@ from crio_io.driver import Driver
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
-from crio_io.journal import Journal, LoadResult
+from crio_io.journal import Journal
+from crio_io.journal_open import LoadResult
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles

@@ -9,12 +9,8 @@ container. What destroys or fills one file system leaves the other.
   as the addresses that plugins give away, asks for a `sync`.
 - Without a file in memory that takes it, a write waits for that thread, and is acknowledged when the disk has it.
 - WAL, and on disk `synchronous=NORMAL`. Idle, nothing runs.
-- Damage never stops the opening (R9, R10). Every row has a checksum over its kind, id and data, and every commit
-  stores a number, the count of rows and the sum of their checksums. So a copy from which anything is missing is known,
-  be it a flipped bit, a lost page or a lost file; the other copy then speaks, and the bad file is moved aside and made
-  anew. Only when both are damaged or lost are rows picked one by one, and joined by the copies that lie beside what
-  they tell of (`record_files.py`). What is damaged there too goes into quarantine, and stays there, whatever is opened
-  how often, until its row is written anew or deleted (`crio check --repair`).
+- Every row has a checksum over its kind, id and data, and every commit stores a number, the count of rows and the sum
+  of their checksums. What that is good for is told in `journal_open.py`; one file by itself is `journal_file.py`.
 """
 
 import logging
@@ -23,25 +19,34 @@ import queue
 import sqlite3
 import threading
 import time
-import zlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, suppress
-from dataclasses import field
+from contextlib import asynccontextmanager, suppress
 from enum import Enum, auto
 from pathlib import Path
 
 import anyio
 
 from crio_core.errors import Code, LocalError, OperationError
-from crio_core.records import LOST
 from crio_core.values import dataclass
 from crio_io import mounts
+from crio_io.journal_file import (
+    DISK,
+    MEMORY,
+    Head,
+    Key,
+    clone,
+    connect,
+    error_code,
+    is_damage,
+    move_aside,
+    sync_log,
+    write_head,
+)
+from crio_io.journal_open import LoadResult, make_good
 from crio_io.record_files import DURABLE, RecordFiles, checksum
-from crio_io.storage.files import sync_directory
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
 BEHIND_MAX = 4096
 """Rows that a file may be behind with. Where its disk is full, it is then made anew when there is room; where the disk
 hangs, writes wait for it from then on."""
@@ -51,36 +56,10 @@ GROUP_MAX = 512
 """Writes that share one transaction."""
 DATA_MAX_BYTES = 16 * 1024 * 1024
 NAME_MAX_BYTES = 1024
-QUARANTINE_MAX = 1000
-"""Rows that are kept in quarantine, the newest."""
-ASIDE_MAX = 32
-"""Damaged files that are kept; the last name is then used again."""
-BUSY_S = 2.0
 LINGER_S = 0.01
 """How long the disk may lag behind, so that writes of that time share its transaction."""
 QUICK_BYTES_MAX = 256 * 1024
 """Of one write that is committed in memory at once; a larger one would hold up the event loop."""
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS record (kind TEXT NOT NULL, id TEXT NOT NULL, data BLOB NOT NULL, checksum INTEGER NOT NULL,
-    PRIMARY KEY (kind, id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS quarantine (number INTEGER PRIMARY KEY, kind TEXT, id TEXT, data BLOB, reason TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS head (one INTEGER PRIMARY KEY CHECK (one = 1), version INTEGER NOT NULL,
-    commits INTEGER NOT NULL, rows INTEGER NOT NULL, total INTEGER NOT NULL, checksum INTEGER NOT NULL);
-"""
-# Refusals that say nothing about the content of the file: moving it aside would lose it for want of disk space.
-_NOT_DAMAGE = frozenset(
-    (
-        sqlite3.SQLITE_BUSY,
-        sqlite3.SQLITE_LOCKED,
-        sqlite3.SQLITE_PERM,
-        sqlite3.SQLITE_READONLY,
-        sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_FULL,
-        sqlite3.SQLITE_NOMEM,
-        sqlite3.SQLITE_AUTH,
-    )
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,28 +80,6 @@ class Delete:
 
 
 Change = Put | Delete
-_Key = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """One stored record."""
-
-    kind: str
-    id: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadResult:
-    """What an opening found: good rows, what is in quarantine (kind, id, reason), and repairs, in sentences.
-
-    `LOST` is the kind and id of what is in quarantine when nobody knows how many rows are missing.
-    """
-
-    rows: tuple[Row, ...]
-    quarantined: tuple[tuple[str, str, str], ...]
-    repairs: tuple[str, ...]
 
 
 class Journal:
@@ -300,21 +257,6 @@ class _Ticket:
         os.close(self.signal)
 
 
-@dataclass(slots=True)
-class _Head:
-    """What a commit says about the whole: how many there were, and what all rows add up to."""
-
-    commits: int = 0
-    rows: int = 0
-    total: int = 0
-
-    def checksum(self) -> int:
-        return zlib.crc32(f"{SCHEMA_VERSION} {self.commits} {self.rows} {self.total}".encode())
-
-
-DISK, MEMORY = 0, 1
-
-
 class _Store:
     """The two files.
 
@@ -329,9 +271,9 @@ class _Store:
         self,
         paths: tuple[Path, Path],
         commits: int,
-        checksums: dict[_Key, int],
+        checksums: dict[Key, int],
         *,
-        aside: frozenset[_Key],
+        aside: frozenset[Key],
         behind: Collection[Path],
         files: RecordFiles | None,
     ) -> None:
@@ -343,10 +285,10 @@ class _Store:
         self._files = files
         self._total = sum(checksums.values())
         self._copies = [
-            None if path in behind else _connect(path, durable=index == DISK) for index, path in enumerate(paths)
+            None if path in behind else connect(path, durable=index == DISK) for index, path in enumerate(paths)
         ]
         self._damaged = [False, False]
-        self._behind: tuple[dict[_Key, Change], ...] = ({}, {})
+        self._behind: tuple[dict[Key, Change], ...] = ({}, {})
         """What each file has not taken yet, and takes with the next commit: for want of space, or of a turn."""
         self._refusal: Exception | None = None
         """Why the disk has not taken what it was owed when it was last asked to. The journal's thread's."""
@@ -383,7 +325,7 @@ class _Store:
         disk = self._copies[DISK]
         with self._lock:
             owed = dict(self._behind[DISK])
-            head = _Head(self._commits, len(self._checksums), self._total)
+            head = Head(self._commits, len(self._checksums), self._total)
             checksums = {key: self._checksums[key] for key, change in owed.items() if isinstance(change, Put)}
         if disk is None:
             return
@@ -394,7 +336,7 @@ class _Store:
             _apply(disk, owed, checksums, head, self._aside & owed.keys())
         except sqlite3.Error as error:
             self._refusal = error
-            if _is_damage(error) or len(owed) > BEHIND_MAX:
+            if is_damage(error) or len(owed) > BEHIND_MAX:
                 self._give_up(DISK, error)  # Made anew by the next write, which comes through the thread, or sync.
             return
         self._copy_beside(owed, DISK)
@@ -411,7 +353,7 @@ class _Store:
         try:
             return self._commit(changes)
         except sqlite3.Error as error:
-            if _error_code(error) == sqlite3.SQLITE_FULL:
+            if error_code(error) == sqlite3.SQLITE_FULL:
                 return OperationError(Code.RESOURCE_EXHAUSTED, "JOURNAL_FULL", f"{self._paths[0]}: {error}")
             return OperationError(Code.INTERNAL, "JOURNAL_FAILED", f"{self._paths[0]}: {error}")
 
@@ -435,7 +377,7 @@ class _Store:
         for index, owed in enumerate(self._behind):
             if index not in refusals:
                 owed.clear()
-            elif _is_damage(refusals[index]) or len(owed) + len(final) > BEHIND_MAX:
+            elif is_damage(refusals[index]) or len(owed) + len(final) > BEHIND_MAX:
                 self._give_up(index, refusals[index])  # Made anew from the other before the next write.
             else:
                 owed.update(final)
@@ -443,7 +385,7 @@ class _Store:
             self._copy_beside(final, index)
         return None
 
-    def _copy_beside(self, changes: Mapping[_Key, Change], index: int) -> None:
+    def _copy_beside(self, changes: Mapping[Key, Change], index: int) -> None:
         """Keep copies of what was committed beside what it tells of, of that which lies on disk or in memory."""
         if self._files is None:
             return
@@ -454,15 +396,15 @@ class _Store:
                 else:
                     self._files.remove(kind, name)
 
-    def _plan(self, changes: Sequence[Change]) -> tuple[dict[_Key, Change], dict[_Key, int], "_Head"]:
+    def _plan(self, changes: Sequence[Change]) -> tuple[dict[Key, Change], dict[Key, int], Head]:
         """The last change of each row, the checksums of what is put, and what the head says once that is committed."""
         final = {(change.kind, change.id): change for change in changes}
         after = {key: checksum(*key, change.data) for key, change in final.items() if isinstance(change, Put)}
         before = [self._checksums[key] for key in final if key in self._checksums]
         total = self._total - sum(before) + sum(after.values())
-        return final, after, _Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
+        return final, after, Head(self._commits + 1, len(self._checksums) - len(before) + len(after), total)
 
-    def _adopt(self, final: Mapping[_Key, Change], after: Mapping[_Key, int], head: "_Head") -> None:
+    def _adopt(self, final: Mapping[Key, Change], after: Mapping[Key, int], head: Head) -> None:
         self._commits, self._total = head.commits, head.total
         for key in final:
             self._checksums.pop(key, None)
@@ -471,8 +413,6 @@ class _Store:
     def sync(self, *, repair: bool) -> None:
         """Sync the file on disk, and log what keeps it from having all, if anything does.
 
-        The log's own file is opened, never the database: to close that would drop SQLite's lock on it.
-
         Args:
             repair: Make a file that was given up anew before. Nobody else may make use of the one in memory meanwhile.
         """
@@ -480,7 +420,7 @@ class _Store:
             self._repair()
         if self._refusal is None:
             try:
-                _sync(self._paths[DISK].with_name(self._paths[DISK].name + "-wal"))
+                sync_log(self._paths[DISK])
             except OSError as error:
                 self._refusal = error
                 if self._copies[MEMORY] is not None and not self._behind[MEMORY]:
@@ -499,7 +439,7 @@ class _Store:
         copy = self._copies[index]
         with self._lock:
             self._copies[index] = None
-            self._damaged[index] = isinstance(error, sqlite3.Error) and _is_damage(error)
+            self._damaged[index] = isinstance(error, sqlite3.Error) and is_damage(error)
             self._behind[index].clear()
         if copy is not None:
             with suppress(sqlite3.Error):
@@ -513,9 +453,9 @@ class _Store:
                 refusal: Exception | None = None
                 try:
                     if self._damaged[index]:
-                        _move_aside(self._paths[index])
+                        move_aside(self._paths[index])
                         self._damaged[index] = False
-                    self._copies[index] = _clone(other, self._paths[index], durable=index == DISK)
+                    self._copies[index] = clone(other, self._paths[index], durable=index == DISK)
                 except (sqlite3.Error, OSError) as error:
                     refusal = error
                 if index == DISK:
@@ -524,10 +464,10 @@ class _Store:
 
 def _apply(
     copy: sqlite3.Connection,
-    changes: Mapping[_Key, Change],
-    checksums: Mapping[_Key, int],
-    head: _Head,
-    cleared: Collection[_Key],
+    changes: Mapping[Key, Change],
+    checksums: Mapping[Key, int],
+    head: Head,
+    cleared: Collection[Key],
 ) -> None:
     """One transaction: the last change of each row, and the head; `cleared` is in quarantine no longer."""
     copy.execute("BEGIN IMMEDIATE")
@@ -539,7 +479,7 @@ def _apply(
             else:
                 copy.execute("DELETE FROM record WHERE kind = ? AND id = ?", key)
         copy.executemany("DELETE FROM quarantine WHERE kind = ? AND id = ?", cleared)
-        _write_head(copy, head)
+        write_head(copy, head)
         copy.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):
@@ -547,267 +487,15 @@ def _apply(
         raise
 
 
-@dataclass(slots=True)
-class _Copy:
-    """What could be read of one file. `whole` says that nothing is missing and nothing is damaged."""
-
-    path: Path
-    present: bool
-    head: _Head | None = None
-    rows: dict[_Key, tuple[bytes, int]] = field(default_factory=dict)
-    damaged: dict[_Key, tuple[bytes, str]] = field(default_factory=dict)
-    aside: dict[_Key, tuple[bytes, str]] = field(default_factory=dict)
-    """What an earlier opening has put into quarantine."""
-    trouble: str = ""
-
-    @property
-    def whole(self) -> bool:
-        head = self.head
-        if head is None or self.damaged or self.trouble:
-            return False
-        return head.rows == len(self.rows) and head.total == sum(checksum for _, checksum in self.rows.values())
-
-    @property
-    def counted(self) -> bool:
-        """Whether no row is missing, though some may be damaged."""
-        found = len(self.rows) + len(self.damaged)
-        return self.head is not None and not self.trouble and self.head.rows == found
-
-    @property
-    def rank(self) -> tuple[bool, int, int]:
-        return self.whole, self.head.commits if self.head is not None else -1, len(self.rows)
-
-
 def _open(paths: tuple[Path, Path], files: RecordFiles | None, keep_files: bool) -> tuple[_Store, LoadResult]:
     try:
-        for path in paths:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        copies = tuple(_read(each) for each in paths)
-        best, other = sorted(copies, key=lambda copy: copy.rank, reverse=True)
-        rows, quarantined, rebuilt = best.rows, best.aside, ""
-        if not best.whole:
-            rows, quarantined, rebuilt = _salvaged(best, other, files)
-        head = best.head if best.whole and best.head is not None else _head_of(rows, copies)
-        repairs, behind = _make_whole(copies, best, rows, quarantined, head)
-        if not keep_files:
-            files = None
-        if files is not None:
-            files.complete({key: data for key, (data, _) in rows.items()})
-        result = LoadResult(
-            rows=tuple(Row(kind=kind, id=name, data=data) for (kind, name), (data, _) in rows.items()),
-            quarantined=tuple((kind, name, reason) for (kind, name), (_, reason) in quarantined.items()),
-            repairs=(*repairs, rebuilt) if rebuilt else repairs,
-        )
-        checksums = {key: value for key, (_, value) in rows.items()}
-        aside = frozenset(quarantined)
-        return _Store(paths, head.commits, checksums, aside=aside, behind=behind, files=files), result
+        found = make_good(paths, files, keep_files=keep_files)
+        aside = frozenset((kind, name) for kind, name, _ in found.result.quarantined)
+        kept = files if keep_files else None
+        store = _Store(paths, found.commits, found.checksums, aside=aside, behind=found.behind, files=kept)
     except (sqlite3.Error, OSError) as error:
         raise OperationError(Code.UNAVAILABLE, "JOURNAL_UNAVAILABLE", f"{paths[0]}: {error}") from error
-
-
-def _salvaged(
-    best: _Copy, other: _Copy, files: RecordFiles | None
-) -> tuple[dict[_Key, tuple[bytes, int]], dict[_Key, tuple[bytes, str]], str]:
-    """Rows, quarantine, and what was rebuilt, when both files are damaged or there is none (yet).
-
-    All that is good anywhere. A row that was deleted just before may come back this way; a record of something that is
-    not there is found out by looking. A copy counts more than a row, which may be of a file that lost its newest pages.
-    """
-    good, bad = files.read() if files is not None else ({}, {})
-    rows = other.rows | best.rows | {key: (data, checksum(*key, data)) for key, data in good.items()}
-    put_away = bad | other.damaged | best.damaged | other.aside | best.aside
-    quarantined = {key: reason for key, reason in put_away.items() if key not in rows}
-    used = any(copy.present for copy in (best, other)) or (files is not None and files.traces())
-    if used and not best.counted:
-        # Whatever is in no record may have been in a row that is gone.
-        reason = f"the journal was lost or damaged; {len(rows)} records are known, others may have been lost with it"
-        quarantined[LOST] = (b"", reason)
-    rebuilt = good.keys() - best.rows.keys() - other.rows.keys()
-    return rows, quarantined, f"{len(rebuilt)} records were rebuilt from their copies" if rebuilt else ""
-
-
-def _make_whole(
-    copies: Sequence[_Copy],
-    best: _Copy,
-    rows: Mapping[_Key, tuple[bytes, int]],
-    quarantined: Mapping[_Key, tuple[bytes, str]],
-    head: _Head,
-) -> tuple[tuple[str, ...], frozenset[Path]]:
-    """Bring both files to the same good content; says what was done to which, and which could not be for want of space.
-
-    A reboot empties the place of the second: that it is absent then is no damage. Nor is it that the first is behind
-    the second, as it is whenever a server was killed.
-    """
-    repairs: list[str] = []
-    behind: set[Path] = set()
-    was_whole = best.whole
-    for copy in copies:
-        if copy.present and not copy.whole:
-            aside = _move_aside(copy.path)
-            reason = copy.trouble or (f"{len(copy.damaged)} damaged rows" if copy.damaged else "rows are missing")
-            repairs.append(f"{copy.path} was damaged ({reason}) and is kept as {aside.name}")
-        elif was_whole and not copy.present and copy is copies[0]:
-            repairs.append(f"{copy.path} was missing and was made anew")
-        elif was_whole and copy.present and copy.head != head and copy is not copies[DISK]:
-            repairs.append(f"{copy.path} was behind and was brought up to date")
-    for copy in copies:
-        if not copy.whole or copy.head != head:
-            try:
-                _fill(copy.path, rows, quarantined, head)
-            except sqlite3.Error as error:
-                if not best.whole or _is_damage(error):
-                    raise
-                behind.add(copy.path)
-                repairs.append(f"{copy.path} is behind for now: {error}")
-    return tuple(repairs), frozenset(behind)
-
-
-def _head_of(rows: Mapping[_Key, tuple[bytes, int]], copies: Sequence[_Copy]) -> _Head:
-    commits = max(copy.head.commits if copy.head is not None else 0 for copy in copies)
-    return _Head(commits + 1, len(rows), sum(checksum for _, checksum in rows.values()))
-
-
-def _read(path: Path) -> _Copy:
-    """Read a file row by row, for as long as it can be read."""
-    copy = _Copy(path=path, present=path.exists() or path.with_name(path.name + "-wal").exists())
-    if not copy.present:
-        return copy
-    if path.is_dir():
-        copy.trouble = "it is a directory"
-        return copy
-    try:
-        with closing(_connect(path)) as connection:
-            connection.text_factory = bytes
-            _read_head(connection, copy)
-            for row in connection.execute("SELECT kind, id, data, checksum FROM record"):
-                _take(copy, *row)
-            for *key, data, reason in connection.execute("SELECT kind, id, data, reason FROM quarantine"):
-                copy.aside[_text(key[0]), _text(key[1])] = (data, _text(reason))
-    except sqlite3.Error as error:
-        if not _is_damage(error):
-            raise
-        copy.trouble = str(error)
-    return copy
-
-
-def _read_head(connection: sqlite3.Connection, copy: _Copy) -> None:
-    found = connection.execute("SELECT version, commits, rows, total, checksum FROM head").fetchone()
-    if found is None:
-        copy.trouble = "no head"
-        return
-    version, commits, rows, total, checksum = found
-    head = _Head(commits, rows, total)
-    if version != SCHEMA_VERSION and checksum == zlib.crc32(f"{version} {commits} {rows} {total}".encode()):
-        message = f"{copy.path} was written by another version (schema {version}, this one knows {SCHEMA_VERSION})"
-        raise OperationError(Code.FAILED_PRECONDITION, "JOURNAL_TOO_NEW", message)
-    if version != SCHEMA_VERSION or checksum != head.checksum():
-        copy.trouble = "damaged head"
-        return
-    copy.head = head
-
-
-def _take(copy: _Copy, raw_kind: object, raw_name: object, raw_data: object, raw_sum: object) -> None:
-    """Sort one row into good or damaged; nothing about it is to be trusted, not even its types."""
-    kind, name = _text(raw_kind), _text(raw_name)
-    data = raw_data if isinstance(raw_data, bytes) else repr(raw_data).encode()
-    if isinstance(raw_sum, int) and checksum(kind, name, data) == raw_sum:
-        copy.rows[kind, name] = (data, raw_sum)
-    else:
-        copy.damaged[kind, name] = (data, "checksum does not match")
-
-
-def _connect(path: Path, *, durable: bool = True) -> sqlite3.Connection:
-    """Open a file, made with mode 0600, for us alone: another server is refused, and there is no shared memory file.
-
-    One that is not `durable` is never flushed, not even now and then: it is not meant to outlive the machine's run.
-    """
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
-    connection = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
-    try:
-        synchronous = "NORMAL" if durable else "OFF"
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", f"synchronous={synchronous}", "cache_size=-512"):
-            connection.execute(f"PRAGMA {pragma}")
-    except sqlite3.Error:
-        connection.close()
-        raise
-    return connection
-
-
-def _fill(
-    path: Path,
-    rows: Mapping[_Key, tuple[bytes, int]],
-    quarantined: Mapping[_Key, tuple[bytes, str]],
-    head: _Head,
-) -> None:
-    """Write a file anew; the one that is there stays until the new one is whole."""
-    new = path.with_name(path.name + "-new")
-    _remove_files(new)
-    with closing(_created(new)) as connection:
-        connection.executescript(_SCHEMA)
-        connection.execute("BEGIN IMMEDIATE")
-        connection.executemany("INSERT INTO record VALUES (?, ?, ?, ?)", ((*key, *row) for key, row in rows.items()))
-        bad = list(quarantined.items())[-QUARANTINE_MAX:]
-        connection.executemany(
-            "INSERT INTO quarantine (kind, id, data, reason) VALUES (?, ?, ?, ?)", ((*key, *row) for key, row in bad)
-        )
-        _write_head(connection, head)
-        connection.execute("COMMIT")
-    _put_in_place(new, path)
-
-
-def _clone(source: sqlite3.Connection, path: Path, *, durable: bool) -> sqlite3.Connection:
-    new = path.with_name(path.name + "-new")
-    _remove_files(new)
-    with closing(_created(new)) as target:
-        source.backup(target)
-    _put_in_place(new, path)
-    return _connect(path, durable=durable)
-
-
-def _created(path: Path) -> sqlite3.Connection:
-    """A new file, whole when it is closed: without a write-ahead log."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-    return sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
-
-
-def _put_in_place(new: Path, path: Path) -> None:
-    _remove_files(path)
-    new.replace(path)
-    sync_directory(path.parent)
-
-
-def _sync(log_path: Path) -> None:
-    """Make a write-ahead log durable. Where there is none, nothing was written since its file was put in place."""
-    with suppress(FileNotFoundError):
-        fd = os.open(log_path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-
-
-def _write_head(connection: sqlite3.Connection, head: _Head) -> None:
-    values = (SCHEMA_VERSION, head.commits, head.rows, head.total, head.checksum())
-    connection.execute("INSERT OR REPLACE INTO head VALUES (1, ?, ?, ?, ?, ?)", values)
-
-
-def _move_aside(path: Path) -> Path:
-    """Keep a damaged file, with its write-ahead log, under the first free name."""
-    names = (path.with_name(f"{path.name}.damaged-{number}") for number in range(1, ASIDE_MAX + 1))
-    aside = next((name for name in names if not name.exists()), path.with_name(f"{path.name}.damaged-{ASIDE_MAX}"))
-    for suffix in ("", "-wal"):
-        with suppress(FileNotFoundError):
-            path.with_name(path.name + suffix).replace(aside.with_name(aside.name + suffix))
-    return aside
-
-
-def _remove_files(path: Path) -> None:
-    for suffix in ("", "-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
-
-
-def _text(word: object) -> str:
-    return word.decode("utf-8", "backslashreplace") if isinstance(word, bytes) else repr(word)
+    return store, found.result
 
 
 def _check(change: Change) -> None:
@@ -816,11 +504,3 @@ def _check(change: Change) -> None:
             raise LocalError(f"{name[:80]!r} is not the kind or id of a row")
     if isinstance(change, Put) and len(change.data) > DATA_MAX_BYTES:
         raise LocalError(f"{change.kind} {change.id}: {len(change.data)} bytes, above the bound of {DATA_MAX_BYTES}")
-
-
-def _error_code(error: sqlite3.Error) -> int:
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-
-
-def _is_damage(error: sqlite3.Error) -> bool:
-    return _error_code(error) not in _NOT_DAMAGE

@@ -19,8 +19,10 @@ import pytest
 from crio_core.errors import LocalError, OperationError
 from crio_core.layout import Layout
 from crio_core.records import LOST
-from crio_io import journal
-from crio_io.journal import Change, Delete, Journal, LoadResult, Put
+from crio_io import journal, journal_file
+from crio_io.journal import Change, Delete, Journal, Put
+from crio_io.journal_file import DISK, MEMORY
+from crio_io.journal_open import LoadResult
 from crio_io.record_files import NAME, RecordFiles
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -377,7 +379,7 @@ async def test_a_write_succeeds_while_the_disk_of_one_file_is_full(tmp_path: Pat
         shutil.copytree(victim.parent, tmp_path / "killed" / victim.parent.name)
     result = await reopened(tmp_path / "killed/disk/j", tmp_path / "killed/memory/j")
     assert content(result) == expected
-    assert full == journal.DISK or "behind" in result.repairs[0]
+    assert full == DISK or "behind" in result.repairs[0]
     connection.execute("PRAGMA max_page_count=100000")
     await opened.write([put("late")])
     await opened.close()
@@ -389,7 +391,7 @@ async def test_writes_go_on_by_the_disk_while_memory_is_lost_and_come_back_to_it
     """Each of the two is enough for a write, in whatever order they fail, and no older write overtakes a newer one."""
     path, copy = tmp_path / "disk" / "j", tmp_path / "memory" / "j"
     opened, _ = await Journal.open(path, copy)
-    memory = opened._store._copies[journal.MEMORY]
+    memory = opened._store._copies[MEMORY]
     assert memory is not None
 
     async def write_in_turn(name: str) -> None:
@@ -422,7 +424,7 @@ async def test_second_file_is_lost_at_a_reboot_and_that_is_no_damage(tmp_path: P
 
 async def test_second_server_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two writers would each believe their own."""
-    monkeypatch.setattr(journal, "BUSY_S", 0.05)
+    monkeypatch.setattr(journal_file, "BUSY_S", 0.05)
     opened, _ = await Journal.open(tmp_path / "j")
     await opened.write([put("a")])
     with pytest.raises(OperationError) as caught:
@@ -437,7 +439,7 @@ async def test_journal_of_a_later_version_is_refused_and_left_alone(
 ) -> None:
     """R32: a downgrade must say so, and not call the new format damage."""
     with monkeypatch.context() as later:
-        later.setattr(journal, "SCHEMA_VERSION", 9)
+        later.setattr(journal_file, "SCHEMA_VERSION", 9)
         await filled(tmp_path / "j", 3)
     with pytest.raises(OperationError) as caught:
         await Journal.open(tmp_path / "j")
@@ -447,7 +449,7 @@ async def test_journal_of_a_later_version_is_refused_and_left_alone(
 async def test_writers_at_once_share_the_transactions_of_the_disk(tmp_path: Path) -> None:
     """Group commit: hundreds of writes are a few transactions there, and every one of them is in it."""
     opened, _ = await Journal.open(tmp_path / "j")
-    disk = opened._store._copies[journal.DISK]
+    disk = opened._store._copies[DISK]
     assert disk is not None
     commits: list[str] = []
     disk.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
@@ -474,7 +476,7 @@ async def test_more_writers_than_the_bound_all_get_through(tmp_path: Path, monke
 @contextmanager
 def hanging_disk(opened: Journal) -> Iterator[None]:
     """Let no statement to the file on disk come back until the block ends."""
-    disk = opened._store._copies[journal.DISK]
+    disk = opened._store._copies[DISK]
     assert disk is not None
     well = threading.Event()
     disk.set_trace_callback(lambda _: well.wait(DEADLINE_S))
@@ -598,7 +600,7 @@ async def test_a_sync_of_a_full_disk_says_that_nothing_is_promised(
     """Its log may be synced well, and lack the write: whoever looks for lost addresses later must find a reason."""
     path = tmp_path / "disk" / "a"
     opened, _ = await Journal.open(path, tmp_path / "memory" / "a")
-    disk = opened._store._copies[journal.DISK]
+    disk = opened._store._copies[DISK]
     assert disk is not None
     disk.execute("PRAGMA max_page_count=1")
     await opened.write([put("big", b"x" * 100_000)])
@@ -623,7 +625,7 @@ async def test_writes_wait_for_a_disk_that_hangs_once_it_is_owed_too_much(
             for number in range(30):
                 tasks.start_soon(opened.write, [put(f"c{number}")])
             await on_their_way(opened, 20)
-            assert len(opened._store._behind[journal.DISK]) == 10
+            assert len(opened._store._behind[DISK]) == 10
     await opened.close()
     (tmp_path / "j-copy").unlink()
     assert len((await reopened(tmp_path / "j")).rows) == 30
