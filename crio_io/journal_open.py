@@ -2,9 +2,10 @@
 
 Damage never stops it (R9, R10). By the checksums of rows and commits a copy from which anything is missing is known, be
 it a flipped bit, a lost page or a lost file; the other copy then speaks, and the bad file is moved aside and made anew.
-Only when both are damaged or lost are rows picked one by one, and joined by the copies that lie beside what they tell
-of (`record_files.py`). What is damaged there too goes into quarantine, and stays there, whatever is opened how often,
-until its row is written anew or deleted (`crio check --repair`).
+The copies that lie beside what they tell of (`record_files.py`) add what the disk was owed when memory is lost. Only
+when both files are damaged or lost are rows picked one by one, and joined by these copies. What is damaged there too
+goes into quarantine, and stays there, whatever is opened how often, until its row is written anew or deleted (`crio
+check --repair`).
 """
 
 import sqlite3
@@ -72,7 +73,9 @@ def make_good(paths: tuple[Path, Path], files: RecordFiles | None, *, keep_files
     rows, quarantined, rebuilt = best.rows, best.aside, ""
     if not best.whole:
         rows, quarantined, rebuilt = _salvaged(best, other, files)
-    head = best.head if best.whole and best.head is not None else _head_of(rows, copies)
+    elif files is not None and best is copies[DISK] and not other.whole:
+        rows = _with_the_last_moment(best, files)
+    head = best.head if rows is best.rows and best.whole and best.head is not None else _head_of(rows, copies)
     repairs, behind = _make_whole(copies, best, rows, quarantined, head)
     if files is not None and keep_files:
         files.complete({key: data for key, (data, _) in rows.items()})
@@ -117,6 +120,16 @@ class _Copy:
     @property
     def rank(self) -> tuple[bool, int, int]:
         return self.whole, self.head.commits if self.head is not None else -1, len(self.rows)
+
+
+def _with_the_last_moment(disk: _Copy, files: RecordFiles) -> dict[Key, tuple[bytes, int]]:
+    """What the disk knows, and what it was owed when the server ended: the file in memory is lost, the copies are not.
+
+    A row that was deleted in that moment comes back; that nothing is there any more is found out by looking.
+    """
+    good, _ = files.read()
+    newer = {key: (data, checksum(*key, data)) for key, data in good.items()}
+    return disk.rows if newer.items() <= disk.rows.items() else disk.rows | newer
 
 
 def _salvaged(
