@@ -2,11 +2,14 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+import subprocess
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from crio_io.storage.store import Store
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
 from tests.integration.harness import PLUGIN_DIR, Crio, Images, Site, push_images
@@ -81,3 +84,23 @@ def own_crio(site: Site) -> Iterator[Crio]:
         crio.assert_clean()
         crio.end()
         assert residue.journal_rows(site.marks) == []
+
+
+# --- storage --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def store(tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Store]:
+    """A store of its own, open."""
+    found = Store(tmp_path / "criotest-store")
+    await found.open()
+    yield found
+    await found.aclose()
+
+
+@pytest.fixture
+def mountpoint(tmp_path: Path) -> Iterator[Path]:
+    """Where a test may mount something, which is taken off again."""
+    place = tmp_path / "criotest-rootfs"
+    yield place
+    subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)

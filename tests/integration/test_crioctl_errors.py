@@ -312,8 +312,8 @@ def test_table_on_a_terminal_and_in_a_pipe(place: Place) -> None:
     assert "\x1b[" in shown and "nice" in shown and POD_ID[:13] in shown
 
 
-def _on_terminal(place: Place, *arguments: str) -> str:
-    """What crioctl writes when all its streams are a terminal."""
+def _on_terminal(place: Place, *arguments: str, heard: Callable[[bytes], None] = lambda _: None) -> str:
+    """What crioctl writes when all its streams are a terminal; `heard` is told all of it with each new piece."""
     command = [sys.executable, "-m", "crio_server.crioctl", "-r", str(place.socket), *arguments]
     controller, terminal = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160"}
@@ -324,6 +324,7 @@ def _on_terminal(place: Place, *arguments: str) -> str:
         with contextlib.suppress(OSError):  # a terminal whose other side is closed ends with EIO
             while data := os.read(controller, 65536):
                 shown += data
+                heard(shown)
         assert child.wait(WAIT_S) == 0, shown
     os.close(controller)
     return shown.decode()
@@ -332,15 +333,22 @@ def _on_terminal(place: Place, *arguments: str) -> str:
 def test_pull_moves_on_a_terminal_until_it_is_done(place: Place) -> None:
     """A pull may take minutes and CRI tells nothing meanwhile: the line on the terminal shows that it goes on."""
 
+    moved = threading.Event()
+
     async def slow(_: Any) -> Message:
-        await asyncio.sleep(0.5)
+        assert await asyncio.to_thread(moved.wait, WAIT_S)
         return pb.PullImageResponse(image_ref="sha256:" + "e" * 64)
 
     place.fake.answers["PullImage"] = slow
     image = pb.Image(id="sha256:" + "e" * 64, size=1234567)
     place.fake.answers["ImageStatus"] = lambda _: pb.ImageStatusResponse(image=image)
-    shown = _on_terminal(place, "pull", "redis:alpine")
-    assert shown.count("Pulling redis:alpine") >= 2
+
+    def heard(shown: bytes) -> None:
+        if shown.count(b"Pulling redis:alpine") >= 2:
+            moved.set()
+
+    shown = _on_terminal(place, "pull", "redis:alpine", heard=heard)
+    assert moved.is_set()
     assert "Image is up to date for sha256:eee" in shown and "1.23MB in " in shown
 
 

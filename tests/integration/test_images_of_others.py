@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +36,6 @@ RUN rm -r /copied/d1 && mkdir /copied/d1 && echo again > /copied/d1/new
 @pytest.fixture(params=["asyncio"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-async def store(tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Store]:
-    found = Store(tmp_path / "criotest-store")
-    await found.open()
-    yield found
-    await found.aclose()
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "criotest-rootfs"
-    yield place
-    subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)
 
 
 @pytest.fixture

@@ -158,9 +158,9 @@ def test_prepare_of_mounts_and_workdir_through_links_changes_no_host_directory_c
     host = rootfs.parent / "host"
     (rootfs / "etc/crypto-policies").symlink_to(host)
     (rootfs / "step").symlink_to("etc")
-    (rootfs / "work").symlink_to("step/crypto-policies")
+    (rootfs / "srv").symlink_to("step/crypto-policies")
     before = host_listing(rootfs)
-    prepare(rootfs, directories=["/work/a/b", "/etc/crypto-policies/back-ends"], files=["/work/config"])
+    prepare(rootfs, directories=["/srv/a/b", "/etc/crypto-policies/back-ends"], files=["/srv/config"])
     assert host_listing(rootfs) == before
     inside = rootfs / str(host).lstrip("/")
     assert sorted(path.name for path in inside.iterdir()) == ["a", "back-ends", "config"]

@@ -5,7 +5,7 @@ import stat
 import subprocess
 import tarfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,6 @@ pytestmark.append(needs_root)
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-async def store(tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Store]:
-    found = Store(tmp_path / "criotest-store")
-    await found.open()
-    yield found
-    await found.aclose()
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "criotest-rootfs"
-    yield place
-    subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)
 
 
 def everything() -> bytes:

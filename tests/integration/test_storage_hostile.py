@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,6 @@ REPOSITORY = Path(__file__).parent.parent.parent
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> Any:
     return request.param
-
-
-@pytest.fixture
-async def store(tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Store]:
-    found = Store(tmp_path / "criotest-store")
-    await found.open()
-    yield found
-    await found.aclose()
-
-
-@pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    place = tmp_path / "criotest-rootfs"
-    yield place
-    subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)
 
 
 async def test_cve_2025_47290_links_swapped_while_unpacking_lead_nowhere(store: Store, tmp_path: Path) -> None:
