@@ -3,8 +3,12 @@
 Sources: kubernetes, kubelet/pkg/cri/streaming/portforward.
 """
 
-from crio_core.streaming.protocol import Left, Protocol
+import typing
+
+from crio_core.streaming.protocol import Left, Protocol, Wire
 from crio_core.values import dataclass
+
+STREAMS_MAX = 1024  # two for each connection that one client forwards at the same time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +44,18 @@ class Dropped:
 ForwardingEvent = Connected | Data | DataEnded | Dropped | Left
 
 
+class ForwardingWire(typing.Protocol):
+    """What one wire does for `Forwarding`."""
+
+    def start(self) -> list[ForwardingEvent]: ...
+    def receive(self, data: bytes) -> list[ForwardingEvent]: ...
+    def send(self, id: int, data: bytes) -> None: ...
+    def end(self, id: int) -> None: ...
+    def fail(self, id: int, text: str) -> None: ...
+    def close(self) -> None: ...
+    def take(self) -> bytes: ...
+
+
 class Forwarding:
     """All connections that a client forwards over one upgraded connection.
 
@@ -54,11 +70,11 @@ class Forwarding:
             protocol: What `upgrade.decide` has chosen.
             ports: Those of the PortForwardRequest; only a WebSocket needs them, whose streams have numbers alone.
         """
-        raise NotImplementedError
+        self._wire = _wire_of(protocol, ports)
 
     def start(self) -> list[ForwardingEvent]:
         """What happens before the client has said anything: over a WebSocket, `Connected` for each port asked for."""
-        raise NotImplementedError
+        return self._wire.start()
 
     def receive(self, data: bytes) -> list[ForwardingEvent]:
         """What bytes of the socket mean; `b""` when the peer has ended its side.
@@ -66,24 +82,41 @@ class Forwarding:
         Raises:
             ProtocolError: The peer broke the protocol.
         """
-        raise NotImplementedError
+        return self._wire.receive(data)
 
     def send(self, id: int, data: bytes) -> None:
         """Bytes that the pod has sent on one connection."""
-        raise NotImplementedError
+        self._wire.send(id, data)
 
     def end(self, id: int) -> None:
-        """The pod has ended its side of one connection."""
-        raise NotImplementedError
+        """The pod has ended its side of one connection; over a WebSocket only the end of all can be told."""
+        self._wire.end(id)
 
     def fail(self, id: int, text: str) -> None:
         """One connection could not be made, or broke; the client is told why, and the connection is over."""
-        raise NotImplementedError
+        self._wire.fail(id, text)
 
     def close(self) -> None:
         """Nothing more will be forwarded: all connections are over, and so is this one once `take` is written."""
-        raise NotImplementedError
+        self._wire.close()
 
     def take(self) -> bytes:
         """What is to be written to the socket now; empty when there is nothing."""
-        raise NotImplementedError
+        return self._wire.take()
+
+
+def _wire_of(protocol: Protocol, ports: tuple[int, ...]) -> ForwardingWire:
+    """The wire of a protocol, loaded when it is used: where clients speak SPDY, no WebSocket takes memory."""
+    if protocol.wire is Wire.WEBSOCKET:
+        from crio_core.streaming.forwarding_websocket import WebSocketForwarding
+
+        return WebSocketForwarding(protocol, ports)
+    from crio_core.streaming.forwarding_spdy import SpdyForwarding
+
+    if protocol.wire is Wire.TUNNEL:
+        from crio_core.streaming.tunnel import Tunnel
+
+        return SpdyForwarding(Tunnel(client=False, streams_max=STREAMS_MAX))
+    from crio_core.streaming.spdy import Connection
+
+    return SpdyForwarding(Connection(client=False, streams_max=STREAMS_MAX))

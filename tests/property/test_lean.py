@@ -24,6 +24,7 @@ def test_server_imported_has_loaded_nothing_that_it_never_uses() -> None:
         "rich",
     }
     unused |= {"httpx", "tarfile", "email"}
+    unused |= {"wsproto", "crio_core.streaming.spdy", "crio_core.streaming.websocket"}
     program = (
         f"{SMALL} import sys, crio_server.main, crio_server.serve;"
         f"print({unused!r} & {{*filter(sys.modules.get, sys.modules)}})"
