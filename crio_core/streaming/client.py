@@ -5,7 +5,7 @@ import typing
 from collections.abc import Iterable
 
 from crio_core.errors import LocalError
-from crio_core.streaming.portforward import Data, DataEnded
+from crio_core.streaming.portforward import Data, DataEnded, Dropped
 from crio_core.streaming.protocol import Endpoint, Left, Protocol, ProtocolError, Wire
 from crio_core.streaming.remotecommand import Ready, Stream, Wants
 from crio_core.streaming.status import Exited, Failed
@@ -39,7 +39,7 @@ class Broken:
     text: str
 
 
-ForwardingClientEvent = Opened | Data | DataEnded | Broken | Left
+ForwardingClientEvent = Opened | Data | DataEnded | Dropped | Broken | Left
 
 
 def upgrade_headers(wire: Wire, endpoint: Endpoint, nonce: bytes) -> Headers:

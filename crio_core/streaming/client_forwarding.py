@@ -5,7 +5,7 @@ import orjson
 from crio_core.errors import LocalError
 from crio_core.streaming.client import Broken, ForwardingClientEvent, Opened
 from crio_core.streaming.forwarding_spdy import DATA, ERROR, PORT, REQUEST, TYPE
-from crio_core.streaming.portforward import Data, DataEnded
+from crio_core.streaming.portforward import Data, DataEnded, Dropped
 from crio_core.streaming.protocol import Left, ProtocolError
 from crio_core.streaming.spdy import Connection, SpdyEvent, StreamData, StreamEnded, StreamReplied, StreamReset
 
@@ -114,13 +114,15 @@ class SpdyForwardingClient:
             self._break(id, f"the server refuses a connection to port {known.port}", events)
         elif is_error and known.text:
             self._break(id, _message(known.text), events)
+        elif is_error:
+            known.error_ended = True
+            self._forget_when_over(id, known)
+        elif is_reset:
+            self.drop(id)
+            events.append(Dropped(id=id))
         else:
-            if is_error:
-                known.error_ended = True
-            else:
-                known.theirs_ended = True
-                known.ours_ended |= is_reset
-                events.append(DataEnded(id=id))
+            known.theirs_ended = True
+            events.append(DataEnded(id=id))
             self._forget_when_over(id, known)
 
     def _break(self, id: int, text: str, events: list[ForwardingClientEvent]) -> None:

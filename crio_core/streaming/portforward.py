@@ -29,14 +29,14 @@ class Data:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataEnded:
-    """The client has ended its side of one connection, and may still read (as shutdown(2) with SHUT_WR)."""
+    """The peer has ended its side of one connection, and may still read (as shutdown(2) with SHUT_WR)."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dropped:
-    """The client wants no more of one connection: it is over, and `id` means nothing any more."""
+    """The peer wants no more of one connection: it is over, and `id` means nothing any more."""
 
     id: int
 

@@ -131,8 +131,18 @@ def test_server_that_closes_ends_all_connections(protocol: Protocol) -> None:
     client, server, ids = joined(protocol, [4096])
     server.close()
     events, _ = settle(client, server, [4096])
-    ended = [DataEnded(id=ours) for ours, _ in ids] if protocol in WITH_ENDS else []
+    ended = [Dropped(id=ours) for ours, _ in ids] if protocol in WITH_ENDS else []
     assert events == ended + ([Left()] if protocol.wire is not Wire.SPDY else [])
+
+
+@pytest.mark.parametrize("protocol", WITH_ENDS)
+def test_server_that_takes_no_more_after_its_end_is_told_of(protocol: Protocol) -> None:
+    """The pod's program has gone: what the client still sends, nobody reads."""
+    client, server, ids = joined(protocol, [4096])
+    ours, theirs = ids[0]
+    server.end(theirs)
+    server.fail(theirs, "nobody reads")
+    assert settle(client, server, [4096])[0] == [DataEnded(id=ours), Dropped(id=ours)]
 
 
 @pytest.mark.parametrize("protocol", CHANNELS)
