@@ -132,36 +132,29 @@ async def _all(client: Client, *, running: bool) -> tuple[str, ...]:
     return tuple(container.id for container in listed.containers)
 
 
-_COMMAND_FOLLOWS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
+COMMAND_FOLLOWS = {"ignore_unknown_options": True, "allow_interspersed_args": False}
 
 
-@click.command("execsync", context_settings=_COMMAND_FOLLOWS)
+@click.command("execsync", context_settings=COMMAND_FOLLOWS)
 @click.option("--id", "named_id", metavar="ID", help="Id of the container, or a prefix.")
 @click.option("--timeout", "timeout_s", type=click.IntRange(min=0), default=0, help="Seconds; 0 waits for ever.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ID] COMMAND [ARG]...")
 def execsync(named_id: str | None, timeout_s: int, words: tuple[str, ...]) -> None:
     """Run a command in a container; print its output and exit with its exit code."""
-    _run_command(named_id, timeout_s, words)
+    run_command(named_id, timeout_s, words)
 
 
-@click.command("exec", context_settings=_COMMAND_FOLLOWS)
-@click.option("--sync", "-s", is_flag=True, help="Run it without streams, and print what it wrote when it ends.")
-@click.option("--id", "named_id", metavar="ID", help="Id of the container, or a prefix.")
-@click.option("--timeout", "timeout_s", type=click.IntRange(min=0), default=0, help="Seconds; 0 waits for ever.")
-@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[ID] COMMAND [ARG]...")
-def execute(sync: bool, named_id: str | None, timeout_s: int, words: tuple[str, ...]) -> None:
-    """Run a command in a container; exits with its exit code."""
-    if not sync:
-        raise click.UsageError(
-            "only `exec -s` is offered: streams need a streaming client", click.get_current_context()
-        )
-    _run_command(named_id, timeout_s, words)
-
-
-def _run_command(named_id: str | None, timeout_s: int, words: tuple[str, ...]) -> None:
+def container_and_command(named_id: str | None, words: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    """What the words of a command line are: the container, unless it was named, and the command."""
     identifier, command = (named_id, words) if named_id else ("".join(words[:1]), words[1:])
     if not identifier or not command:
         raise click.UsageError("expected the id of a container and a command", click.get_current_context())
+    return identifier, command
+
+
+def run_command(named_id: str | None, timeout_s: int, words: tuple[str, ...]) -> None:
+    """Run a command without streams, print what it wrote, and exit as it did."""
+    identifier, command = container_and_command(named_id, words)
 
     async def work(client: Client) -> int:
         found = await container_id(client, identifier)

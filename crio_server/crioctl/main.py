@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from crio_server.commands.version import VERSION
-from crio_server.crioctl import container_views, containers, explain, images, pods, runtime, transfer
+from crio_server.crioctl import container_views, containers, explain, images, pods, runtime, streams, transfer
 from crio_server.crioctl.endpoint import Settings, settle
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -115,7 +115,9 @@ FLAT = {
     "stop": containers.stop_container,
     "rm": containers.remove_container,
     "ps": container_views.list_command("ps", all_by_default=False),
-    "exec": containers.execute,
+    "exec": streams.execute,
+    "attach": streams.attach,
+    "port-forward": streams.port_forward,
     "logs": container_views.show_logs,
     "stats": runtime.stats,
     "version": runtime.version,

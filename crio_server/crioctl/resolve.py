@@ -36,10 +36,7 @@ def pick(kind: str, given: str, candidates: Sequence[Candidate]) -> str:
     if not fitting:
         raise Refused(f"{kind} {given!r} not found: no id starts so")
     if len(fitting) > 1:
-        shown = [f"  {one.id}  {clean(one.label)}" for one in fitting[:CANDIDATES_SHOWN_MAX]]
-        if len(fitting) > CANDIDATES_SHOWN_MAX:
-            shown.append(f"  and {len(fitting) - CANDIDATES_SHOWN_MAX} more")
-        raise BadInput("\n".join([f"{kind} {given!r} is ambiguous: {len(fitting)} ids start so", *shown]))
+        raise BadInput(_ambiguous(kind, given, fitting, "ids start so"))
     return fitting[0].id
 
 
@@ -59,6 +56,60 @@ async def container_id(client: Client, given: str) -> str:
         return given
     reply = await client.call(client.runtime.ListContainers, pb.ListContainersRequest())
     return pick("container", given, [Candidate(id=c.id, label=c.metadata.name) for c in reply.containers])
+
+
+async def running_container(client: Client, given: str) -> str:
+    """The id of the container meant by its id, or of the running one with this name or alone in this pod.
+
+    Raises:
+        BadInput: Several fit; the message lists them.
+        Refused: None does.
+    """
+    listed = (await client.call(client.runtime.ListContainers, pb.ListContainersRequest())).containers
+    by_id = [Candidate(id=one.id, label=one.metadata.name) for one in listed if given and one.id.startswith(given)]
+    if by_id:
+        return pick("container", given, by_id)
+    pods = {pod.id for pod in await _pods(client, given)}
+    running = [one for one in listed if one.state == pb.CONTAINER_RUNNING]
+    fitting = [one for one in running if one.metadata.name == given or one.pod_sandbox_id in pods]
+    if not fitting and pods:
+        raise Refused(f"pod {given!r} has no running container")
+    return _only("running container", given, [Candidate(id=one.id, label=one.metadata.name) for one in fitting])
+
+
+async def ready_pod(client: Client, given: str) -> str:
+    """The id of the pod meant by its id, or of the ready one with this name, which may have its namespace before it.
+
+    Raises:
+        BadInput: Several fit; the message lists them.
+        Refused: None does.
+    """
+    pods = await _pods(client, given)
+    ready = [one for one in pods if one.state == pb.SANDBOX_READY] or pods
+    labels = [Candidate(id=one.id, label=f"{one.metadata.namespace}/{one.metadata.name}") for one in ready]
+    return _only("pod", given, labels)
+
+
+async def _pods(client: Client, given: str) -> list[pb.PodSandbox]:
+    """The pods whose id starts so, or that have this name."""
+    listed = (await client.call(client.runtime.ListPodSandbox, pb.ListPodSandboxRequest())).items
+    names = {pod.id: (pod.metadata.name, f"{pod.metadata.namespace}/{pod.metadata.name}") for pod in listed}
+    return [pod for pod in listed if given and (pod.id.startswith(given) or given in names[pod.id])]
+
+
+def _only(kind: str, given: str, fitting: Sequence[Candidate]) -> str:
+    if not fitting:
+        raise Refused(f"{kind} {given!r} not found: none has an id that starts so, or this name")
+    if len(fitting) > 1:
+        raise BadInput(_ambiguous(kind, given, fitting, "fit"))
+    return fitting[0].id
+
+
+def _ambiguous(kind: str, given: str, fitting: Sequence[Candidate], how: str) -> str:
+    shown = [f"  {one.id}  {clean(one.label)}" for one in fitting[:CANDIDATES_SHOWN_MAX]]
+    if len(fitting) > CANDIDATES_SHOWN_MAX:
+        shown.append(f"  and {len(fitting) - CANDIDATES_SHOWN_MAX} more")
+    return "\n".join([f"{kind} {given!r} is ambiguous: {len(fitting)} {how}", *shown])
 
 
 async def find_image(client: Client, given: str, *, verbose: bool = False) -> pb.ImageStatusResponse:
