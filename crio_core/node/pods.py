@@ -390,7 +390,10 @@ def resume(state: State) -> None:
     """Go on with what the journal said: unwind what was under way, watch what runs, look after what is owed."""
     for container in state.containers.values():
         pod = state.sandboxes.get(container.sandbox_id)
-        advance_container(state, container.id, Resumed())
+        if state.containers.get(container.id) is container:
+            advance_container(state, container.id, Resumed())
+        else:
+            watch_again(state, container.id)  # Its pod, which went on by itself, has had it killed already.
         unread = quarantine.has_lost(state, SandboxRecord.KIND, container.sandbox_id)
         if (pod is None and not unread) or (pod is not None and _has_removed(pod, container)):
             _remove_orphan(state, container.id)
