@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping, UserNamespace
 from crio_core.records import Failure, ImageVolume, Pin, Record
+from crio_core.requests import Streams
 from crio_core.values import dataclass
 
 
@@ -250,6 +251,48 @@ class ExecInContainer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ServeExec:
+    """Run a command in a container for the client that opened the session: `StreamEnded`."""
+
+    session_id: str
+    container_id: str
+    runtime_handler: str
+    process: bytes
+    """The OCI process, JSON."""
+    streams: Streams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeAttach:
+    """Join the client that opened the session to the streams of a container's first process: `StreamEnded`."""
+
+    session_id: str
+    container_id: str
+    streams: Streams
+    """Standard input only where the container has one."""
+    terminal: bool
+    """Whether the process has a terminal, whose size can be set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServePorts:
+    """Connect the client that opened the session to ports of a pod: `StreamEnded`."""
+
+    session_id: str
+    sandbox_id: str
+    netns: Pin | None
+    """The pod's network; None for the node's."""
+    ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndStream:
+    """Have a stream end soon, with all that it runs, since what it is for is over: `StreamTold`."""
+
+    session_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResolveImage:
     """Ask the registries what a reference means: `ImageResolved`."""
 
@@ -335,6 +378,10 @@ Order = (
     | ReleaseRootfs
     | ReopenLog
     | ExecInContainer
+    | ServeExec
+    | ServeAttach
+    | ServePorts
+    | EndStream
     | ResolveImage
     | FetchLayer
     | ApplyLayer

@@ -17,7 +17,7 @@ from crio_core.values import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallArrived:
-    """A CRI call. `new_id` is 64 hexadecimal digits of chance, used if the call makes something."""
+    """A call. `new_id` is 64 hexadecimal digits of chance, used if the call makes something, or as an offer's token."""
 
     call_id: int
     request: Request
@@ -152,6 +152,18 @@ class ExecFinished:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEnded:
+    """Nothing of a stream is left: no process of its own, no connection. `exit_code` is that of its command, if any."""
+
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamTold:
+    """The stream is ending, or there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDescriptor:
     """A layer as a manifest and an image configuration together name it."""
 
@@ -213,6 +225,8 @@ Outcome = (
     | Released
     | LogReopened
     | ExecFinished
+    | StreamEnded
+    | StreamTold
     | ImageResolved
     | LayerFetched
     | LayerApplied

@@ -16,8 +16,10 @@ import orjson
 from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import replies as rp
+from crio_core import requests as rq
 from crio_core.cri import AuthConfig, ContainerConfig, ImageSpec, KeyValue, PodSandboxConfig
 from crio_core.errors import LocalError
+from crio_core.lifecycle.session import Session
 from crio_core.oci.facts import SpecDefaults
 from crio_core.records import ContainerRecord, ImageRecord, SandboxRecord, decode, encode
 
@@ -164,6 +166,15 @@ def _credentials(value: AuthConfig, mask: Mask) -> object:
     raise LocalError("credentials have come into what the core is told")
 
 
+def _call(event: ev.CallArrived, mask: Mask) -> ev.CallArrived:
+    """Whoever has the token of an offer may use it: chance that becomes one is a secret."""
+    return replace(event, new_id=mask(event.new_id)) if isinstance(event.request, rq.Offerable) else event
+
+
+def _token(value: Any, mask: Mask) -> object:
+    return replace(value, token=mask(value.token)) if value.token else value
+
+
 _HIDERS: Mapping[type, Callable[[Any, Mask], object]] = {
     AuthConfig: _credentials,
     KeyValue: lambda value, mask: replace(value, value=mask(value.value)),
@@ -178,11 +189,16 @@ _HIDERS: Mapping[type, Callable[[Any, Mask], object]] = {
     ContainerRecord: _container,
     ImageRecord: _image,
     ev.JournalLoaded: _journal,
+    ev.CallArrived: _call,
+    rq.OpenStream: _token,
+    rp.Offered: _token,
+    Session: _token,
     ev.ImageResolved: lambda value, mask: replace(value, config=_config_text(value.config, mask)),
     ev.ExecFinished: lambda value, mask: replace(value, stdout=b"", stderr=b""),
     rp.Executed: lambda value, mask: replace(value, stdout=b"", stderr=b""),
     fx.CreateContainer: lambda value, mask: replace(value, spec=_spec_bytes(value.spec, mask)),
     fx.ExecInContainer: lambda value, mask: replace(value, process=_spec_process(value.process, mask)),
+    fx.ServeExec: lambda value, mask: replace(value, process=_spec_process(value.process, mask)),
 }
 
 

@@ -10,6 +10,7 @@ from crio_core.records import (
     SandboxRecord,
     SandboxState,
 )
+from crio_core.requests import Offerable
 from crio_core.values import dataclass
 
 READY_STATES = frozenset({SandboxState.READY})
@@ -89,6 +90,22 @@ class Executed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Offered:
+    """A stream may be opened, once and soon, by whoever has the token; `purpose` is that of `OpenStream`."""
+
+    purpose: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """A stream was opened; what its client asked for says how to speak to it."""
+
+    session_id: str
+    request: Offerable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pulled:
     """The id of the image that a reference now means."""
 
@@ -135,6 +152,8 @@ Result = (
     | ContainerFound
     | Containers
     | Executed
+    | Offered
+    | Opened
     | Pulled
     | ImageFound
     | Images

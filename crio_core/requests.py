@@ -102,6 +102,57 @@ class ExecSync:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streams:
+    """Which streams a client wants of a process, at least one; a terminal has no standard error of its own."""
+
+    stdin: bool = False
+    stdout: bool = False
+    stderr: bool = False
+    tty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exec:
+    """Answered with `replies.Offered`: the command is run when the offer is taken up."""
+
+    container_id: str
+    command: tuple[str, ...]
+    streams: Streams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attach:
+    """Answered with `replies.Offered`, for the streams of a container's first process."""
+
+    container_id: str
+    streams: Streams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortForward:
+    """Answered with `replies.Offered`. The client names the ports again when it connects to them."""
+
+    sandbox_id: str
+    ports: tuple[int, ...] = ()
+
+
+Offerable = Exec | Attach | PortForward
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStream:
+    """Answered with `replies.Opened`: whoever has the token takes up the offer, once.
+
+    Args:
+        purpose: What the address of the client's request says that it is: `exec`, `attach` or `portforward`.
+        token: The one of the offer.
+    """
+
+    purpose: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReopenContainerLog:
     """Answered with `replies.Done`."""
 
@@ -177,6 +228,10 @@ Request = (
     | ContainerStatus
     | ListContainers
     | ExecSync
+    | Exec
+    | Attach
+    | PortForward
+    | OpenStream
     | ReopenContainerLog
     | PullImage
     | ImageStatus

@@ -22,7 +22,7 @@ from crio_core.errors import Code, LocalError, OperationError
 from crio_core.node import Node
 from crio_core.records import Failure
 from crio_core.replies import Result
-from crio_core.requests import CreateContainer, Request, RunPodSandbox
+from crio_core.requests import Attach, CreateContainer, Exec, PortForward, Request, RunPodSandbox
 from crio_core.values import dataclass
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 BUDGET_S = 10.0
 """How long one effect may take before it is logged as slow; it goes on all the same."""
 
-_MAKES = (RunPodSandbox, CreateContainer)
-_PATIENT = (fx.WatchContainer, fx.ExecInContainer, fx.FetchLayer)
+_MAKES = (RunPodSandbox, CreateContainer, Exec, Attach, PortForward)
+_PATIENT = (fx.WatchContainer, fx.ExecInContainer, fx.ServeExec, fx.ServeAttach, fx.ServePorts, fx.FetchLayer)
 """Orders that may take as long as they like: they wait for somebody else."""
 
 
@@ -84,7 +84,7 @@ class Driver:
     Args:
         node: The node; nobody else may step it.
         executor: Carries out the orders.
-        new_id: Makes the ids of sandboxes and containers.
+        new_id: Makes the ids of sandboxes and containers, and tokens that nobody can guess.
     """
 
     def __init__(

@@ -49,6 +49,7 @@ from crio_io.recorder import Recorder
 from crio_io.registry.configuration import RegistryOptions
 from crio_io.runtime import OciRuntime
 from crio_io.stats import StatsReader
+from crio_io.streaming.streams import IDLE_S, Streams
 from crio_io.sweep import Sweeper
 from crio_io.vault import Vault
 from crio_io.zygote import ZygoteClient
@@ -107,6 +108,8 @@ class EngineOptions:
     selinux: bool = False
     defaults: SpecDefaults = SpecDefaults()
     registries: RegistryOptions = RegistryOptions()
+    stream_idle_s: float = IDLE_S
+    """How long nothing may move on a stream of a client."""
     version: str = ""
     """Of the program around the engine, for recordings."""
     record: Path | None = None
@@ -121,6 +124,7 @@ class Engine:
     ) -> None:
         self.driver = driver
         self.images = executor.images
+        self.streams = executor.streams
         self.stats = StatsReader(here.cgroups, executor.images.store)
         self.vault = vault
         self._executor = executor
@@ -481,6 +485,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
             images=images,
             pod_cgroups=PodCgroups(here.cgroups, cgroup_driver, Path(layout.scratch) / "cgroups"),
             sweeper=sweeper,
+            streams=Streams(options.stream_idle_s),
         )
         driver = Driver(Node(settings_of(options, layout, here.facts)), executor)
         engine = Engine(driver, executor, vault, here, zygote)
@@ -511,6 +516,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
             finally:
                 # Also when the block failed: what it began is finished, and no helper process stays.
                 with anyio.move_on_after(DRAIN_S, shield=True):
+                    await executor.streams.aclose()
                     await driver.drained()
                     # Monitors do not need it; the next engine forks its own from its own version of the code.
                     await zygote.quit()

@@ -33,6 +33,7 @@ from crio_io.images import ImageStore
 from crio_io.journal import Delete, Journal, Put
 from crio_io.monitor import ConmonMonitor, MonitorRequest
 from crio_io.pod_cgroups import PodCgroups
+from crio_io.streaming.streams import Streams, Work
 from crio_io.sweep import Sweeper
 
 HOST_RESOLV_CONF = Path("/etc/resolv.conf")
@@ -54,6 +55,7 @@ class HostExecutor:
         images: Registries and layers.
         pod_cgroups: Looks after parent cgroups that exist for pods only.
         sweeper: Removes what no record owns.
+        streams: Brings the connections of clients.
         apparmor: The profiles of the kernel.
         looks: How many pods are looked at at the same time when a server starts.
     """
@@ -66,6 +68,7 @@ class HostExecutor:
     images: ImageStore
     pod_cgroups: PodCgroups
     sweeper: Sweeper
+    streams: Streams = field(default_factory=Streams)
     apparmor: AppArmor = field(default_factory=AppArmor)
     looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(LOOKS_MAX))
 
@@ -127,6 +130,11 @@ class HostExecutor:
                 return ev.LogReopened()
             case fx.ExecInContainer():
                 return await self._exec(order)
+            case fx.ServeExec() | fx.ServeAttach() | fx.ServePorts():
+                return ev.StreamEnded(exit_code=await self.streams.serve(order.session_id, self._work_of(order)))
+            case fx.EndStream():
+                self.streams.end(order.session_id)
+                return ev.StreamTold()
             case fx.ResolveImage():
                 return await self.images.resolve(order)
             case fx.FetchLayer():
@@ -308,6 +316,22 @@ class HostExecutor:
         return ev.ExecFinished(
             stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code, timed_out=done.timed_out
         )
+
+    def _work_of(self, order: fx.ServeExec | fx.ServeAttach | fx.ServePorts) -> Work:
+        """What serves a stream. The modules are loaded for the first one: most servers never have any."""
+        match order:
+            case fx.ServeExec():
+                from crio_io.streaming.execs import serve_exec
+
+                return partial(serve_exec, self._monitor(order.runtime_handler).runtime, order)
+            case fx.ServeAttach():
+                from crio_io.streaming.attaching import serve_attach
+
+                return partial(serve_attach, Path(self.layout.bundle(order.container_id)), order)
+            case fx.ServePorts():
+                from crio_io.streaming.ports import serve_ports
+
+                return partial(serve_ports, order)
 
 
 def _read_or_empty(path: Path) -> bytes:

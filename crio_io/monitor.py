@@ -170,7 +170,7 @@ class ConmonMonitor:
         """
         # The path is free when the caller has renamed the file away; then the new file is the sign that it worked.
         renamed = not await mounts.in_thread(f"look at log {log_path}", os.path.exists, log_path)
-        await mounts.in_thread(f"tell the monitor in {bundle}", _write_control, bundle, _REOPEN_LOG)
+        await mounts.in_thread(f"tell the monitor in {bundle}", write_control, bundle, _REOPEN_LOG)
         with anyio.move_on_after(REOPEN_S):
             while renamed and not await mounts.in_thread(f"look at log {log_path}", _has_opened, bundle, log_path):
                 await anyio.sleep(POLL_S)
@@ -526,7 +526,13 @@ async def _wait_gone(pid: int, start_ticks: int) -> None:
         os.close(handle)
 
 
-def _write_control(bundle: Path, message: bytes) -> None:
+def write_control(bundle: Path, message: bytes) -> None:
+    """Tell a monitor something, by a line of its control FIFO.
+
+    Raises:
+        OperationError: MONITOR_GONE.
+        BlockingIOError: It has not read what it was told before.
+    """
     fd = _open_control(bundle)
     try:
         os.write(fd, message)

@@ -262,8 +262,11 @@ def start(
     cwd: str | None = None,
     stdin_pipe: bool = False,
     output_pipes: bool = False,
+    stdio: tuple[int, int, int] | None = None,
 ) -> "subprocess.Popen[bytes]":
     """Start a program in a process group of its own; it must be reaped by the caller.
+
+    With `stdio` it gets these descriptors, which stay the caller's.
 
     Neither `preexec_fn` nor a change of user is used, so that CPython takes vfork: cost does not grow with the server.
 
@@ -273,13 +276,14 @@ def start(
     if not argv:
         raise LocalError("a program to run needs at least a name")
     output = subprocess.PIPE if output_pipes else subprocess.DEVNULL
+    stdin, stdout, stderr = stdio or (subprocess.PIPE if stdin_pipe else subprocess.DEVNULL, output, output)
     try:
         return subprocess.Popen(
             argv,
             bufsize=0,
-            stdin=subprocess.PIPE if stdin_pipe else subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
             env=env,
             cwd=cwd,
             pass_fds=pass_fds,

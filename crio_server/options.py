@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from crio_core.cri import Device
-from crio_core.errors import Code, OperationError
+from crio_core.errors import Code, OperationError, invalid
 from crio_core.oci import sysctls
 from crio_core.oci.facts import Rlimit, SpecDefaults
 from crio_io.engine import EngineOptions, RuntimeOptions
 from crio_io.registry.configuration import RegistryOptions
+from crio_io.streaming.listener import ListenerOptions, Tls
+from crio_io.streaming.streams import IDLE_S
 from crio_server.config import Config, RuntimeHandler
 
 PROFILE_BYTES_MAX = 1024 * 1024
@@ -48,7 +50,24 @@ def engine_options(config: Config) -> EngineOptions:
         selinux=config.selinux,
         defaults=_defaults(config),
         registries=_registries(config),
+        stream_idle_s=_seconds(config.stream_idle_timeout or "0") or IDLE_S,
     )
+
+
+def listener_options(config: Config) -> ListenerOptions:
+    """Where a server listens for clients of streams.
+
+    Raises:
+        OperationError: TLS without a certificate or a key.
+    """
+    tls = None
+    if config.stream_enable_tls:
+        for name in ("stream_tls_cert", "stream_tls_key"):
+            if not getattr(config, name):
+                raise invalid(f"crio.api.{name}", "", "a file, as stream_enable_tls is true")
+        tls = Tls(certificate=config.stream_tls_cert, key=config.stream_tls_key, authority=config.stream_tls_ca)
+    # Empty means every address, as it does to CRI-O.
+    return ListenerOptions(address=config.stream_address or "::", port=int(config.stream_port), tls=tls)
 
 
 def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:

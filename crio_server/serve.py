@@ -23,13 +23,14 @@ from typing import Any
 from crio_core.errors import Code, OperationError
 from crio_io.engine import Engine, layout_of, open_engine
 from crio_io.mounts import in_thread, running_steps
+from crio_io.streaming.listener import StreamListener
 from crio_server.commands.version import VERSION
 from crio_server.config import Config, ConfigWarning, Loaded, apply_changes, reload
 from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
 from crio_server.lean import REST_S, settle
 from crio_server.listener import SocketServer
-from crio_server.options import engine_options
+from crio_server.options import engine_options, listener_options
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService, user_namespaces_of
@@ -164,20 +165,22 @@ class _Serving:
             options = replace(engine_options(self._config), version=VERSION, record=self._record)
             async with open_engine(options) as engine:
                 self._engine = engine
-                await self._serve(engine, listening)
+                streams = StreamListener(listener_options(self._config), engine.driver, engine.streams)
+                async with streams.serving():
+                    await self._serve(engine, listening, streams.url)
         finally:
             Path(self._config.listen).unlink(missing_ok=True)
             listening.close()
 
-    async def _serve(self, engine: Engine, listening: socket.socket) -> None:
+    async def _serve(self, engine: Engine, listening: socket.socket, stream_url: str) -> None:
         try:
             write_versions(self._config.version_file, self._config.root)
         except OSError as error:
             log.warning("crio wipe will take this for a rebooted machine: %s", error)
-        server = SocketServer(self._services(engine), self._pages(engine))
+        server = SocketServer(self._services(engine, stream_url), self._pages(engine))
         await server.start(sock=listening)
         asyncio.get_running_loop().call_later(REST_S, settle)
-        log.info("crio %s serves at %s (pid %d)", VERSION, self._config.listen, os.getpid())
+        log.info("crio %s serves at %s (pid %d), streams at %s", VERSION, self._config.listen, os.getpid(), stream_url)
         await self._ended.wait()
         log.info("stopping: containers go on running")
         last_resort = threading.Timer(END_S, _end_at_once)
@@ -187,7 +190,7 @@ class _Serving:
         with suppress(TimeoutError):
             await asyncio.wait_for(server.wait_closed(), STOP_S)
 
-    def _services(self, engine: Engine) -> list[Servable]:
+    def _services(self, engine: Engine, stream_url: str) -> list[Servable]:
         config = self._config
         facts = NodeFacts(
             version=VERSION,
@@ -196,6 +199,7 @@ class _Serving:
             user_namespaces=lambda: user_namespaces_of(engine.driver.node.settings),
             verbose=self._verbose,
             witness=engine.witness,
+            stream_url=lambda: stream_url,
             check_network=engine.check_network,
         )
 

@@ -16,6 +16,7 @@ import orjson
 from google.protobuf.message import Message
 
 from crio_core import cri
+from crio_core import requests as rq
 from crio_core.errors import invalid
 from crio_core.image.config import parse_image_config
 from crio_core.oci.signals import cri_signal
@@ -32,6 +33,11 @@ TEXT_CHARS_MAX = 4096
 
 _STATES = {"created": pb.CONTAINER_CREATED, "running": pb.CONTAINER_RUNNING, "exited": pb.CONTAINER_EXITED}
 STATE_WORDS: Mapping[int, str] = {number: word for word, number in _STATES.items()}
+
+
+def streams(request: pb.ExecRequest | pb.AttachRequest) -> rq.Streams:
+    """Which streams a client wants."""
+    return rq.Streams(stdin=request.stdin, stdout=request.stdout, stderr=request.stderr, tty=request.tty)
 
 
 def read(cls: type[T], message: Message, path: str = "") -> T:

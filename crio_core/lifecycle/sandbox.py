@@ -195,7 +195,8 @@ def sandbox_request(record: SandboxRecord) -> PodSandboxConfig:
     return decode_request(PodSandboxConfig, record.request)
 
 
-def _netns(record: SandboxRecord) -> Pin | None:
+def network_namespace(record: SandboxRecord) -> Pin | None:
+    """The pin of the pod's own network; None where it has the node's."""
     return next((pin for pin in record.pins if pin.kind == "net"), None)
 
 
@@ -226,7 +227,7 @@ def _prepare(record: SandboxRecord) -> Arrival[SandboxRecord]:
 def _attach(record: SandboxRecord) -> Arrival[SandboxRecord]:
     if Part.NETWORK not in record.plan:
         return Arrival(record=record, then=NetworkSkipped())
-    netns = _netns(record)
+    netns = network_namespace(record)
     config = sandbox_request(record)
     order = fx.AttachNetwork(
         sandbox_id=record.id,
@@ -256,7 +257,7 @@ def _release_order(record: SandboxRecord, part: Part) -> Output:
                 metadata=record.metadata,
                 network=record.network,
                 attachment=record.attachment,
-                netns=_netns(record),
+                netns=network_namespace(record),
                 port_mappings=sandbox_request(record).port_mappings,
             )
         case Part.NAMESPACES:

@@ -14,7 +14,7 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import requests as rq
 from crio_core.errors import LocalError, OperationError
-from crio_core.node import calls, explain, images, naming, outcomes, pods, queries, recovery
+from crio_core.node import calls, explain, images, naming, outcomes, pods, queries, recovery, streams
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.node.table import take_back
@@ -31,6 +31,9 @@ def _update_config(state: State, call_id: int, request: rq.UpdateRuntimeConfig) 
 _MAKING: Mapping[type, Callable[[State, int, Any, str], None]] = {
     rq.RunPodSandbox: calls.run_sandbox,
     rq.CreateContainer: calls.create_container,
+    rq.Exec: streams.offer_exec,
+    rq.Attach: streams.offer_attach,
+    rq.PortForward: streams.offer_ports,
 }
 _ACTING: Mapping[type, Callable[[State, int, Any], None]] = {
     rq.StopPodSandbox: calls.stop_sandbox,
@@ -40,6 +43,7 @@ _ACTING: Mapping[type, Callable[[State, int, Any], None]] = {
     rq.RemoveContainer: calls.remove_container,
     rq.ReopenContainerLog: calls.reopen_log,
     rq.ExecSync: calls.exec_sync,
+    rq.OpenStream: streams.open_stream,
     rq.PullImage: images.pull_image,
     rq.RemoveImage: images.remove_image,
     rq.UpdateRuntimeConfig: _update_config,

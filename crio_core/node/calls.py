@@ -10,12 +10,11 @@ from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.release import RetryDue
 from crio_core.lifecycle.session import Session, SessionOpened
-from crio_core.node import checks, specs
+from crio_core.node import checks, sessions, specs
 from crio_core.node.pods import (
     COMING,
     advance_container,
     advance_sandbox,
-    advance_session,
     reserve_container,
     sandbox_key,
 )
@@ -274,15 +273,10 @@ def exec_sync(state: State, call_id: int, request: rq.ExecSync) -> None:
     """Run a command in a running container."""
     record = find_container(state, request.container_id)
     assert record is not None
-    if record.state not in (ContainerState.RUNNING, ContainerState.STOPPING):
-        raise OperationError(
-            Code.FAILED_PRECONDITION,
-            "CONTAINER_NOT_RUNNING",
-            f"container_id: container {record.id} is {record.state.value}: expected a running one",
-        )
+    sessions.check_running(record)
     process = specs.exec_process(record, request.command)
     session_id = f"exec-{call_id}"
-    session = Session(id=session_id, state=SessionState.OFFERED, container_id=record.id, timeout_ns=request.timeout_ns)
+    session = Session(id=session_id, state=SessionState.OFFERED, target_id=record.id, timeout_ns=request.timeout_ns)
     state.sessions.put(session_id, session)
     state.wait(call_id, session_id, "exec")
     state.emit(
@@ -295,4 +289,4 @@ def exec_sync(state: State, call_id: int, request: rq.ExecSync) -> None:
             timeout_ns=request.timeout_ns,
         ),
     )
-    advance_session(state, session_id, SessionOpened())
+    sessions.advance(state, session_id, SessionOpened())

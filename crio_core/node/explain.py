@@ -395,8 +395,12 @@ def describe(order: fx.Order) -> str:
             return f"root filesystem of {order.container_id}"
         case fx.ReopenLog():
             return f"log {order.log_path}"
-        case fx.ExecInContainer():
+        case fx.ExecInContainer() | fx.ServeExec():
             return f"a command in container {order.container_id}"
+        case fx.ServeAttach():
+            return f"the streams of container {order.container_id}"
+        case fx.EndStream():
+            return f"stream {order.session_id}"
         case fx.ResolveImage():
             return f"reference {order.reference}"
         case fx.FetchLayer() | fx.ApplyLayer() | fx.ProveLayer():

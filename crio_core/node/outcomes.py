@@ -11,7 +11,7 @@ from crio_core.lifecycle import layer as ly
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle import session as ss
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns
-from crio_core.node import images, pods, recovery, specs
+from crio_core.node import images, pods, recovery, sessions, specs
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, Failure, ImageRecord, Part, SandboxRecord, SandboxState
 
@@ -30,7 +30,10 @@ _FAILURES: Mapping[type, Callable[[Failure], object]] = {
     fx.CreateContainer: lambda failure: ct.CreateFailed(failure=failure),
     fx.StartContainer: lambda failure: ct.StartFailed(failure=failure),
     fx.SignalContainer: lambda failure: ct.SignalFailed(failure=failure),
-    fx.ExecInContainer: lambda failure: ss.ExecFailed(failure=failure),
+    fx.ExecInContainer: lambda failure: ss.SessionFailed(failure=failure),
+    fx.ServeExec: lambda failure: ss.SessionFailed(failure=failure),
+    fx.ServeAttach: lambda failure: ss.SessionFailed(failure=failure),
+    fx.ServePorts: lambda failure: ss.SessionFailed(failure=failure),
     fx.ResolveImage: lambda failure: im.ResolveFailed(failure=failure),
     fx.FetchLayer: lambda failure: ly.FetchFailed(failure=failure),
     fx.ApplyLayer: lambda failure: ly.ApplyFailed(failure=failure),
@@ -70,6 +73,8 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
             state.answer(owner, "reopen-log", _failure(event.outcome))
         case fx.SweepStorage():
             recovery.swept(state, event.outcome)
+        case fx.EndStream():
+            pass  # The stream's own end is what counts, and a timer bounds the wait for it.
         case fx.WatchContainer() if isinstance(event.outcome, ev.Failed):
             # Nobody knows whether the process ended, so nothing is said of it: it is watched again.
             state.emit(owner, fx.ArmTimer(timer_id=ct.watch_timer(owner), after_ns=WATCH_AGAIN_NS))
@@ -111,7 +116,9 @@ def _advance_owner(state: State, owner: str, event: object) -> None:
     elif owner in state.layers:
         images.advance_layer(state, owner, event)
     elif owner in state.sessions:
-        pods.advance_session(state, owner, event)
+        sessions.advance(state, owner, event)
+    else:
+        state.history.troubles.pop(owner)
 
 
 # --- the journal --------------------------------------------------------------------------------------------------
@@ -196,6 +203,9 @@ def timer_fired(state: State, timer_id: str) -> None:
         return
     if name == LOOK:
         pods.look_again(state, owner)
+        return
+    if name == ss.OFFER:
+        sessions.expire(state, owner)
         return
     events: Mapping[str, object] = {
         "retry": RetryDue(),

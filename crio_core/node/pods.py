@@ -1,7 +1,5 @@
 """The lifecycles of sandboxes and containers: each event applied, and what one waits for of the other."""
 
-from typing import Any
-
 import orjson
 
 from crio_core import effects as fx
@@ -18,8 +16,7 @@ from crio_core.errors import Code
 from crio_core.lifecycle import container as ct
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, Resumed, RetryDue
-from crio_core.lifecycle.session import SESSION, Session
-from crio_core.node import images, naming, quarantine, specs
+from crio_core.node import images, naming, quarantine, sessions, specs
 from crio_core.node.state import ContainerKey, SandboxKey, State
 from crio_core.records import (
     ContainerRecord,
@@ -29,9 +26,8 @@ from crio_core.records import (
     Part,
     SandboxRecord,
     SandboxState,
-    SessionState,
 )
-from crio_core.replies import Created, Executed, Result
+from crio_core.replies import Created
 
 COMING = frozenset({ContainerState.RESERVED, ContainerState.ROOTFS, ContainerState.CREATING})
 WATCHED = frozenset(
@@ -115,7 +111,10 @@ def _volumes(state: State, config: ContainerConfig) -> tuple[ImageVolume, ...]:
 
 def advance_sandbox(state: State, sandbox_id: str, event: object) -> None:
     """Apply an event to a sandbox and do what its lifecycle asks for."""
-    record, outputs = sb.SANDBOX.step(state.sandboxes[sandbox_id], event)
+    before = state.sandboxes[sandbox_id]
+    record, outputs = sb.SANDBOX.step(before, event)
+    if before.state is SandboxState.READY and record.state is not SandboxState.READY:
+        sessions.target_gone(state, sandbox_id)
     nameless = record.state in NAMELESS_SANDBOX
     if record.state is SandboxState.UNWINDING:
         # While its failed creation is taken back, a retry waits for that and hears why; then the name is free.
@@ -261,6 +260,8 @@ def advance_container(state: State, container_id: str, event: object) -> None:
                 state.emit(f"{container_id}/signal", output, owner=container_id)
             case _:
                 state.emit(container_id, output)
+    if before.state in sessions.SERVED and record.state not in sessions.SERVED:
+        sessions.target_gone(state, container_id)
     if record.state is not before.state or ct.may_live(record) != ct.may_live(before):
         if record.state is ContainerState.GONE:
             images.sweep_layers(state, record.every_layer)
@@ -337,35 +338,6 @@ def _infra_moved(state: State, record: ContainerRecord) -> None:
             advance_sandbox(state, sandbox.id, ReleaseFailed(failure=failure))
         elif gone:
             advance_sandbox(state, sandbox.id, PartReleased(part=Part.INFRA))
-
-
-def advance_session(state: State, session_id: str, event: Any) -> None:
-    """Apply an event to an exec session, and answer its call when it is over."""
-    session, outputs = SESSION.step(state.sessions[session_id], event)
-    for output in outputs:
-        match output:
-            case fx.Answer() | fx.Ask():
-                raise AssertionError(output)
-            case _:
-                state.emit(session_id, output)
-    if session.state is SessionState.CLOSED:
-        state.sessions.pop(session_id)
-        state.answer(session_id, "exec", _exec_result(session, event))
-    else:
-        state.sessions.put(session_id, session)
-
-
-def _exec_result(session: Session, event: Any) -> Result:
-    failure = getattr(event, "failure", None)
-    if failure is not None:
-        return failure  # type: ignore[no-any-return]
-    if getattr(event, "timed_out", True):
-        return Failure(
-            code=Code.DEADLINE_EXCEEDED.value,
-            reason="EXEC_TIMEOUT",
-            message=f"container {session.container_id}: the command did not end within {session.timeout_ns / 1e9:g} s",
-        )
-    return Executed(stdout=event.stdout, stderr=event.stderr, exit_code=event.exit_code)
 
 
 def _remove_orphan(state: State, container_id: str) -> None:

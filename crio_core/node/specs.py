@@ -277,10 +277,10 @@ def container_image_name(config: ContainerConfig) -> str:
     return config.image.user_specified_image or config.image.image
 
 
-def exec_process(container: ContainerRecord, command: tuple[str, ...]) -> bytes:
+def exec_process(container: ContainerRecord, command: tuple[str, ...], *, terminal: bool = False) -> bytes:
     """The OCI process of a command in a container: the first process's, with other arguments and never more rights.
 
     Raises:
         OperationError: The command is empty or cannot be told to a process.
     """
-    return orjson.dumps(build_exec_process(orjson.loads(container.process), command))
+    return orjson.dumps(build_exec_process(orjson.loads(container.process), command, terminal=terminal))

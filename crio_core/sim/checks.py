@@ -12,6 +12,7 @@ from crio_core.errors import LocalError, OperationError
 from crio_core.lifecycle.container import START_ERROR_CODE, UNKNOWN_EXIT_CODE
 from crio_core.node import quarantine
 from crio_core.node.recovery import rest
+from crio_core.node.sessions import SERVED
 from crio_core.node.state import State
 from crio_core.records import (
     ContainerRecord,
@@ -22,6 +23,7 @@ from crio_core.records import (
     Record,
     SandboxRecord,
     SandboxState,
+    SessionState,
     decode,
 )
 from crio_core.sim.hands import SIGKILL_CODE
@@ -59,6 +61,8 @@ class Inspector:
         self.problems: list[str] = []
         self._removed: dict[str, int] = {}
         """Sandboxes whose removal was answered, with the number of the boot."""
+        self._tokens: dict[str, bool] = {}
+        """Those that have opened a stream."""
         self._answered: set[int] = set()
         """Calls whose answer was ordered, and may still be on its way."""
         self._orders = Orders(sim, self._say)
@@ -75,6 +79,7 @@ class Inspector:
     def _stepped(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
         self._orders.stepped(event, effects, self._state)
         self._survivors.happened(event)
+        self._streams_end()
         if isinstance(event, ev.JournalLoaded):
             self._kept("after a restart")
         for effect in effects:
@@ -120,6 +125,23 @@ class Inspector:
                 self._container_exists(created.id)
             case rq.ContainerStatus(), rp.ContainerFound() as found:
                 self._exit_is_true(found.container)
+            case rq.OpenStream(token=token), rp.Opened():
+                self._opened_once(token)
+
+    def _opened_once(self, token: str) -> None:
+        if token in self._tokens:
+            self._say("I22", "a token opened a second stream")
+        self._tokens[token] = True
+
+    def _streams_end(self) -> None:
+        """A stream whose container or pod is over has been told to end."""
+        for session in self._state.sessions.values():
+            if session.stream is None or session.state is SessionState.DRAINING:
+                continue
+            container, pod = self._state.containers.get(session.target_id), self._state.sandboxes.get(session.target_id)
+            served = container is not None and container.state in SERVED
+            if not served and (pod is None or pod.state is not SandboxState.READY):
+                self._say("I22", f"{session.id} is {session.state.value}, and what it is for is over")
 
     def _no_process(self, request: rq.StopPodSandbox | rq.RemovePodSandbox) -> None:
         for key, sandbox_id in self._orders.sandbox_of.items():
@@ -244,6 +266,8 @@ class Inspector:
             # While something is set aside nothing is swept.
             if not (state.quarantined and thing.rpartition(" ")[0] in SWEPT):
                 self._say("I4", f"nobody owns: {thing}")
+        for session_id, container_id in world.execs.items():
+            self._say("I22", f"the command of {session_id} runs in container {container_id}, and nobody waits for it")
         names: dict[tuple[object, ...], str] = {}
         for record in state.sandboxes.values():
             self._sandbox_is_true(record)

@@ -52,6 +52,10 @@ _YIELDS: Mapping[type, int] = MappingProxyType(
         fx.ReleaseRootfs: 2,
         fx.ReopenLog: 1,
         fx.ExecInContainer: 1,
+        fx.ServeExec: 2,
+        fx.ServeAttach: 1,
+        fx.ServePorts: 1,
+        fx.EndStream: 1,
         fx.ResolveImage: 1,
         fx.FetchLayer: 3,
         fx.ApplyLayer: 2,
@@ -85,6 +89,10 @@ class Host(Protocol):
 
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         """Have something happen in the world, whatever becomes of the server."""
+        ...
+
+    def stream_ends(self, session_id: str) -> None:
+        """A stream was told to end."""
         ...
 
     def noticed(self, container_id: str) -> None:
@@ -187,6 +195,10 @@ class Hands:
             fx.ReleaseRootfs: self._release_rootfs,
             fx.ReopenLog: self._reopen,
             fx.ExecInContainer: self._exec,
+            fx.ServeExec: self._serve_exec,
+            fx.ServeAttach: self._serve_attach,
+            fx.ServePorts: self._serve_ports,
+            fx.EndStream: self._end_stream,
             fx.ResolveImage: self._resolve,
             fx.FetchLayer: self._fetch,
             fx.ApplyLayer: self._apply,
@@ -411,6 +423,7 @@ class Hands:
         yield
         world.runtime.pop(key, None)
         world.cgroups.pop(key, None)
+        world.orphans.pop(key, None)
         world.processes.pop(key, None)
         yield
         world.monitors.pop(key, None)
@@ -439,15 +452,40 @@ class Hands:
 
     def _exec(self, order: fx.ExecInContainer) -> Steps:
         yield
-        process = self._world.processes.get(order.container_id)
-        if process is None or not process.alive or not process.running:
-            raise _failure(
-                Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {order.container_id} has ended"
-            )
+        self._need_process(order.container_id)
         words = _unwrapped(tuple(orjson.loads(order.process)["args"]))
         if words[0].startswith("hang"):
             return ev.ExecFinished(stdout=b"", stderr=b"", exit_code=SIGKILL_CODE, timed_out=order.timeout_ns > 0)
         return ev.ExecFinished(stdout=said_by(words), stderr=b"", exit_code=life_of(words).code, timed_out=False)
+
+    def _serve_exec(self, order: fx.ServeExec) -> Steps:
+        yield
+        self._need_process(order.container_id)
+        self._world.execs[order.session_id] = order.container_id
+        yield
+        del self._world.execs[order.session_id]
+        return ev.StreamEnded(exit_code=life_of(_unwrapped(tuple(orjson.loads(order.process)["args"]))).code)
+
+    def _serve_attach(self, order: fx.ServeAttach) -> Steps:
+        yield
+        self._need_process(order.container_id)
+        return ev.StreamEnded()
+
+    def _serve_ports(self, order: fx.ServePorts) -> Steps:
+        yield
+        if order.netns is not None and self._world.pins.get(order.sandbox_id, {}).get("net") != order.netns.inode:
+            raise _failure(Code.FAILED_PRECONDITION, "SANDBOX_NOT_READY", f"sandbox {order.sandbox_id} has no network")
+        return ev.StreamEnded()
+
+    def _end_stream(self, order: fx.EndStream) -> Steps:
+        yield
+        self._host.stream_ends(order.session_id)
+        return ev.StreamTold()
+
+    def _need_process(self, container_id: str) -> None:
+        process = self._world.processes.get(container_id)
+        if process is None or not process.alive or not process.running:
+            raise _failure(Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {container_id} has ended")
 
     # --- processes --------------------------------------------------------------------------------------------
 

@@ -69,6 +69,7 @@ _AT_PODS = frozenset(
     {"stop_pod", "remove_pod", "pod_status", "create", "hurry", "owe", "wake", "haunt", "lose_namespaces"}
 )
 MEET_TICKS_MAX = 100
+OFFERS_KNOWN_MAX = 7
 UNKNOWN_ID = "f" * 64
 
 
@@ -83,6 +84,7 @@ class Players:
         self.pods: dict[int, list[str]] = {}
         self.containers: dict[tuple[int, int], list[str]] = {}
         self._past: list[str] = []
+        self._offers: list[rp.Offered] = []
         self._wanted: dict[int, tuple[int, ...]] = {}
         """What a call that makes something makes: the pod's slot, or pod's and container's."""
 
@@ -93,6 +95,8 @@ class Players:
     def heard(self, call: Call) -> None:
         """An answer came."""
         match call.request, call.result:
+            case _, rp.Offered() as offer:
+                self._offers = [*self._offers[-OFFERS_KNOWN_MAX:], offer]
             case _, rp.Created(id=key):
                 self._learn(self._wanted[call.id], key)
             case ((rq.RemovePodSandbox(sandbox_id=key) | rq.RemoveContainer(container_id=key)), rp.Done()):
@@ -200,9 +204,30 @@ class Players:
         self._call(rq.ContainerStatus(container_id=self._container(action)))
 
     def execute(self, action: Action) -> None:
+        """Run a command, offer a stream, or take up an offer."""
         command, timeout_ns = EXECS[action.c % len(EXECS)]
-        request = rq.ExecSync(container_id=self._container(action), command=command, timeout_ns=timeout_ns)
+        streams = rq.Streams(stdin=True, stdout=True, stderr=action.c % 16 < 12, tty=action.c % 16 == 12)
+        request: rq.Request
+        match action.c // len(EXECS) % 5:
+            case 0 | 1:
+                request = rq.ExecSync(container_id=self._container(action), command=command, timeout_ns=timeout_ns)
+            case 2:
+                request = rq.Exec(container_id=self._container(action), command=command, streams=streams)
+            case 3 if action.c % 2:
+                request = rq.Attach(container_id=self._container(action), streams=streams)
+            case 3:
+                request = rq.PortForward(sandbox_id=self._pod(action), ports=(80,))
+            case _:
+                request = rq.OpenStream(purpose="exec", token=UNKNOWN_ID)
         self._call(request)
+        self.take_up(action)
+
+    def take_up(self, action: Action) -> None:
+        """Come with the token of an offer: the last one usually, or one that may be used or old, or not at all."""
+        if not self._offers or action.b % 8 == 7:
+            return
+        offer = self._offers[-1 if action.b % 4 else action.a % len(self._offers)]
+        self._call(rq.OpenStream(purpose=offer.purpose, token=offer.token))
 
     def reopen(self, action: Action) -> None:
         self._call(rq.ReopenContainerLog(container_id=self._container(action)))

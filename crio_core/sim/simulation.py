@@ -25,7 +25,7 @@ from crio_core.node import Node, Settings
 from crio_core.oci.facts import HostFacts, SpecDefaults
 from crio_core.records import LOST, Failure, is_current
 from crio_core.replies import Result
-from crio_core.requests import CreateContainer, Request, RunPodSandbox
+from crio_core.requests import CreateContainer, Offerable, Request, RunPodSandbox
 from crio_core.sim.chance import Chance
 from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps, steps_of
 from crio_core.sim.images import REGISTRY
@@ -51,6 +51,9 @@ SETTINGS = Settings(
     host=HostFacts(),
     defaults=SpecDefaults(),
 )
+
+
+_SERVED = (fx.ServeExec, fx.ServeAttach, fx.ServePorts)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -238,6 +241,7 @@ class Simulation:
         for running in tuple(self._running.values()):
             self._advance(running, self._some_steps(running.effect.order))
         self._running.clear()
+        self.world.orphan_execs()
         self._lanes.clear()
         self._timers.clear()
         self._watches.clear()
@@ -314,7 +318,7 @@ class Simulation:
         if self.node is None:
             call.died = True
             return call_id
-        new_id = self._id_chance.hex_id() if isinstance(request, RunPodSandbox | CreateContainer) else ""
+        new_id = self._id_chance.hex_id() if isinstance(request, RunPodSandbox | CreateContainer | Offerable) else ""
         self.feed(
             ev.CallArrived(call_id=call_id, request=request, at_ns=self.at_ns, wall_ns=self.wall_ns, new_id=new_id)
         )
@@ -428,9 +432,18 @@ class Simulation:
             # Others see it half done, as they would see a program of several system calls, or done and not told.
             steps = self._latency_chance.below(steps_of(type(effect.order)) + 1)
             self._push(1 if slow else time_ns >> 1, self._life, lambda: self._advance(running, steps))
+        if isinstance(effect.order, fx.ServeExec):
+            self._push(2 * MS, self._life, partial(self._let_begin, running))
         if isinstance(effect.order, fx.FetchLayer | fx.ProveLayer):
             self._tell_progress(running, effect.order, time_ns)
         self._push(time_ns, self._life, lambda: self._finish(running))
+
+    def _let_begin(self, running: _Running) -> None:
+        """A command runs, for as long as it does, or it is known at once that it cannot."""
+        if running.effect.id in self._running:
+            self._advance(running, 2 - running.done)
+            if running.outcome is not None:
+                self._finish(running)
 
     def _tell_progress(self, running: _Running, order: fx.FetchLayer | fx.ProveLayer, time_ns: int) -> None:
         """Have the server observe a download at even parts of its time."""
@@ -457,20 +470,32 @@ class Simulation:
             time_ns += int(time_ns * (latency.spread - 1) * chance.below(1024)) >> 10
         if chance.happens(latency.tail_probability):
             time_ns = int(time_ns * latency.tail)
+        if isinstance(order, fx.ServeExec) and b'"hang' in order.process:
+            time_ns = 3600 * S  # Until its client leaves, or its container ends.
         if isinstance(order, fx.ExecInContainer) and b'"hang' in order.process:
             # Killed at its limit; `hang-on` leaves a child behind that holds the pipe open for a while.
             time_ns = (order.timeout_ns or 3600 * S) + (5 * S if b'"hang-on"' in order.process else 50 * MS)
         return max(time_ns, 1)
 
+    def stream_ends(self, session_id: str) -> None:
+        """Its client is sent what is left, and what it runs is killed; one that hangs notices nothing."""
+        for running in self._running.values():
+            order = running.effect.order
+            if isinstance(order, _SERVED) and order.session_id == session_id and not running.hung:
+                self._push(1 * MS, self._life, partial(self._finish, running))
+
     def _finish(self, running: _Running) -> None:
         effect = running.effect
-        del self._running[effect.id]
+        if self._running.pop(effect.id, None) is None:
+            return  # A stream that was told to end before its time.
         stop_after = self._fault_of(effect.order)
         self._advance(running, None if stop_after is None else stop_after - running.done)
         if running.outcome is None or stop_after is not None:
             running.outcome = self._interrupted(running)
         outcome = running.outcome
         if isinstance(outcome, ev.Failed):
+            if isinstance(effect.order, fx.ServeExec):
+                self.world.execs.pop(effect.order.session_id, None)  # Whatever fails, its command is killed.
             if isinstance(effect.order, fx.SaveRecord):
                 self.world.unsaved[effect.order.record.id] = True
             elif isinstance(effect.order, fx.DeleteRecord):

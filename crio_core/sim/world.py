@@ -96,6 +96,11 @@ class World:
         """Containers that the runtime knows."""
         self.cgroups: dict[str, bool] = {}
         self.processes: dict[str, Process] = {}
+        self.execs: dict[str, str] = {}
+        """Containers of commands that run for a client, by session. They outlive the first process here, as they do
+        where a pod's containers share their processes."""
+        self.orphans: dict[str, bool] = {}
+        """Containers with commands of a server that died; they end with the container's cgroup at the latest."""
         # What is on disk.
         self.rows: dict[Row, bytes] = {}
         self.aside: dict[Row, Record] = {}
@@ -198,6 +203,11 @@ class World:
         self.lost[sandbox_id] = True
         self.struck[sandbox_id] = True
 
+    def orphan_execs(self) -> None:
+        """The server dies; commands that it ran for clients do not."""
+        self.orphans.update(dict.fromkeys(self.execs.values(), True))
+        self.execs.clear()
+
     def damage(self, row: Row, *, lose: bool) -> None:
         """A row is garbled in every copy, or lost."""
         self.aside[row] = decode(row[0], self.rows[row])
@@ -225,7 +235,8 @@ class World:
             self.struck.update(dict.fromkeys(its, True))
             for table in (self.files, self.pins, self.links, self.addresses, self.network_owed, self.mounts):
                 table.pop(key, None)
-            for other in (self.bundles, self.monitors, self.runtime, self.cgroups, self.writable, self.exits):
+            mine = (self.bundles, self.monitors, self.runtime, self.cgroups, self.orphans, self.writable, self.exits)
+            for other in mine:
                 other.pop(key, None)
             if (process := self.processes.pop(key, None)) is not None:
                 process.alive = False
@@ -247,8 +258,8 @@ class World:
         self.unknowable.update(dict.fromkeys(self.ends, True))
         for table in (self.files, self.pins, self.links, self.mounts, self.bundles, self.monitors, self.runtime):
             table.clear()
-        self.cgroups.clear()
-        self.processes.clear()
+        for ended in (self.cgroups, self.processes, self.execs, self.orphans):
+            ended.clear()
         self.boots += 1
         # Numbers are used again after a boot, which is what makes remembering them dangerous.
         self._next_pid = 100
@@ -300,6 +311,7 @@ class World:
             ("runtime state", self.runtime, containers),
             ("cgroup", self.cgroups, containers),
             ("process", {key: one for key, one in self.processes.items() if one.alive}, containers),
+            ("command", self.orphans, containers),
             ("exit file", self.exits, containers),
             ("layer", self.layers, layers),
         )

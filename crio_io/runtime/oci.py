@@ -4,24 +4,22 @@ Every call is one short process: nothing is kept between calls. The runtime logs
 there are no log files to clean up, and an exec's process goes the same way.
 """
 
-import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import orjson
 
-from crio_core.errors import Code, OperationError, RemoteError
+from crio_core.errors import RemoteError
 from crio_core.values import dataclass
 from crio_io import mounts, spawn
-from crio_io.runtime import messages, processes
+from crio_io.runtime import messages
+from crio_io.runtime.execs import StreamedExec, check_exec, exec_files, memory_file, read_memory
 
 COMMAND_S = 60.0
 """How long a command may take before it is killed: they take milliseconds, unless the kernel hangs."""
-LOG_MAX_BYTES = 65536
 STATE_MAX_BYTES = 1024 * 1024
 EXEC_OUTPUT_MAX_BYTES = 16 * 1024 * 1024
 """How much an exec may say, on both streams together; what a CRI reply can carry."""
@@ -66,7 +64,6 @@ class OciRuntime:
         self.root = root
         self.systemd_cgroup = systemd_cgroup
         self._scratch = scratch
-        self._numbers = itertools.count(1)
 
     async def start(self, container_id: str) -> None:
         """Run the process of a created container; one that runs already is success.
@@ -199,10 +196,9 @@ class OciRuntime:
             OperationError: The process could not be started; EXECUTABLE_NOT_FOUND when it is missing.
         """
         spec = process if isinstance(process, bytes) else orjson.dumps(process)
-        with self._pid_file() as pid_file, _memory_file("process", spec) as spec_fd, _memory_file("log") as log_fd:
-            options = ("--process", f"/proc/self/fd/{spec_fd}", "--pid-file", str(pid_file))
-            argv = self._argv(log_fd, "exec", *options, container_id)
-            child = spawn.Child(argv, pass_fds=(spec_fd, log_fd), output_max_bytes=output_max_bytes, output_shared=True)
+        with exec_files(self._scratch, spec) as files:
+            argv = self._argv(files.log_fd, "exec", *files.options, container_id)
+            child = spawn.Child(argv, pass_fds=files.fds, output_max_bytes=output_max_bytes, output_shared=True)
             try:
                 with anyio.move_on_after(timeout_s or EXEC_NO_LIMIT_S):
                     await child.wait_exit()
@@ -210,22 +206,18 @@ class OciRuntime:
             finally:
                 if child.returncode is None:
                     with anyio.CancelScope(shield=True):
-                        await mounts.in_thread(f"kill exec in {container_id}", _kill_exec, child.popen.pid, pid_file)
+                        await mounts.in_thread(f"kill exec in {container_id}", files.kill, child.popen.pid)
                         with anyio.move_on_after(spawn.DRAIN_S):
                             await child.wait_exit()
                 if child.returncode is not None:
                     with anyio.move_on_after(spawn.DRAIN_S):
                         await child.wait_output()
                 await child.end()
-            log = _read_memory(log_fd)
+            log = files.log()
         returncode = child.returncode if child.returncode is not None else -9
         done = child.completed(returncode)
-        failed = messages.errors_in_log(log)
-        if not timed_out and failed:
-            raise messages.failure(self.name, f"exec in {container_id}", failed)
-        if not timed_out and returncode < 0:
-            message = f"{self.name} exec in {container_id}: the runtime was killed by signal {-returncode}"
-            raise OperationError(Code.INTERNAL, "RUNTIME_FAILED", message)
+        if not timed_out:
+            check_exec(self.name, container_id, returncode, log)
         return ExecResult(
             stdout=done.stdout,
             stderr=done.stderr,
@@ -233,6 +225,18 @@ class OciRuntime:
             timed_out=timed_out,
             truncated=done.truncated,
         )
+
+    @contextmanager
+    def exec_streamed(self, container_id: str, process: bytes, stdio: tuple[int, int, int]) -> Iterator[StreamedExec]:
+        """Start a process in a running container whose streams are these; its user must await its `end`.
+
+        Raises:
+            OperationError: The runtime's program could not be started.
+        """
+        with exec_files(self._scratch, process) as files:
+            argv = self._argv(files.log_fd, "exec", *files.options, container_id)
+            with StreamedExec(self.name, container_id, argv, files, stdio) as running:
+                yield running
 
     def global_options(self) -> tuple[str, ...]:
         """The options before any command, for whoever runs the runtime on our behalf."""
@@ -244,7 +248,7 @@ class OciRuntime:
 
     async def _call(self, *arguments: str, stdin: bytes = b"") -> tuple[spawn.Completed, str]:
         """A command's result, and, when it failed, why."""
-        with _memory_file("log") as log_fd:
+        with memory_file("log") as log_fd:
             done = await spawn.run(
                 self._argv(log_fd, *arguments),
                 stdin=stdin,
@@ -252,43 +256,8 @@ class OciRuntime:
                 timeout_s=COMMAND_S,
                 output_max_bytes=STATE_MAX_BYTES,
             )
-            text = messages.readable(_read_memory(log_fd), done.stderr) if done.returncode != 0 else ""
+            text = messages.readable(read_memory(log_fd), done.stderr) if done.returncode != 0 else ""
         return done, text
-
-    @contextmanager
-    def _pid_file(self) -> Iterator[Path]:
-        """A name that no other exec of this process uses; whatever is there afterwards is removed."""
-        path = self._scratch / f"exec-{self.name}-{os.getpid()}-{next(self._numbers)}"
-        self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            yield path
-        finally:
-            path.unlink(missing_ok=True)
-            path.with_name(f".{path.name}").unlink(missing_ok=True)  # Where runc writes it before it renames it.
-
-
-def _kill_exec(runtime_pid: int, pid_file: Path) -> None:
-    exec_pid: int | None = None
-    with suppress(OSError, ValueError):
-        exec_pid = int(pid_file.read_text())
-    processes.kill_exec(runtime_pid, exec_pid)
-
-
-@contextmanager
-def _memory_file(name: str, content: bytes = b"") -> Iterator[int]:
-    fd = os.memfd_create(f"crio-{name}", os.MFD_CLOEXEC)
-    try:
-        view = memoryview(content)
-        while view:
-            view = view[os.write(fd, view) :]
-        yield fd
-    finally:
-        os.close(fd)
-
-
-def _read_memory(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    return os.pread(fd, LOG_MAX_BYTES, max(0, size - LOG_MAX_BYTES))
 
 
 def _parsed(runtime: str, command: str, output: bytes) -> Any:

@@ -29,7 +29,6 @@ class Missing:
 
 _SWITCHES = {
     "crio": "file_locking internal_repair",
-    "crio.api": "stream_enable_tls",
     "crio.metrics": "enable_metrics",
     "crio.runtime": (
         "no_pivot log_to_journald add_inheritable_capabilities device_ownership_from_security_context blockio_reload "
@@ -42,10 +41,7 @@ _SWITCHES = {
 }
 _VALUES = {
     "crio": "storage_driver storage_option imagestore version_file_persist file_locking_path clean_shutdown_file",
-    "crio.api": (
-        "host_ip stream_address stream_port stream_idle_timeout stream_tls_cert stream_tls_key stream_tls_ca "
-        "grpc_max_send_msg_size grpc_max_recv_msg_size"
-    ),
+    "crio.api": ("host_ip grpc_max_send_msg_size grpc_max_recv_msg_size"),
     "crio.runtime": (
         "hooks_dir hooks_dir_path default_mounts default_mounts_file allowed_devices cdi_spec_dirs "
         "decryption_keys_path privileged_seccomp_profile seccomp_baseline_profile blockio_config_file "

@@ -7,6 +7,7 @@ of what was expected; the loader knows the file and the key and makes a sentence
 
 import re
 from abc import ABC, abstractmethod
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from crio_core.values import dataclass
@@ -124,6 +125,22 @@ class FilePath(Kind):
         if not path.is_absolute() or ".." in path.parts:
             raise Refused(f"{self.expected}, without ..")
         return "/" + str(path).lstrip("/")
+
+
+@dataclass(frozen=True, slots=True)
+class IpAddress(Kind):
+    """An IP address, of either version, or nothing."""
+
+    @property
+    def expected(self) -> str:
+        return "an IP address or nothing"
+
+    def read(self, raw: object) -> str:
+        text = Text(form=self.expected).read(raw)
+        try:
+            return text and str(ip_address(text))
+        except ValueError:
+            raise Refused(self.expected) from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ crio(8)); options that CRI-O has and this runtime does not act on are in `elsewh
 from crio_core.errors import invalid
 from crio_core.values import dataclass
 from crio_server.config.handler import ENVIRONMENT, HANDLER_NAME, MONITOR_CGROUP, NAMES, RuntimeHandler
-from crio_server.config.kinds import Choice, FilePath, Integer, ListOf, Switch, Text
+from crio_server.config.kinds import Choice, FilePath, Integer, IpAddress, ListOf, Switch, Text
 from crio_server.config.option import Option, option, rows
 
 LOG_BYTES_LEAST = 8192
@@ -48,8 +48,12 @@ _DEVICES = ListOf(
 _REGISTRIES = ListOf(
     Text(pattern=r"[A-Za-z0-9*.:\[\]_/-]+", form="a registry such as registry.example.com:5000", may_be_empty=False)
 )
-_DURATION = Text(
-    pattern=r"0|(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|ms|s|m|h))+", form="a duration such as 45s or 1m30s", may_be_empty=False
+_DURATION_FORM = r"0|(?:[0-9]+(?:\.[0-9]+)?(?:ns|us|ms|s|m|h))+"
+_DURATION = Text(pattern=_DURATION_FORM, form="a duration such as 45s or 1m30s", may_be_empty=False)
+_PORT = Text(
+    pattern=r"[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]",
+    form='a port from 0 to 65535, as text such as "10010"',
+    may_be_empty=False,
 )
 
 _API = "crio.api"
@@ -101,6 +105,36 @@ class Config:
     )
 
     listen: str = option("/run/crio/crio.sock", _API, FilePath(), "Unix socket on which the CRI is served.")
+
+    stream_address: str = option(
+        "127.0.0.1",
+        _API,
+        IpAddress(),
+        "IP address at which streams (exec, attach, port-forward) are served. Empty, 0.0.0.0 and ::: every one of "
+        "the node.",
+    )
+    stream_port: str = option("0", _API, _PORT, "Port of the streams; 0 for any that is free.")
+    stream_idle_timeout: str = option(
+        "",
+        _API,
+        Text(pattern=_DURATION_FORM, form="a duration such as 30m"),
+        "How long nothing may move on a stream until it is ended. Empty, and 0: 4 hours.",
+    )
+    stream_enable_tls: bool = option(
+        False, _API, Switch(), "Serve streams over TLS; needs stream_tls_cert and stream_tls_key."
+    )
+    stream_tls_cert: str = option(
+        "", _API, FilePath(may_be_empty=True), "File of the certificate of the streams. Read again for each connection."
+    )
+    stream_tls_key: str = option(
+        "", _API, FilePath(may_be_empty=True), "File of its key. Read again for each connection."
+    )
+    stream_tls_ca: str = option(
+        "",
+        _API,
+        FilePath(may_be_empty=True),
+        "File of the authorities whose certificates clients of streams must have. Empty: they need none.",
+    )
 
     default_runtime: str = option(
         "runc",

@@ -7,10 +7,19 @@ import orjson
 
 from crio_core import cri
 from crio_core import requests as rq
-from crio_core.errors import invalid
+from crio_core.errors import Code, OperationError, invalid
 from crio_core.node import Settings
 from crio_core.records import ContainerRecord, SandboxRecord
-from crio_core.replies import ContainerFound, Containers, Created, Executed, NodeStatus, Sandboxes, SandboxFound
+from crio_core.replies import (
+    ContainerFound,
+    Containers,
+    Created,
+    Executed,
+    NodeStatus,
+    Offered,
+    Sandboxes,
+    SandboxFound,
+)
 from crio_core.values import dataclass
 from crio_io.driver import Caller
 from crio_server import translate
@@ -29,6 +38,10 @@ async def _no_check(_: SandboxRecord) -> str:
     return ""
 
 
+def _no_streams() -> str:
+    raise OperationError(Code.UNIMPLEMENTED, "UNIMPLEMENTED", "this server has no streams")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeFacts:
     """What Version, Status and RuntimeConfig tell of a server."""
@@ -43,6 +56,8 @@ class NodeFacts:
     """What verbose Status adds, by name; each value is sent as JSON."""
     witness: Callable[[str], Mapping[str, Any]] = lambda container_id: {}
     """What verbose status of a container adds that only its monitor, or its absence, tells."""
+    stream_url: Callable[[], str] = _no_streams
+    """What the addresses of streams begin with."""
     check_network: Callable[[SandboxRecord], Awaitable[str]] = _no_check
     """What is wrong with the network of a pod now, or nothing."""
 
@@ -275,6 +290,28 @@ class RuntimeService(StatsMethods):
         )
         assert isinstance(done, Executed)
         return pb.ExecSyncResponse(stdout=done.stdout, stderr=done.stderr, exit_code=done.exit_code)
+
+    # --- streams ------------------------------------------------------------------------------------------------
+
+    async def Exec(self, request: pb.ExecRequest) -> pb.ExecResponse:
+        url = await self._offered(
+            rq.Exec(container_id=request.container_id, command=tuple(request.cmd), streams=translate.streams(request))
+        )
+        return pb.ExecResponse(url=url)
+
+    async def Attach(self, request: pb.AttachRequest) -> pb.AttachResponse:
+        url = await self._offered(rq.Attach(container_id=request.container_id, streams=translate.streams(request)))
+        return pb.AttachResponse(url=url)
+
+    async def PortForward(self, request: pb.PortForwardRequest) -> pb.PortForwardResponse:
+        url = await self._offered(rq.PortForward(sandbox_id=request.pod_sandbox_id, ports=tuple(request.port)))
+        return pb.PortForwardResponse(url=url)
+
+    async def _offered(self, request: rq.Offerable) -> str:
+        base = self._facts.stream_url()
+        offered = await self._driver.call(request)
+        assert isinstance(offered, Offered)
+        return f"{base}/{offered.purpose}/{offered.token}"
 
     async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         await self._driver.call(rq.ReopenContainerLog(container_id=request.container_id))

@@ -19,6 +19,7 @@ from crio_server.config.kinds import (
     Choice,
     FilePath,
     Integer,
+    IpAddress,
     Kind,
     ListOf,
     Refused,
@@ -46,6 +47,8 @@ def values_of(kind: Kind) -> st.SearchStrategy[Any]:
     match kind:
         case Switch():
             return st.booleans()
+        case IpAddress():
+            return st.one_of(st.ip_addresses().map(str), st.just(""))
         case Integer(least=least, most=most, also=also):
             return st.one_of(st.integers(least, most), *(st.just(number) for number in also))
         case Choice(words=words):

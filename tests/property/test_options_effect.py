@@ -24,6 +24,12 @@ READ_BY = {
     "log_level": "crio_server/serve.py",
     "log_file": "crio_server/serve.py",
     "log_format": "crio_server/serve.py",
+    "stream_address": "crio_server/options.py",
+    "stream_port": "crio_server/options.py",
+    "stream_enable_tls": "crio_server/options.py",
+    "stream_tls_cert": "crio_server/options.py",
+    "stream_tls_key": "crio_server/options.py",
+    "stream_tls_ca": "crio_server/options.py",
 }
 """What is no business of the engine's, and where it is read."""
 OTHER: dict[str, Any] = {
@@ -46,6 +52,9 @@ OTHER: dict[str, Any] = {
     "cgroup_manager": "systemd",
     "image_volumes": "ignore",
     "pull_progress_timeout": "3m",
+    "stream_address": "::1",
+    "stream_port": "10010",
+    "stream_idle_timeout": "30m",
     "monitor_cgroup": "/monitors",
     "monitor_env": ("A=b",),
     "allowed_annotations": ("io.example",),

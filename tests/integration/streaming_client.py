@@ -1,0 +1,171 @@
+"""A client of streams on plain sockets, for tests: the protocol's client side is the core's own, the rest is here."""
+
+import os
+import socket
+import ssl
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import h11
+
+from crio_core.streaming import client as cl
+from crio_core.streaming.protocol import Endpoint, Left, Protocol, Wire
+from crio_core.streaming.remotecommand import Ready, Stream, Wants
+from crio_core.streaming.status import Exited, Failed
+
+CALL_S = 40.0
+READ_BYTES = 65536
+
+
+class NotUpgraded(Exception):
+    """The server answered something else than 101.
+
+    Args:
+        status: What.
+        body: And why.
+    """
+
+    def __init__(self, status: int, body: bytes) -> None:
+        super().__init__(f"{status}: {body!r}")
+        self.status = status
+        self.body = body
+
+
+def connected(url: str, context: ssl.SSLContext | None = None) -> socket.socket:
+    """A connection to the host of a URL."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None and parts.port is not None
+    sock = socket.create_connection((parts.hostname, parts.port), timeout=CALL_S)
+    return sock if parts.scheme == "http" else (context or ssl.create_default_context()).wrap_socket(sock)
+
+
+def upgraded(
+    url: str, wire: Wire, endpoint: Endpoint, context: ssl.SSLContext | None = None
+) -> tuple[socket.socket, Protocol, bytes]:
+    """A connection after its upgrade, what is spoken on it, and what came early.
+
+    Raises:
+        NotUpgraded: The server refused.
+    """
+    sock = connected(url, context)
+    nonce = os.urandom(16)
+    http = h11.Connection(h11.CLIENT)
+    request = h11.Request(
+        method="POST" if wire is Wire.SPDY else "GET",
+        target=urlsplit(url).path,
+        headers=[(b"host", b"x"), *cl.upgrade_headers(wire, endpoint, nonce)],
+    )
+    sock.sendall((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
+    status, body = 0, b""
+    while True:
+        event = http.next_event()
+        if event is h11.NEED_DATA:
+            http.receive_data(sock.recv(READ_BYTES))
+        elif isinstance(event, h11.InformationalResponse):
+            return sock, cl.agreed(wire, endpoint, nonce, event.headers), http.trailing_data[0]
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+        elif isinstance(event, h11.Data):
+            body += bytes(event.data)
+        else:
+            sock.close()
+            raise NotUpgraded(status, body)
+
+
+class Command:
+    """One exec or attach.
+
+    Args:
+        url: Where the server offered it.
+        wire: What to speak.
+        streams: Which streams to ask for, as they were asked for in the CRI.
+    """
+
+    def __init__(
+        self, url: str, wire: Wire = Wire.SPDY, context: ssl.SSLContext | None = None, /, **streams: bool
+    ) -> None:
+        wants = {"stdin": False, "stdout": True, "stderr": True, "tty": False} | streams
+        self.sock, protocol, early = upgraded(url, wire, Endpoint.COMMAND, context)
+        self._client = cl.CommandClient(protocol, Wants(**wants))
+        self.output: dict[Stream, bytearray] = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
+        self.ended: Exited | Failed | None = None
+        self.left = False
+        self.ready = False
+        self._take(self._client.start())
+        self._flush()
+        if early:
+            self._take(self._client.receive(early))
+        self.until(lambda: self.ready)
+
+    def _flush(self) -> None:
+        if data := self._client.take():
+            self.sock.sendall(data)
+
+    def _take(self, events: Iterable[object]) -> None:
+        for event in events:
+            match event:
+                case Ready():
+                    self.ready = True
+                case cl.Output(stream=stream, data=data):
+                    self.output[stream] += data
+                case Exited() | Failed():
+                    self.ended = event
+                case Left():
+                    self.left = True
+
+    def step(self) -> None:
+        """Read once."""
+        self._take(self._client.receive(self.sock.recv(READ_BYTES)))
+        self._flush()
+
+    def until(self, holds: Any, timeout_s: float = CALL_S) -> None:
+        """Read until something holds."""
+        deadline_s = time.monotonic() + timeout_s
+        while not holds():
+            assert not self.left, f"the server left: {self.ended} {self.output}"
+            self.sock.settimeout(max(0.01, deadline_s - time.monotonic()))
+            self.step()
+
+    def send(self, data: bytes) -> None:
+        """Write to the command's input."""
+        self._client.send_input(data)
+        self._flush()
+
+    def end_input(self) -> None:
+        """End the command's input."""
+        self._client.end_input()
+        self._flush()
+
+    def resize(self, width: int, height: int) -> None:
+        """Tell the size of the terminal."""
+        self._client.resize(width, height)
+        self._flush()
+
+    def result(self) -> Exited | Failed:
+        """Wait for the end of the command."""
+        self.until(lambda: self.ended is not None)
+        assert self.ended is not None
+        return self.ended
+
+    @property
+    def stdout(self) -> bytes:
+        return bytes(self.output[Stream.STDOUT])
+
+    @property
+    def stderr(self) -> bytes:
+        return bytes(self.output[Stream.STDERR])
+
+    def close(self) -> None:
+        """Hang up."""
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
