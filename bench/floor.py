@@ -34,7 +34,8 @@ class Floor:
         self._place = place
         self._directory = place.directory / "floor"
         self._directory.mkdir()
-        self._runc = [str(shutil.which("runc")), "--root", str(self._directory / "runc")]
+        self._memory = place.memory(self._directory / "run")
+        self._runc = [str(shutil.which("runc")), "--root", str(self._memory / "runc")]
         self._layer = layer
         self._spec = json.dumps(_without_sources(spec, str(place.directory)))
         self._count = 0
@@ -42,7 +43,8 @@ class Floor:
     def up(self) -> "FloorPod":
         """Bring a pod and its container up."""
         self._count += 1
-        pod = FloorPod(f"{NAME}-{os.getpid()}-{self._count}", self._directory, self._place.network(), self._runc)
+        name = f"{NAME}-{os.getpid()}-{self._count}"
+        pod = FloorPod(name, self._memory / name, self._directory / name, self._place.network(), self._runc)
         pod.prepare(json.loads(self._spec))
         pod.up(self._layer)
         return pod
@@ -51,9 +53,10 @@ class Floor:
 class FloorPod:
     """One pod made by commands; `steps_ms` has what each took."""
 
-    def __init__(self, name: str, directory: Path, network: dict[str, Any], runc: list[str]) -> None:
+    def __init__(self, name: str, bundle: Path, disk: Path, network: dict[str, Any], runc: list[str]) -> None:
         self.name = name
-        self.bundle = directory / name
+        self.bundle = bundle
+        self.disk = disk
         self.netns = f"/run/netns/{name}"
         self.steps_ms: dict[str, float] = {}
         self._runc = runc
@@ -63,8 +66,8 @@ class FloorPod:
 
     def prepare(self, spec: dict[str, Any]) -> None:
         """Write the bundle; not part of the time, as a server has to decide what goes into it."""
-        for part in ("rootfs", "upper", "work"):
-            (self.bundle / part).mkdir(parents=True)
+        for part in (self.bundle / "rootfs", self.disk / "upper", self.disk / "work"):
+            part.mkdir(parents=True)
         spec["root"] = {"path": str(self.bundle / "rootfs"), "readonly": False}
         spec["linux"]["cgroupsPath"] = f"/{NAME}/{self.name}"
         spec["linux"]["namespaces"] = [
@@ -115,7 +118,7 @@ class FloorPod:
         """Bring it up."""
         self._step("netns", "ip", "netns", "add", self.name)
         self._cni("ADD")
-        options = f"lowerdir={layer},upperdir={self.bundle}/upper,workdir={self.bundle}/work"
+        options = f"lowerdir={layer},upperdir={self.disk}/upper,workdir={self.disk}/work"
         self._step("mount rootfs", "mount", "-t", "overlay", "-o", options, "overlay", f"{self.bundle}/rootfs")
         pid_file = f"{self.bundle}/pid"
         create = ("create", "--bundle", str(self.bundle), "--pid-file", pid_file, self.name)
@@ -138,6 +141,7 @@ class FloorPod:
         self._cni("DEL")
         self._step("netns del", "ip", "netns", "delete", self.name)
         shutil.rmtree(self.bundle)
+        shutil.rmtree(self.disk)
 
 
 def _ended(pid: int) -> bool:

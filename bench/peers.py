@@ -37,6 +37,7 @@ class Peer:
         self.name = name
         self.directory = place.directory / name
         self.directory.mkdir()
+        self.state = place.memory(self.directory / "run")
         self.socket = self.directory / "cri.sock"
         self.mark = str(self.directory)
         self._argv = _containerd(self, place, pause) if name == CONTAINERD else _crio(self, place, pause)
@@ -111,7 +112,7 @@ def _containerd(peer: Peer, place: Place, pause: str) -> list[str]:
         f"""\
 version = 2
 root = "{peer.directory}/root"
-state = "{peer.directory}/state"
+state = "{peer.state}"
 [grpc]
   address = "{peer.socket}"
 [plugins."io.containerd.grpc.v1.cri"]
@@ -135,7 +136,7 @@ def _crio(peer: Peer, place: Place, pause: str) -> list[str]:
         f"""\
 [crio]
 root = "{peer.directory}/root"
-runroot = "{peer.directory}/run"
+runroot = "{peer.state}/crio"
 [crio.api]
 listen = "{peer.socket}"
 [crio.runtime]
@@ -143,7 +144,7 @@ cgroup_manager = "cgroupfs"
 log_level = "warn"
 [crio.runtime.runtimes.runc]
 runtime_path = "{shutil.which("runc")}"
-runtime_root = "{peer.directory}/runc"
+runtime_root = "{peer.state}/runc"
 [crio.image]
 pause_image = "{pause}"
 [crio.network]

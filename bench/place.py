@@ -34,6 +34,12 @@ class Place:
         """The CNI configuration that every server reads."""
         return self.directory / "net.d"
 
+    def memory(self, directory: Path) -> Path:
+        """Make a directory in memory, as `/run` is on most hosts, where runtimes keep what a reboot may take away."""
+        directory.mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", NAME, str(directory)], check=True, timeout=60)
+        return directory
+
     def network(self) -> dict[str, object]:
         """The network of all pods: what CRI-O's and containerd's documentation show, and port mappings."""
         return {

@@ -103,10 +103,12 @@ async def _life(engine: Engine, trace: Trace, directory: str, image: str) -> Non
 
 async def _measure(here: Place, pause: str, work: str, rounds: int, out: Path) -> tuple[Samples, float]:
     directory = here.directory / "engine"
+    directory.mkdir()
+    state = here.memory(directory / "run")
     options = EngineOptions(
         root=directory / "root",
-        runroot=directory / "run",
-        runtimes={"runc": RuntimeOptions(path=str(shutil.which("runc")), root=str(directory / "runc"))},
+        runroot=state / "crio",
+        runtimes={"runc": RuntimeOptions(path=str(shutil.which("runc")), root=str(state / "runc"))},
         cni_config_dir=str(here.cni_dir),
         cni_plugin_dirs=(PLUGIN_DIR,),
         pause_image=pause,

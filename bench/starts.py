@@ -45,7 +45,7 @@ def starts(run: Run) -> None:
 
 
 def _places(peer: Peer) -> tuple[Path, Path]:
-    return peer.directory / "root" / "state.db", peer.directory / "run" / "state.db"
+    return peer.directory / "root" / "state.db", peer.state / "crio" / "state.db"
 
 
 async def add_records(path: Path, copy: Path, count: int, running: bool) -> tuple[Delete, ...]:

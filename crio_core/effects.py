@@ -187,12 +187,17 @@ class StartContainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignalContainer:
-    """Send a signal to the first process, or to every process when `everyone`: `SignalSent`."""
+    """Send a signal to the first process, or to every process when `everyone`: `SignalSent`.
+
+    `pid` and `pid_start_ticks` are that first process, 0 while nobody has seen it.
+    """
 
     container_id: str
     runtime_handler: str
     signal: str
     everyone: bool
+    pid: int
+    pid_start_ticks: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,6 +33,7 @@ from crio_io.images import ImageStore
 from crio_io.journal import Delete, Journal, Put
 from crio_io.monitor import ConmonMonitor, MonitorRequest
 from crio_io.pod_cgroups import PodCgroups
+from crio_io.runtime import processes
 from crio_io.streaming.streams import Streams, Work
 from crio_io.sweep import Sweeper
 
@@ -110,9 +111,7 @@ class HostExecutor:
                 await self._monitor(order.runtime_handler).runtime.start(order.container_id)
                 return ev.ContainerStarted(wall_ns=time.time_ns())
             case fx.SignalContainer():
-                runtime = self._monitor(order.runtime_handler).runtime
-                await runtime.kill(order.container_id, order.signal, everyone=order.everyone)
-                return ev.SignalSent()
+                return await self._signal(order)
             case fx.WatchContainer():
                 ended = await self.exits.wait(order.container_id, order.pid, order.pid_start_ticks, order.monitor_pid)
                 return ev.ProcessExited(code=ended.code, finished_at_ns=ended.finished_at_ns, reason=ended.reason)
@@ -295,6 +294,15 @@ class HostExecutor:
             make_mount_sources(order.spec, order.mount_targets)
         mounts.entering(f"write bundle {bundle}")
         write_bundle(bundle, order.spec, order.log_path)
+
+    async def _signal(self, order: fx.SignalContainer) -> ev.SignalSent:
+        runtime = self._monitor(order.runtime_handler).runtime
+        if runtime.runs_on_the_host and order.pid and not order.everyone and order.signal.isdecimal():
+            # What the runtime's command would do, without starting a program; a process that is gone needs no signal.
+            processes.kill(order.pid, order.pid_start_ticks, int(order.signal))
+        else:
+            await runtime.kill(order.container_id, order.signal, everyone=order.everyone)
+        return ev.SignalSent()
 
     async def _delete(self, order: fx.DeleteContainer) -> ev.Released:
         bundle = Path(self.layout.bundle(order.container_id))

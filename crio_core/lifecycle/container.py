@@ -265,7 +265,12 @@ def watch(record: ContainerRecord) -> fx.WatchContainer:
 
 def _signal(record: ContainerRecord, signal: str, *, everyone: bool) -> fx.SignalContainer:
     return fx.SignalContainer(
-        container_id=record.id, runtime_handler=record.runtime_handler, signal=signal, everyone=everyone
+        container_id=record.id,
+        runtime_handler=record.runtime_handler,
+        signal=signal,
+        everyone=everyone,
+        pid=record.pid,
+        pid_start_ticks=record.pid_start_ticks,
     )
 
 

@@ -23,6 +23,7 @@ COMMAND_S = 60.0
 STATE_MAX_BYTES = 1024 * 1024
 EXEC_OUTPUT_MAX_BYTES = 16 * 1024 * 1024
 """How much an exec may say, on both streams together; what a CRI reply can carry."""
+_OF_THE_HOST = frozenset(("runc", "crun", "youki"))
 EXEC_NO_LIMIT_S = 10 * 365 * 86400.0
 
 
@@ -64,6 +65,14 @@ class OciRuntime:
         self.root = root
         self.systemd_cgroup = systemd_cgroup
         self._scratch = scratch
+
+    @property
+    def runs_on_the_host(self) -> bool:
+        """Whether a container's first process is one of the host's, and not a sandbox's or virtual machine's.
+
+        Known of the runtimes that do nothing else; of any other program it is not assumed.
+        """
+        return os.path.basename(self.path) in _OF_THE_HOST
 
     async def start(self, container_id: str) -> None:
         """Run the process of a created container; one that runs already is success.
