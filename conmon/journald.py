@@ -70,14 +70,13 @@ class JournalLog:
     def reopen(self) -> None:
         """Nothing to open: the journal keeps its own files."""
 
-    def finish(self, *, sync: bool) -> None:
-        """Send what is left of the last lines; `sync` is the journal's own business."""
+    def finish(self) -> None:
+        """Send what is left of the last lines."""
         for stream, rest in self._parts.items():
             if rest:
                 self._send(stream, rest, partial=True)
         self._parts.clear()
-        self.close()
 
-    def close(self) -> None:
-        """Close the socket as it is."""
+    def close(self, *, sync: bool = False) -> None:
+        """Close the socket as it is; `sync` is the journal's own business."""
         self._socket.close()

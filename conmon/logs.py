@@ -329,18 +329,17 @@ class FileLog:
         """Go on from the `state` of another log with the same descriptor."""
         self._out.open, self._err.open, self._file.torn, self._file.total, self._file.dropped_bytes = state
 
-    def finish(self, *, sync: bool) -> None:
-        """Close the last lines and the file."""
+    def finish(self) -> None:
+        """Close the last lines."""
         self.deadline_ns = 0
         stamp = self._stamps.stamp(time.time_ns())
         for formatter in (self._out, self._err):
             records = formatter.finish(stamp)
             if records:
                 self._file.write([records], formatter.header_bytes(stamp))
+
+    def close(self, *, sync: bool = False) -> None:
+        """Close the file as it is, on disk if asked for."""
         if sync:
             self._file.sync()
-        self._file.close()
-
-    def close(self) -> None:
-        """Close the file as it is."""
         self._file.close()

@@ -428,7 +428,7 @@ class Loop:
         self._outputs.clear()
         self._terminal_fd = -1
         for log in self._logs:
-            log.finish(sync=not self._options.no_sync_log)
+            log.finish()
         kills = self._oom.read() if self._oom is not None else None
         self._forget_oom()
         self._feed(monitor.OutputDrained(time.monotonic_ns(), kills or 0))
@@ -485,6 +485,9 @@ class Loop:
     def _finish(self, code: int) -> None:
         self._code = code
         self._over = True
+        # Not sooner: whoever waits for the exit need not wait for the disk.
+        for log in self._logs:
+            log.close(sync=not self._options.no_sync_log)
         if self._given.sync_fd >= 0:
             os.close(self._given.sync_fd)
             self._given.sync_fd = -1

@@ -127,7 +127,8 @@ def rehearse() -> None:
         os.close(reader)
         log = FileLog(f"{folder}/log")
         log.write(STDOUT, b"a line\n")
-        log.finish(sync=False)
+        log.finish()
+        log.close()
     finally:
         for name in os.listdir(folder):
             os.unlink(f"{folder}/{name}")

@@ -33,6 +33,10 @@ MONITOR_S = 30.0
 GRACE_S = 0.5
 """How long after the end of both processes the exit file may still appear."""
 LOOK_S = 0.02
+"""How often the exit file is looked for at the least."""
+FIRST_LOOK_S = 0.001
+LATE = 0.25
+"""How much too late it may be found at first, when it is most likely to come: seconds, and for each second waited."""
 BEGINNINGS_MAX = 4
 """Watches that are begun at the same time."""
 OOM_KILLED_CODE = 137
@@ -127,6 +131,7 @@ class ExitWatcher:
     async def _wait_written(self, container_id: str, start_ticks: int, monitor_pid: int) -> _Written | None:
         """What the monitor wrote; None when it is gone, or has had all its time, without writing anything."""
         handle = _own_monitor(monitor_pid, start_ticks)
+        began_s = time.monotonic()
         try:
             with anyio.move_on_after(MONITOR_S):
                 while _is_monitor(monitor_pid, start_ticks):
@@ -135,7 +140,8 @@ class ExitWatcher:
                         return found
                     # It ends after it has written the file, so its end is the signal; looking is for one that lingers
                     # or that cannot be watched.
-                    with anyio.move_on_after(LOOK_S):
+                    late_s = max(FIRST_LOOK_S, LATE * (time.monotonic() - began_s))
+                    with anyio.move_on_after(min(late_s, LOOK_S)):
                         await (anyio.wait_readable(handle) if handle is not None else anyio.sleep_forever())
         finally:
             if handle is not None:

@@ -39,7 +39,8 @@ def test_each_line_is_a_message_with_the_containers_names(journal: socket.socket
     log.write(STDOUT, b"one\ntw")
     log.write(STDOUT, b"o\n")
     log.write(STDERR, b"bad\n")
-    log.finish(sync=False)
+    log.finish()
+    log.close()
     with journal:
         got = [fields(journal.recv(65536)) for _ in range(3)]
     assert [(entry[b"MESSAGE"], entry[b"PRIORITY"]) for entry in got] == [
@@ -56,7 +57,8 @@ def test_long_and_unfinished_lines_are_marked_as_parts(journal: socket.socket, t
     """R39 holds for the journal too: parts are marked and bounded."""
     log = JournalLog(cuuid=ID, name="", tag="", path=str(tmp_path / "journal"))
     log.write(STDOUT, b"x" * (LINE_BYTES_MAX + 5) + b"\nrest")
-    log.finish(sync=False)
+    log.finish()
+    log.close()
     with journal:
         got = [fields(journal.recv(65536)) for _ in range(3)]
     assert [len(entry[b"MESSAGE"]) for entry in got] == [LINE_BYTES_MAX, 5, 4]
@@ -67,7 +69,8 @@ def test_journal_that_is_not_there_costs_lines_and_not_the_container(tmp_path: P
     """R40: what could not be sent is counted."""
     log = JournalLog(cuuid=ID, name="", tag="", path=str(tmp_path / "nobody"))
     log.write(STDOUT, b"lost\n")
-    log.finish(sync=False)
+    log.finish()
+    log.close()
     assert log.dropped_bytes == 4
 
 
@@ -76,7 +79,8 @@ def test_journal_that_reads_nothing_does_not_block(journal: socket.socket, tmp_p
     log = JournalLog(cuuid=ID, name="", tag="", path=str(tmp_path / "journal"))
     for _ in range(2000):
         log.write(STDOUT, b"y" * 1000 + b"\n")
-    log.finish(sync=False)
+    log.finish()
+    log.close()
     journal.close()
     assert log.dropped_bytes > 0
     assert log.dropped_bytes % 1000 == 0
