@@ -142,6 +142,7 @@ def _start(options: Options) -> int:
         os.setsid()
     linux.set_subreaper(True)
     with Complaining(options):
+        creation.begin()
         given = creation.run()
         if given is not None:
             return Loop(given).run() & 0xFF

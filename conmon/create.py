@@ -170,14 +170,26 @@ class Creation:
         """Close this descriptor as soon as the runtime is on its way."""
         self._theirs += (fd,)
 
-    def run(self) -> Handover | None:
-        """Create it; None when that failed and the caller was told: then `code` is the monitor's own exit."""
+    def begin(self) -> None:
+        """Have the runtime run."""
         catch_signals(self._wake[1])
         if self._options.exec_attach and self._inherited.attach_fd >= 0:
             sync.write_all(self._inherited.attach_fd, sync.sync_message(self._key(), 0))
-        self._runtime_pid = self._child.spawn()
+        self._runtime_pid = self._child.spawn() if self._watcher_wake is None else self._child.start()
+        if self._watcher_wake is not None:
+            linux.prctl(linux.PR_SET_PDEATHSIG, SIGUSR1)
+            self._end_unwatched()
         self._close(self._theirs)
         self._theirs = ()
+
+    def _end_unwatched(self) -> None:
+        """Where the watcher is gone, nothing is to be made that nobody will watch."""
+        if os.getppid() != self._watcher_pid:
+            os.kill(self._runtime_pid, SIGKILL)
+            os._exit(1)
+
+    def run(self) -> Handover | None:
+        """See to what has begun; None when it failed and the caller was told: then `code` is the monitor's own exit."""
         if not self._options.exec_attach:
             self._open_bundle_meanwhile()
         if self._inherited.start_fd >= 0:
@@ -279,7 +291,10 @@ class Creation:
                 if self._decided():
                     break  # what is in the pipes now is the watcher's to see
                 if fd == self._wake[0]:
-                    self._forward(os.read(fd, SIGNAL_BYTES))
+                    numbers = os.read(fd, SIGNAL_BYTES)
+                    if SIGUSR1 in numbers and self._watcher_wake is not None:
+                        self._end_unwatched()
+                    self._forward(numbers)
                     self._reap()
                 elif self._watcher_wake is not None and fd == self._watcher_wake[0]:
                     self._hear_for_watcher(os.read(fd, SIGNAL_BYTES))

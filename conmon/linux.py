@@ -6,12 +6,18 @@ resolved and writes to as few of the shared pages as possible.
 
 import ctypes
 import os
+from sys import byteorder
+
+from conmon.low import SIGKILL
 
 MADV_POPULATE_WRITE = 23
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_MEMORY_MERGE = 67
+PAGEMAP_ENTRY_BYTES = 8
+PAGE_OWN = 1 << 63 | 1 << 56  # present, and mapped by this process alone
+GAP_PAGES_MAX = 4  # a call for an area costs about as much as a page
 TASK_NAME_BYTES = 15  # TASK_COMM_LEN without its NUL
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,12 +44,14 @@ def set_subreaper(enabled: bool) -> None:
     prctl(PR_SET_CHILD_SUBREAPER, int(enabled))
 
 
-def allow_page_merging() -> None:
+def allow_page_merging(allowed: bool) -> None:
     """Let the kernel share pages of equal content between monitors, on hosts where KSM runs (Linux 6.4, prctl(2)).
 
-    Monitors write nearly the same to nearly the same pages. A kernel that does not know the call changes nothing.
+    Monitors write nearly the same to nearly the same pages. Programs that a process runs inherit this, so it has to be
+    taken back by whatever runs the runtime: nobody may learn from the time of a write what other containers hold in
+    memory. A kernel that does not know the call changes nothing.
     """
-    _prctl(PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
+    _prctl(PR_SET_MEMORY_MERGE, int(allowed), 0, 0, 0)
 
 
 def writable_areas() -> tuple[tuple[int, int], ...]:
@@ -55,6 +63,28 @@ def writable_areas() -> tuple[tuple[int, int], ...]:
             if mode == b"rw-p" and not line.endswith(b"[stack]\n"):
                 start, end = (int(number, 16) for number in area.split(b"-"))
                 found.append((start, end - start))
+    return tuple(found)
+
+
+def own_areas(areas: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """What this forked process has written to of these areas: pages that nobody else has (proc(5), `pagemap`).
+
+    Pages with few others between them are one area.
+    """
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    found: list[tuple[int, int]] = []
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        for start, size in areas:
+            pagemap.seek(start // page_bytes * PAGEMAP_ENTRY_BYTES)
+            entries = pagemap.read(size // page_bytes * PAGEMAP_ENTRY_BYTES)
+            for at in range(0, len(entries), PAGEMAP_ENTRY_BYTES):
+                entry = int.from_bytes(entries[at : at + PAGEMAP_ENTRY_BYTES], byteorder)
+                if entry & PAGE_OWN == PAGE_OWN:
+                    page = start + at // PAGEMAP_ENTRY_BYTES * page_bytes
+                    if found and 0 <= page - sum(found[-1]) <= GAP_PAGES_MAX * page_bytes:
+                        found[-1] = (found[-1][0], page + page_bytes - found[-1][0])
+                    else:
+                        found.append((page, page_bytes))
     return tuple(found)
 
 
@@ -99,6 +129,14 @@ def set_title(area: tuple[int, int], title: bytes) -> None:
     start, size = area
     if size > 0:
         ctypes.memmove(start, title[: size - 1].ljust(size, b"\0"), size)
+
+
+def kill_children() -> None:
+    """Kill every child of this process, which has one thread (proc(5), `children`)."""
+    pid = os.getpid()
+    with open(f"/proc/{pid}/task/{pid}/children", "rb", buffering=0) as children:
+        for child in children.read(4096).split():
+            os.kill(int(child), SIGKILL)
 
 
 def parent_of(pid: int) -> int:

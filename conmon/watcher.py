@@ -96,6 +96,7 @@ def watch(
     while waitpid(child, status, 0x40000000) != child:  # __WALL: it tells nobody of its end
         pass
     if ended[1]:
+        linux.kill_children()  # a runtime that nobody waits for
         return 1
     writer = exits[1]
     while True:

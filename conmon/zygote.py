@@ -25,6 +25,7 @@ ended.
 
 import fcntl
 import gc
+import marshal
 import os
 import select
 import sys
@@ -121,6 +122,7 @@ def rehearse() -> None:
         reader, writer = os.pipe()
         request = Request(folder, ("sync",), {}, words)
         creation, _ = make_creation(request, prepare(words, folder), [writer], b"", None)
+        creation.begin()
         given = creation.run()
         assert given is not None, "the rehearsal failed"
         Loop(Handover.unpack(given.pack())).rehearse()
@@ -133,6 +135,22 @@ def rehearse() -> None:
         for name in os.listdir(folder):
             os.unlink(f"{folder}/{name}")
         os.rmdir(folder)
+
+
+def touched() -> tuple[tuple[int, int], ...]:
+    """The areas of memory that a forked monitor writes to, as one finds that has just been rehearsed."""
+    areas = linux.writable_areas()
+    reader, writer = os.pipe()
+    if os.fork() == 0:
+        try:
+            rehearse()
+            os.write(writer, marshal.dumps(linux.own_areas(areas)))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with open(reader, "rb") as answer:
+        found: tuple[tuple[int, int], ...] = marshal.load(answer)
+    return found
 
 
 class Zygote:
@@ -174,7 +192,7 @@ class Zygote:
         pipe: it writes once it has a client, and closes it when its runtime starts, or dies. Then, or `TURN_MS` after
         it got the client, it is time for the next.
         """
-        self._areas = linux.writable_areas()
+        self._areas = touched()
         fork, watch, create = watcher.fork, watcher.watch, self._create
         used = select.poll()
         while True:
@@ -207,6 +225,7 @@ class Zygote:
             return 1
         for fd in (self._lock_fd, self._life[1], turn[0]):
             os.close(fd)
+        linux.allow_page_merging(False)
         linux.populate(self._areas)
         connection_fd = self._accept()
         os.close(self._life[0])
@@ -271,7 +290,7 @@ class Zygote:
     def _open(
         self, connection: socket, request: Request, fds: list[int], wake: tuple[int, int], turn_fd: int
     ) -> tuple[Creation, Options]:
-        """Open what a request needs, tell the client, and wait until it lets us begin.
+        """Open what a request needs, have the runtime begin as soon as the client lets us, and tell the client.
 
         The next monitor is made while this one waits: for its client, or for the runtime. The titles come first, so
         that whoever gives up a creation that hangs finds the processes to kill.
@@ -289,17 +308,20 @@ class Zygote:
             pidfd = os.pidfd_open(watcher_pid)
         except (UsageError, OSError) as error:
             raise Refused(str(error)) from error
-        rights = pidfd.to_bytes(4, sys.byteorder)
-        connection.sendmsg([b"spawned %d" % watcher_pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-        os.close(pidfd)
-        connection.close()
         if start_fd < 0:
             creation.close_once_started(turn_fd)
-        else:
+            creation.begin()
+        rights = pidfd.to_bytes(4, sys.byteorder)
+        with Suppress(OSError):  # the client has left, and finds the container by looking
+            connection.sendmsg([b"spawned %d" % watcher_pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        os.close(pidfd)
+        connection.close()
+        if start_fd >= 0:
             os.close(turn_fd)
             os.read(start_fd, START_BYTES_MAX)
             if not options.exec_attach:
                 os.close(start_fd)
+            creation.begin()
         return creation, options
 
 
@@ -358,7 +380,7 @@ def main(words: list[str]) -> int:
         zygote = Zygote(words[0])
         os.chdir("/")
         linux.set_task_name(b"conmon")
-        linux.allow_page_merging()
+        linux.allow_page_merging(True)
         for _ in range(REHEARSALS):
             rehearse()
     except BlockingIOError:

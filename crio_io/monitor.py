@@ -279,11 +279,13 @@ class ConmonMonitor:
     async def _fork(self, request: MonitorRequest, pipes: "_Pipes") -> tuple[bytes, bytes]:
         """Have the zygote fork a monitor; returns its report."""
         assert self._zygote is not None
+        # Where it has nowhere to be moved to it need not wait for us.
+        start = {"start": pipes.start_read} if self._cgroup else {}
         process = await self._zygote.spawn(
             self._argv(request)[1:],
             cwd=request.bundle,
             environment=self._env,
-            pipes={"sync": pipes.sync_write, "start": pipes.start_read},
+            pipes={"sync": pipes.sync_write, **start},
         )
         try:
             await self._let_go(request, pipes, process.pid)
@@ -326,7 +328,7 @@ class ConmonMonitor:
     async def _abandon(self, request: MonitorRequest, had_log: bool) -> None:
         """Kill and remove everything that a failed creation may have started."""
         step = f"kill the monitor of {request.container_id}"
-        await mounts.in_thread(step, _kill_monitors, request.bundle, self._argv(request))
+        await mounts.in_thread(step, _kill_monitors, *(request.container_id, request.bundle, self._argv(request)))
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
         await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
         if request.log_path and not had_log:
@@ -453,8 +455,8 @@ def _has_title(words: Sequence[bytes], bundle: Path) -> bool:
     return words[0].startswith(b"conmon -c " + os.fsencode(bundle.name) + b" ")
 
 
-def _kill_monitors(bundle: Path, argv: Sequence[str]) -> None:
-    """Kill every process with exactly these arguments, or that has the container's title.
+def _kill_monitors(container_id: str, bundle: Path, argv: Sequence[str]) -> None:
+    """Kill every process with exactly these arguments, or that has the container's title, and runtimes that create it.
 
     The container's id among them makes it nobody else's. The monitor forks and leaves its parent's group, so between
     two looks there may be one more: look until none is.
@@ -467,6 +469,7 @@ def _kill_monitors(bundle: Path, argv: Sequence[str]) -> None:
             for pid, start, words in _command_lines()
             if words[-len(wanted) :] == wanted or _has_title(words, bundle)
         ]
+        found += _runtimes(container_id, bundle).items()
         if not found:
             return
         for pid, start in found:

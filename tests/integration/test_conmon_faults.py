@@ -352,8 +352,8 @@ def test_zygote_that_dies_is_replaced_and_its_monitors_do_not_notice(rig: Rig) -
 
 def test_monitor_that_was_kept_ready_ends_with_its_zygote(rig: Rig) -> None:
     """It listens on a socket that no client will find again."""
+    until(lambda: children(rig.zygote_pid), "no monitor is kept ready")
     spares = children(rig.zygote_pid)
-    assert spares
     os.kill(rig.zygote_pid, signal.SIGKILL)
     for pid in spares:
         until(partial(ended, pid), f"monitor {pid} waits for nobody")

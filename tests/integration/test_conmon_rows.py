@@ -44,6 +44,18 @@ def test_zygote_and_monitors_are_sessions_of_their_own_with_one_thread(rig: Rig)
     assert os.getsid(case.monitor_pid) == case.monitor_pid != os.getsid(rig.zygote_pid)
 
 
+def test_memory_of_a_container_is_not_merged_with_that_of_others(rig: Rig) -> None:
+    """Monitors allow the kernel to share equal pages; a container that did would tell its neighbours what it holds."""
+    case = rig.create("/bin/sleep", "1000").start()
+    merging = {}
+    for whose, pid in (("monitor", case.monitor_pid), ("container", case.pid)):
+        try:
+            merging[whose] = "ksm_merge_any: yes" in Path(f"/proc/{pid}/ksm_stat").read_text()
+        except FileNotFoundError:
+            pytest.skip("this kernel does not show who merges pages (Linux 6.9)")
+    assert merging == {"monitor": True, "container": False}
+
+
 def test_ready_monitor_that_is_killed_is_replaced(rig: Rig) -> None:
     """It looks like any process that does nothing; the next request must not find nobody."""
     for _ in range(3):
