@@ -157,7 +157,9 @@ def main() -> None:
     rows: Rows = {}
     with tempfile.TemporaryDirectory(prefix="criotest-", dir="/dev/shm") as name:
         runtime = Path(name) / "runtime"
-        subprocess.run(["cc", "-O1", "-static", "-w", "-x", "c", "-", "-o", str(runtime)], input=RUNTIME, text=True, check=True)
+        subprocess.run(
+            ["cc", "-O1", "-static", "-w", "-x", "c", "-", "-o", str(runtime)], input=RUNTIME, text=True, check=True
+        )
         rigs: dict[str, Rig] = {}
         try:
             for kind in KINDS:

@@ -72,7 +72,7 @@ class OciRuntime:
 
         Known of the runtimes that do nothing else; of any other program it is not assumed.
         """
-        return os.path.basename(self.path) in _OF_THE_HOST
+        return Path(self.path).name in _OF_THE_HOST
 
     async def start(self, container_id: str) -> None:
         """Run the process of a created container; one that runs already is success.
