@@ -8,7 +8,7 @@ from crio_core.events import LayerDescriptor, LayerProgressed, StoredLayer
 from crio_core.image.reference import parse_image_id
 from crio_core.lifecycle import image as im
 from crio_core.lifecycle import layer as ly
-from crio_core.node.naming import canonical_names, find_image
+from crio_core.node.naming import canonical_names, find_among, find_image
 from crio_core.node.state import State
 from crio_core.records import ContainerState, Failure, ImageRecord, ImageState, LayerState
 from crio_core.replies import Done, Pulled
@@ -210,7 +210,12 @@ def remove_image(state: State, call_id: int, request: rq.RemoveImage) -> None:
     if image is None:
         if not request.image.image:
             raise invalid("image.image", request.image.image, "an image reference or id")
-        state.reply(call_id, Done())
+        removal_id = _removal_of(state, request.image)
+        if removal_id is None:
+            state.reply(call_id, Done())
+        else:
+            # Gone it is when its record is: a crash before that would bring it back.
+            state.wait(call_id, removal_id, "remove")
         return
     users = [one.id for one in state.containers.values() if image.id in one.every_image]
     if users:
@@ -228,12 +233,25 @@ def remove_image(state: State, call_id: int, request: rq.RemoveImage) -> None:
     advance_pull(state, removal_id, im.ImageRemoveRequested())
 
 
+def _removals(state: State) -> dict[str, im.Pull]:
+    """By image the last removal whose record is still being deleted: an image may have been pulled in between."""
+    return {
+        pull.image.id: pull
+        for pull in state.pulls.values()
+        if pull.state is ImageState.REMOVING and pull.image is not None
+    }
+
+
+def _removal_of(state: State, spec: ImageSpec) -> str | None:
+    """The removal under way of the image that is named, if there is one."""
+    removals = _removals(state)
+    image = find_among(tuple(pull.image for pull in removals.values() if pull.image is not None), spec)
+    return None if image is None else removals[image.id].id
+
+
 def is_being_removed(state: State, image_id: str) -> bool:
     """Whether the deletion of this image's record is under way."""
-    return any(
-        pull.state is ImageState.REMOVING and pull.image is not None and pull.image.id == image_id
-        for pull in state.pulls.values()
-    )
+    return image_id in _removals(state)
 
 
 def sweep_layers(state: State, candidates: tuple[str, ...]) -> None:

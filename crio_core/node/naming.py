@@ -1,6 +1,7 @@
 """Which image a name means, and how images are shown."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -17,24 +18,30 @@ ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")
 
 def find_image(state: State, spec: ImageSpec) -> ImageRecord | None:
     """The image that a caller names by id, by tag, by digest, or by the unique start of its id."""
+    exact = parse_image_id(spec.image)
+    return find_among(state.images.values(), spec) if exact is None else state.images.get(str(exact))
+
+
+def find_among(images: Sequence[ImageRecord], spec: ImageSpec) -> ImageRecord | None:
+    """The same, of these images."""
     name = spec.image
     exact = parse_image_id(name)
     if exact is not None:
-        return state.images.get(str(exact))
+        return next((one for one in images if one.id == str(exact)), None)
     try:
         names = canonical_names(name)
     except OperationError:
         return None
-    for one in state.images.values():
+    for one in images:
         if any(known in names for known in (*one.tags, *one.digests)):
             return one
     short = _short_name(name)
     if short:
-        found = [one for one in state.images.values() if any(tag.endswith(short) for tag in one.tags)]
+        found = [one for one in images if any(tag.endswith(short) for tag in one.tags)]
         if len(found) == 1:
             return found[0]
     if ID_PREFIX.fullmatch(name):
-        found = [one for key, one in state.images.items() if key.removeprefix("sha256:").startswith(name)]
+        found = [one for one in images if one.id.removeprefix("sha256:").startswith(name)]
         if len(found) == 1:
             return found[0]
     return None

@@ -10,7 +10,7 @@ from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import LocalError, OperationError
 from crio_core.lifecycle.container import START_ERROR_CODE, UNKNOWN_EXIT_CODE
-from crio_core.node import quarantine
+from crio_core.node import naming, quarantine
 from crio_core.node.recovery import rest
 from crio_core.node.sessions import SERVED
 from crio_core.node.state import State
@@ -119,6 +119,8 @@ class Inspector:
                 self._no_process(request)
                 if isinstance(request, rq.RemovePodSandbox):
                     self._removed[request.sandbox_id] = self.sim.world.boots
+            case rq.RemoveImage() as request, rp.Done():
+                self._image_is_forgotten(request)
             case rq.RunPodSandbox(), rp.Created() as created:
                 self._sandbox_exists(created.id)
             case rq.CreateContainer(), rp.Created() as created:
@@ -147,6 +149,16 @@ class Inspector:
         for key, sandbox_id in self._orders.sandbox_of.items():
             if sandbox_id == request.sandbox_id and self.sim.world.alive(key):
                 self._say("I5", f"{request!r} was answered while container {key} runs")
+
+    def _image_is_forgotten(self, request: rq.RemoveImage) -> None:
+        """A removal is answered when the next server would not know the image either."""
+        world = self.sim.world
+        kept = [record for record in world.records() if isinstance(record, ImageRecord)]
+        left = naming.find_among(kept, request.image)
+        # One that has lost a layer is no image to the next server either.
+        whole = left is not None and all(layer in world.layers for layer in left.layers)
+        if left is not None and whole and left.id not in self._state.images and left.id not in world.unsaved:
+            self._say("I3", f"{request!r} was answered while the journal has the image")
 
     def _sandbox_exists(self, sandbox_id: str) -> None:
         world, record = self.sim.world, self._state.sandboxes.get(sandbox_id)

@@ -9,12 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from crio_core import effects as fx
 from crio_core import replies as rp
 from crio_core import requests as rq
-from crio_core.cri import ContainerConfig, KeyValue, LinuxContainerConfig, LinuxContainerResources, PodSandboxConfig
+from crio_core.cri import (
+    ContainerConfig,
+    ImageSpec,
+    KeyValue,
+    LinuxContainerConfig,
+    LinuxContainerResources,
+    PodSandboxConfig,
+)
 from crio_core.errors import Code, OperationError
 from crio_core.node.settings import Handler
-from crio_core.records import Failure
+from crio_core.records import Failure, ImageRecord
 from crio_core.sim import Simulation
 from crio_core.sim.profiles import MS
 from crio_core.sim.programs import container_config, pod_config
@@ -136,3 +144,35 @@ def test_a_container_that_is_another_thing_is_refused_by_the_name_of_the_field()
         ("config.args", replace(config, args=("another",))),
     ):
         _refused(sim, rq.CreateContainer(sandbox_id=pod, config=changed), f"{field}: ", made.id)
+
+
+@given(
+    st.sampled_from(["tag", "digest", "id", "start of the id"]),
+    st.integers(0, 3),
+    st.booleans(),
+    st.booleans(),
+)
+def test_a_second_removal_of_an_image_ends_with_the_first(name: str, ticks: int, pulled: bool, fails: bool) -> None:
+    """Answered before the record is gone it would be untrue: a crash brings the image back, and so does a failure."""
+    sim = simulation()
+    spec = container_config(0, 0).image
+    for _ in range(1 + pulled):
+        sim.ask(rq.PullImage(image=spec))
+        found = sim.ask(rq.ImageStatus(image=spec))
+        assert isinstance(found, rp.ImageFound) and found.image is not None
+        image = found.image
+        sim.slow_next.append(fx.DeleteRecord)
+        sim.fail_next += [(fx.DeleteRecord, 0)] * fails
+        first = sim.calls[sim.call(rq.RemoveImage(image=spec))]
+        for _ in range(ticks):
+            sim.tick()
+    names = {"tag": image.tags[0], "digest": image.digests[0], "id": image.id, "start of the id": image.id[7:15]}
+    joins = first.open
+    second = sim.calls[sim.call(rq.RemoveImage(image=ImageSpec(image=names[name])))]
+    while second.open:
+        assert sim.tick()
+    assert isinstance(second.result, Failure) is ((ImageRecord.KIND, image.id) in sim.world.rows)
+    assert first.result == second.result or not joins
+    sim.run()
+    found = sim.ask(rq.ImageStatus(image=spec))
+    assert isinstance(found, rp.ImageFound) and (found.image is not None) is isinstance(second.result, Failure)
