@@ -14,7 +14,7 @@ from typing import Any
 
 from crio_core import effects as fx
 from crio_core.events import LayerApplied, LayerDescriptor, LayerFetched, LayerProved
-from crio_core.lifecycle.engine import Arrival, Lifecycle
+from crio_core.lifecycle.engine import Arrival, Lifecycle, Output
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns, retry_timer
 from crio_core.records import Failure, LayerState
 from crio_core.values import dataclass
@@ -122,6 +122,19 @@ TABLE: dict[tuple[Enum, type], Enum] = {
 }
 
 
+def _download(order: type[fx.FetchLayer] | type[fx.ProveLayer], record: Layer) -> Output:
+    """Either order has the blob fetched from where the layer's last pull would have it, by that pull's rights."""
+    blob = record.descriptor
+    return order(
+        reference=record.reference,
+        auth=record.auth,
+        digest=blob.digest,
+        diff_id=blob.diff_id,
+        size_bytes=blob.size_bytes,
+        media_type=blob.media_type,
+    )
+
+
 def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
     layer = record.descriptor
     match record.state:
@@ -129,15 +142,7 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
             if came_from is S.FETCHING:
                 return Arrival(record=record)
             cancel = (fx.CancelTimer(timer_id=retry_timer(record.id)),) if came_from is S.OWING else ()
-            fetch = fx.FetchLayer(
-                reference=record.reference,
-                auth=record.auth,
-                digest=layer.digest,
-                diff_id=layer.diff_id,
-                size_bytes=layer.size_bytes,
-                media_type=layer.media_type,
-            )
-            return Arrival(record=replace(record, failure=None), orders=(*cancel, fetch))
+            return Arrival(record=replace(record, failure=None), orders=(*cancel, _download(fx.FetchLayer, record)))
         case S.APPLYING:
             if came_from is S.APPLYING:
                 return Arrival(record=record)
@@ -159,15 +164,7 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
         case S.PROVING:
             if came_from is S.PROVING:
                 return Arrival(record=record)
-            prove = fx.ProveLayer(
-                reference=record.reference,
-                auth=record.auth,
-                digest=layer.digest,
-                diff_id=layer.diff_id,
-                size_bytes=layer.size_bytes,
-                media_type=layer.media_type,
-            )
-            return Arrival(record=replace(record, failure=None), orders=(prove,))
+            return Arrival(record=replace(record, failure=None), orders=(_download(fx.ProveLayer, record),))
         case S.KEPT:
             return Arrival(record=replace(record, kept_until_ns=event.until_ns))
         case S.REMOVING:
