@@ -183,7 +183,7 @@ def talkative(rig: Rig, kind: str, log: Path, options: list[str]) -> Case:
 def test_slow_client_holds_back_neither_log_nor_clients_nor_the_exit_command(
     rig: Rig, kind: str, pace_s: float
 ) -> None:
-    """R40: one that takes nothing, or a packet now and then, is let go; the others and the log get everything."""
+    """R23, R40: one that takes nothing, or a packet now and then, is let go; the others and the log get everything."""
     options, mark = exit_command(rig)
     case = talkative(rig, kind, rig.folder / "log", options)
     with case.attach() as slow, case.attach() as quick:
@@ -203,7 +203,7 @@ def test_slow_client_holds_back_neither_log_nor_clients_nor_the_exit_command(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "exec"])
 def test_only_client_that_takes_nothing_does_not_outlive_the_container(rig: Rig, kind: str) -> None:
-    """An engine that waits for the exit command would wait for ever."""
+    """R23: an engine that waits for the exit command would wait for ever, and a stop with it."""
     options, mark = exit_command(rig)
     case = talkative(rig, kind, rig.folder / "log", options)
     with case.attach() as client:

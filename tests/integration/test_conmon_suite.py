@@ -128,6 +128,17 @@ def test_input_of_a_client_that_left_arrives_whole(rig: Rig) -> None:
     assert case.output() == data[:sent] + (b"" if data[:sent].endswith(b"\n") else b"\n")
 
 
+def test_r25_shell_of_a_client_that_left_ends(rig: Rig) -> None:
+    """R25: without a hang-up it would wait for input for ever, and nobody could type any."""
+    host = rig.create("/bin/sleep", "1000").start()
+    shell = rig.exec(host, "/bin/sh", options=["-i"])
+    assert isinstance(shell.read_sync()["data"], int)
+    with shell.attach() as client:
+        client.send(b"echo here\n")
+        assert client.recv(9000) == b"\x02here\n"
+    assert shell.read_sync() == {"data": 0}
+
+
 def test_stdin_left_open_survives_a_client(rig: Rig) -> None:
     """Without `stdin_once` a second client goes on where the first stopped."""
     case = rig.create("/bin/sh", "-c", "read a; read b; echo $a$b", stdin=True, options=["--leave-stdin-open"]).start()

@@ -218,7 +218,10 @@ def systemd(site: Site, monkeypatch: pytest.MonkeyPatch, code: int = 0) -> Path:
 async def test_monitor_of_a_slice_is_in_a_scope_before_it_does_anything(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """CVE-2019-14891, where systemd arranges: it is told the slice, the name and the one process."""
+    """CVE-2019-14891, where systemd arranges: it is told the slice, the name and the one process.
+
+    R29: and, before that, to forget a scope of the same name that failed.
+    """
     calls = systemd(site, monkeypatch)
     site.monitor = site.monitor_of(CONMON, "criotest.slice")
     created = await site.started(site.request("criotest-slice", "sleep", "600"))

@@ -13,10 +13,11 @@ from crio_core import requests as rq
 from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
 from crio_core.errors import Code, OperationError
 from crio_core.node import specs
-from crio_core.oci.facts import RootfsFacts, SpecDefaults
+from crio_core.oci.facts import CgroupDriver, HostFacts, RootfsFacts, SpecDefaults
 from crio_core.sim import Simulation
+from crio_core.sim.profiles import MS
 from crio_core.sim.programs import container_config, pod_config
-from tests.property.test_node_regressions import simulation
+from tests.property.test_node_regressions import run_container, run_pod, simulation
 
 
 def node(**defaults: Any) -> Simulation:
@@ -144,3 +145,36 @@ def test_scratch_space_stays_writable_where_root_filesystems_are_read_only() -> 
     assert spec["root"]["readonly"] is True
     kinds = {one["destination"]: one["type"] for one in spec["mounts"]}
     assert [kinds.get(path) for path in ("/run", "/tmp", "/var/tmp")] == ["tmpfs"] * 3
+
+
+@pytest.mark.parametrize("driver", list(CgroupDriver))
+def test_r29_a_control_group_that_is_left_never_has_the_name_of_the_next_one(driver: CgroupDriver) -> None:
+    """R29: a scope that failed, for want of memory above all, would refuse another one of its name.
+
+    Clients name the next attempt, and the pod that is made anew, as they named the last; what is on the node has ids.
+    """
+    sim = simulation()
+    sim.settings = replace(sim.settings, host=HostFacts(cgroup_driver=driver))
+    sim.crash_server()
+    sim.start_server()
+    groups: list[str] = []
+
+    def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+        created = (one.order for one in effects if isinstance(one.order, fx.CreateContainer))
+        groups.extend(orjson.loads(one.spec)["linux"]["cgroupsPath"] for one in created)
+
+    sim.on_event = note
+    left: list[str] = []
+    for attempt in range(4):
+        pod = run_pod(sim)
+        container = run_container(sim, pod)
+        assert container in groups[-1] and sim.world.processes[container].running
+        if attempt % 2:
+            sim.hands.run_dry(sim.world.processes[container], child=False)
+            sim.run(100 * MS)
+        # What the kernel or systemd holds on to outlives the container, and the pod.
+        sim.fail_next.append((fx.DeleteContainer, 1))
+        sim.ask(rq.RemoveContainer(container_id=container) if attempt < 2 else rq.RemovePodSandbox(sandbox_id=pod))
+        left.append(container)
+        assert container in sim.world.cgroups
+    assert len(set(groups)) == len(groups) == len(left)
