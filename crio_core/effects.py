@@ -7,11 +7,12 @@ that it is answered with; any order can be answered with `Failed` instead (`crio
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping, UserNamespace
 from crio_core.records import Failure, ImageVolume, Pin, Record
 from crio_core.requests import Streams
-from crio_core.values import dataclass
+from crio_core.values import dataclass, maker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,6 +362,11 @@ class SweepStorage:
     sandboxes: tuple[str, ...]
 
 
+save = maker(SaveRecord)
+arm = maker(ArmTimer)
+reply = maker(Reply)
+"""Half of all orders are of these kinds."""
+
 Order = (
     SaveRecord
     | DeleteRecord
@@ -411,6 +417,12 @@ class Answer:
 
     operation: str
     failure: Failure | None = None
+
+
+@cache
+def answered(operation: str) -> Answer:
+    """The answer of success; there is one of each operation."""
+    return Answer(operation=operation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

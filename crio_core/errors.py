@@ -5,10 +5,10 @@ outcome, such as a missing image or a plugin that failed: it carries the gRPC st
 stable word that a program can compare, and a sentence for a person.
 """
 
-from enum import Enum
+from crio_core.values import Word
 
 
-class Code(Enum):
+class Code(Word):
     """Status codes of gRPC, by number (grpc/doc/statuscodes.md)."""
 
     CANCELLED = 1

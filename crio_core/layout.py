@@ -78,27 +78,28 @@ class Layout:
         return PurePosixPath(self.attach_dir) if self.attach_dir else self.runroot / "attach"
 
     def sandbox(self, sandbox_id: str) -> PurePosixPath:
-        return self.sandboxes / sandbox_id
+        return self.runroot.joinpath("sandboxes", sandbox_id)
 
     def resolv_conf(self, sandbox_id: str) -> PurePosixPath:
-        return self.sandbox(sandbox_id) / "resolv.conf"
+        return self.runroot.joinpath("sandboxes", sandbox_id, "resolv.conf")
 
     def hostname(self, sandbox_id: str) -> PurePosixPath:
-        return self.sandbox(sandbox_id) / "hostname"
+        return self.runroot.joinpath("sandboxes", sandbox_id, "hostname")
 
     def shm(self, sandbox_id: str) -> PurePosixPath:
-        return self.sandbox(sandbox_id) / "shm"
+        return self.runroot.joinpath("sandboxes", sandbox_id, "shm")
 
     def namespaces(self, sandbox_id: str) -> PurePosixPath:
-        top = PurePosixPath(self.namespaces_dir) if self.namespaces_dir else self.runroot / "ns"
-        return top / sandbox_id
+        if self.namespaces_dir:
+            return PurePosixPath(self.namespaces_dir, sandbox_id)
+        return self.runroot.joinpath("ns", sandbox_id)
 
     def bundle(self, container_id: str) -> PurePosixPath:
-        return self.containers / container_id
+        return self.runroot.joinpath("containers", container_id)
 
     def rootfs(self, container_id: str) -> PurePosixPath:
-        return self.bundle(container_id) / "rootfs"
+        return self.runroot.joinpath("containers", container_id, "rootfs")
 
     def image_volumes(self, container_id: str) -> PurePosixPath:
         """The directory in which the images are mounted that a container mounts."""
-        return self.bundle(container_id) / "images"
+        return self.runroot.joinpath("containers", container_id, "images")

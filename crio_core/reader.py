@@ -7,15 +7,17 @@ have, and nothing else, fifty times as fast: a start decodes every record there 
 import types
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, TypeVar
 
+from crio_core.values import compiled, maker
+
 T = TypeVar("T")
 Reader = Callable[[Any], Any]
 _ABSENT = object()
-_PLAIN: Mapping[Any, type] = {kind: kind for kind in (str, int, bool)}
+_PLAIN = frozenset({str, int, bool})
 
 
 def read(cls: type[T], values: Mapping[str, Any]) -> T:
@@ -34,27 +36,37 @@ def read(cls: type[T], values: Mapping[str, Any]) -> T:
 @cache
 def _compiled(cls: Any) -> Reader:
     hints = typing.get_type_hints(cls)
-    required = {field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING}
-    readers = tuple(
-        (field.name, _PLAIN.get(hints[field.name]), _reader(hints[field.name]), field.name in required)
-        for field in fields(cls)
-    )
+    names: dict[str, Any] = {"_make": maker(cls), "_absent": _ABSENT, "_refuse": _refuse}
+    lines = [f" if type(values) is not dict: _refuse({cls.__name__!r}, values)", " get = values.get"]
+    for field in fields(cls):
+        name, hint = field.name, hints[field.name]
+        names[f"_other_{name}"] = _or_default(f"{cls.__name__}.{name}", field, _reader(hint))
+        read_it = f"_other_{name}(_{name})"
+        if hint in _PLAIN:  # What a reader would find, too: most members are of these types.
+            read_it = f"_{name} if type(_{name}) is {hint.__name__} else {read_it}"
+        lines += [f" _{name} = get({name!r}, _absent)", f" _{name} = {read_it}"]
+    arguments = ", ".join(f"{field.name}=_{field.name}" for field in fields(cls))
+    return compiled("def read_object(values):", [*lines, f" return _make({arguments})"], names)
 
-    def read_object(values: Any) -> Any:
-        if not isinstance(values, dict):
-            raise TypeError(f"{cls.__name__}: expected an object, not {type(values).__name__}")
-        found = {}
-        for name, plain, reader, is_required in readers:
-            value = values.get(name, _ABSENT)
-            if type(value) is plain:  # What a reader would find, too: most members are of these types.
-                found[name] = value
-            elif value is not _ABSENT:
-                found[name] = reader(value)
-            elif is_required:
-                raise KeyError(f"{cls.__name__}.{name}")
-        return cls(**found)
 
-    return read_object
+def _refuse(name: str, values: object) -> None:
+    raise TypeError(f"{name}: expected an object, not {type(values).__name__}")
+
+
+def _or_default(where: str, field: "Field[Any]", reader: Reader) -> Reader:
+    """A reader that has an answer for a member that is not there, too."""
+    default, factory = field.default, field.default_factory
+
+    def read_member(value: Any) -> Any:
+        if value is not _ABSENT:
+            return reader(value)
+        if factory is not MISSING:
+            return factory()
+        if default is MISSING:
+            raise KeyError(where)
+        return default
+
+    return read_member
 
 
 def _reader(hint: Any) -> Reader:

@@ -9,9 +9,8 @@ The stored form is that of dataclasses-json, whose methods records have (`json_m
 
 from collections.abc import Mapping
 from dataclasses import field
-from enum import Enum
 from functools import lru_cache
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import orjson
 
@@ -19,14 +18,14 @@ from crio_core.cri import ContainerMetadata, PodSandboxMetadata
 from crio_core.errors import Code, LocalError, OperationError
 from crio_core.json_methods import JsonMethods
 from crio_core.reader import read
-from crio_core.values import dataclass
+from crio_core.values import Word, dataclass, maker
 
 T = TypeVar("T")
 REQUESTS_KEPT_MAX = 128
 """Decoded requests that are kept, the latest: a pod's is wanted several times while it is made and taken down."""
 
 
-class SandboxState(Enum):
+class SandboxState(Word):
     """Where a pod sandbox is in its life (`crio_core/lifecycle/sandbox.py`)."""
 
     RESERVED = "reserved"
@@ -45,7 +44,7 @@ class SandboxState(Enum):
     GONE = "gone"
 
 
-class ContainerState(Enum):
+class ContainerState(Word):
     """Where a container is in its life (`crio_core/lifecycle/container.py`)."""
 
     RESERVED = "reserved"
@@ -63,7 +62,7 @@ class ContainerState(Enum):
     GONE = "gone"
 
 
-class ImageState(Enum):
+class ImageState(Word):
     """Where an image is in its life (`crio_core/lifecycle/image.py`)."""
 
     RESOLVING = "resolving"
@@ -74,7 +73,7 @@ class ImageState(Enum):
     GONE = "gone"
 
 
-class LayerState(Enum):
+class LayerState(Word):
     """Where a layer is in its life (`crio_core/lifecycle/layer.py`)."""
 
     ABSENT = "absent"
@@ -88,7 +87,7 @@ class LayerState(Enum):
     GONE = "gone"
 
 
-class SessionState(Enum):
+class SessionState(Word):
     """Where a command or stream in a container is in its life (`crio_core/lifecycle/session.py`)."""
 
     OFFERED = "offered"
@@ -97,7 +96,7 @@ class SessionState(Enum):
     CLOSED = "closed"
 
 
-class Part(Enum):
+class Part(Word):
     """Something outside the process that a record owns, and that a release order takes away again."""
 
     FILES = "files"
@@ -116,13 +115,16 @@ class Failure:
     reason: str
     message: str
 
-    @classmethod
-    def of(cls, error: OperationError) -> Self:
-        return cls(code=error.code.value, reason=error.reason, message=error.message)
+    @staticmethod
+    def of(error: OperationError) -> "Failure":
+        return _new_failure(code=error.code.value, reason=error.reason, message=error.message)
 
     def error(self) -> OperationError:
         """The same as an exception."""
         return OperationError(Code(self.code), self.reason, self.message)
+
+
+_new_failure = maker(Failure)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

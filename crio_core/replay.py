@@ -21,7 +21,7 @@ from crio_core.node.checkpoint import Checkpoint, restore, skip_answers
 from crio_core.redact import Mask, no_value
 from crio_core.values import dataclass
 
-FORMAT = 1
+FORMAT = 2
 DIFFERENCES_MAX = 20
 """Steps that differ until a replay ends: after the first, the rest usually follows."""
 FINGERPRINT_BYTES = 8

@@ -1,4 +1,4 @@
-"""`dataclass`, with methods that are compiled when they are first used.
+"""What the core makes its values of: `dataclass`, with methods that are compiled when they are first used.
 
 The standard library compiles six functions for every class as soon as the class is made, which took half of the time in
 which a server with three hundred of them starts; most are never called. Here `__init__`, `__eq__` and `__hash__` take
@@ -10,10 +10,26 @@ A program that forks workers would compile anew in each of them: what they are m
 
 import dataclasses
 from collections.abc import Callable
+from enum import Enum
+from operator import attrgetter
 from reprlib import recursive_repr
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _Method = Callable[..., Any]
+_new = object.__new__
+
+
+class Word(Enum):
+    """An enumeration whose members are keys of tables: each is one object, and is hashed as one.
+
+    Enumerations of the standard library hash the name, and look the value up, by functions in Python.
+    """
+
+    __hash__ = object.__hash__
+    if not TYPE_CHECKING:
+        value = property(attrgetter("_value_"))
 
 
 class _Late:
@@ -34,35 +50,74 @@ class _Late:
 
 
 def _init_of(cls: Any) -> _Method:
-    names: dict[str, Any] = {"absent": object()}
-    parameters: list[str] = []
+    names: dict[str, Any] = {}
+    parameters, lines = _parameters(cls, names), _setting(cls, names, "self")
+    if hasattr(cls, "__post_init__"):
+        lines.append(" self.__post_init__()")
+    init = compiled(f"def __init__({', '.join(['self', *parameters])}):", lines or [" pass"], names)
+    init.__annotations__ = {field.name: field.type for field in dataclasses.fields(cls)} | {"return": None}
+    return init
+
+
+def _parameters(cls: Any, names: dict[str, Any]) -> list[str]:
+    """The parameters of what makes objects; `names` gets what their defaults are called."""
+    plain: list[str] = []
     keywords: list[str] = []
+    names["_absent"] = object()
+    for field in dataclasses.fields(cls):
+        parameter = field.name
+        if field.default is not dataclasses.MISSING:
+            names[f"_default_{field.name}"] = field.default
+            parameter += f"=_default_{field.name}"
+        elif field.default_factory is not dataclasses.MISSING:
+            names[f"_default_{field.name}"] = field.default_factory
+            parameter += "=_absent"
+        (keywords if field.kw_only else plain).append(parameter)
+    return [*plain, "*", *keywords] if keywords else plain
+
+
+def _setting(cls: Any, names: dict[str, Any], target: str) -> list[str]:
+    """Lines that give an object the arguments."""
     lines: list[str] = []
     for field in dataclasses.fields(cls):
-        name, parameter = field.name, field.name
-        if field.default is not dataclasses.MISSING:
-            names[f"default_{name}"] = field.default
-            parameter += f"=default_{name}"
-        elif field.default_factory is not dataclasses.MISSING:
-            names[f"default_{name}"] = field.default_factory
-            parameter += "=absent"
-            lines.append(f" if {name} is absent: {name} = default_{name}()")
-        (keywords if field.kw_only else parameters).append(parameter)
+        name = field.name
+        if field.default_factory is not dataclasses.MISSING:
+            lines.append(f" if {name} is _absent: {name} = _default_{name}()")
         # The slot's own method is found once, here, instead of by name at each assignment.
         slot = cls.__dict__.get(name)
         if hasattr(slot, "__set__"):
-            names[f"set_{name}"] = slot.__set__
-            lines.append(f" set_{name}(self, {name})")
+            names[f"_set_{name}"] = slot.__set__
+            lines.append(f" _set_{name}({target}, {name})")
         else:
-            names["set"] = object.__setattr__
-            lines.append(f" set(self, {name!r}, {name})")
-    if keywords:
-        parameters += ["*", *keywords]
-    if hasattr(cls, "__post_init__"):
-        lines.append(" self.__post_init__()")
-    init = _compiled(f"def __init__({', '.join(['self', *parameters])}):", lines or [" pass"], names)
-    init.__annotations__ = {field.name: field.type for field in dataclasses.fields(cls)} | {"return": None}
-    return init
+            names["_set"] = object.__setattr__
+            lines.append(f" _set({target}, {name!r}, {name})")
+    return lines
+
+
+def maker(cls: Callable[P, T]) -> Callable[P, T]:
+    """A plain function that makes values of a class, for those that are made in every step: it takes half the time.
+
+    A call of a class puts its keywords into a dictionary first, a call of a function does not.
+    """
+    kind: Any = cls
+    names: dict[str, Any] = {"_new": _new, "_kind": kind}
+    parameters = _parameters(kind, names)
+    lines = [" _made = _new(_kind)", *_setting(kind, names, "_made"), " return _made"]
+    return compiled(f"def make({', '.join(parameters)}):", lines, names)
+
+
+def _replace_of(cls: Any) -> _Method:
+    """For values with slots: a changed field is given, the others are read out of their slots."""
+    names: dict[str, Any] = {"_absent": object(), "_new": _new, "_cls": cls}
+    lines = [" _changed = _new(_cls)"]
+    parameters = []
+    for field in dataclasses.fields(cls):
+        name = field.name
+        names[f"_set_{name}"] = cls.__dict__[name].__set__
+        parameters.append(f"{name}=_absent")
+        lines.append(f" _set_{name}(_changed, self.{name} if {name} is _absent else {name})")
+    head = f"def __replace__({', '.join(['self', '/', '*', *parameters])}):"
+    return compiled(head, [*lines, " return _changed"], names)
 
 
 def _eq_of(cls: Any) -> _Method:
@@ -70,18 +125,19 @@ def _eq_of(cls: Any) -> _Method:
         " if other.__class__ is not self.__class__: return NotImplemented",
         f" return {_tuple(cls, 'self')} == {_tuple(cls, 'other')}",
     ]
-    return _compiled("def __eq__(self, other):", lines, {})
+    return compiled("def __eq__(self, other):", lines, {})
 
 
 def _hash_of(cls: Any) -> _Method:
-    return _compiled("def __hash__(self):", [f" return hash({_tuple(cls, 'self')})"], {})
+    return compiled("def __hash__(self):", [f" return hash({_tuple(cls, 'self')})"], {})
 
 
 def _tuple(cls: Any, name: str) -> str:
     return f"({''.join(f'{name}.{field.name}, ' for field in dataclasses.fields(cls))})"
 
 
-def _compiled(head: str, lines: list[str], names: dict[str, Any]) -> _Method:
+def compiled(head: str, lines: list[str], names: dict[str, Any]) -> _Method:
+    """A function out of its first line, the lines below it, and what its names mean."""
     found: dict[str, _Method] = {}
     exec("\n".join([head, *lines]), names, found)
     (method,) = found.values()
@@ -121,14 +177,14 @@ if TYPE_CHECKING:
 else:
 
     def replace(value: Any, /, **changes: Any) -> Any:
-        """What `dataclasses.replace` does; in a tenth of the time for values without slots, which have most fields.
+        """What `dataclasses.replace` does, in a fraction of the time. A `__post_init__` is not called.
 
-        Names are not looked at: type checkers do that.
+        Names are looked at only where there are slots: type checkers do that.
         """
         fields = getattr(value, "__dict__", None)
         if fields is None:
-            return dataclasses.replace(value, **changes)
-        changed = object.__new__(type(value))
+            return value.__replace__(**changes)
+        changed = _new(type(value))
         changed.__dict__.update(fields, **changes)
         return changed
 
@@ -146,8 +202,11 @@ else:
             for field in dataclasses.fields(result):
                 if not (field.init and field.compare and field.hash is None):
                     raise TypeError(f"{cls.__qualname__}.{field.name}: only `default`, `default_factory` and `repr`")
+            if slots:
+                result.__replace__ = _Late("__replace__", _replace_of)
             for name, method in methods.items():
-                if name not in own:
+                # Without fields there is nothing to do: the one of `object` is no function in Python.
+                if name not in own and (name != "__init__" or dataclasses.fields(result)):
                     setattr(result, name, method)
             return result
 

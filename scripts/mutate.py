@@ -169,8 +169,8 @@ def believe_a_failed_watch(stack: ExitStack) -> None:
     ended = outcomes.effect_ended
 
     def changed(state: State, event: Any) -> None:
-        entry = state.inflight.get(event.effect_id)
-        if entry is not None and isinstance(entry[1], fx.WatchContainer) and not hasattr(event.outcome, "code"):
+        entry = state.history.inflight.get(event.effect_id)
+        if entry is not None and isinstance(entry.order, fx.WatchContainer) and not hasattr(event.outcome, "code"):
             exited = ProcessExited(code=None, finished_at_ns=event.wall_ns)
             event = replace(event, outcome=exited)
         ended(state, event)

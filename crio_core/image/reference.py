@@ -6,16 +6,18 @@ grammar is that of the distribution project's reference package; every part is b
 """
 
 import re
-from dataclasses import replace
+from functools import lru_cache
 
 from crio_core.errors import invalid
 from crio_core.image.digest import Digest, parse_digest
-from crio_core.values import dataclass
+from crio_core.values import dataclass, replace
 
 REFERENCE_CHARS_MAX = 512
 NAME_CHARS_MAX = 255
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_TAG = "latest"
+REFERENCES_KEPT_MAX = 256
+"""References that are kept when they were read, the latest: an image is named by each container that has it."""
 _OLD_DEFAULT_DOMAIN = "index.docker.io"
 _IMAGE_ID_HEX = 64
 
@@ -66,6 +68,7 @@ class Reference:
         return replace(self, tag="", digest=digest)
 
 
+@lru_cache(REFERENCES_KEPT_MAX)
 def parse_reference(text: str, field: str = "image") -> Reference:
     """Read a reference and keep short names short.
 

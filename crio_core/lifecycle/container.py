@@ -14,7 +14,7 @@ from typing import Any
 
 from crio_core import effects as fx
 from crio_core.events import ContainerCreated, ContainerStarted, ProcessExited, RecordSaved, SignalSent
-from crio_core.lifecycle.engine import Arrival, Lifecycle, Output
+from crio_core.lifecycle.engine import Arrival, Lifecycle, Output, arrive
 from crio_core.lifecycle.release import (
     AllReleased,
     PartReleased,
@@ -277,21 +277,21 @@ def _signal(record: ContainerRecord, signal: str, *, everyone: bool) -> fx.Signa
 def _arrive_created(record: ContainerRecord, event: Any) -> Arrival[ContainerRecord]:
     if isinstance(event, Resumed):
         observe = fx.ObserveContainer(container_id=record.id, runtime_handler=record.runtime_handler)
-        return Arrival(record=record, orders=(watch(record), observe))
+        return arrive(record=record, orders=(watch(record), observe))
     record = replace(record, pid=event.pid, pid_start_ticks=event.pid_start_ticks, monitor_pid=event.monitor_pid)
     if record.cancelled:
-        return Arrival(record=record, then=Cancelled())
-    orders = (fx.SaveRecord(record=record), fx.Answer(operation="create"), watch(record))
-    return Arrival(record=record, orders=orders)
+        return arrive(record=record, then=Cancelled())
+    orders = (fx.save(record=record), fx.answered("create"), watch(record))
+    return arrive(record=record, orders=orders)
 
 
 def _arrive_running(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
     if isinstance(event, Resumed):
-        return Arrival(record=record, orders=(watch(record),))
+        return arrive(record=record, orders=(watch(record),))
     if came_from is S.RUNNING:
-        return Arrival(record=record)
+        return arrive(record=record)
     record = replace(record, started_at_ns=event.wall_ns)
-    return Arrival(record=record, orders=(fx.SaveRecord(record=record), fx.Answer(operation="start")))
+    return arrive(record=record, orders=(fx.save(record=record), fx.answered("start")))
 
 
 def _arrive_stopping(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
@@ -301,15 +301,15 @@ def _arrive_stopping(record: ContainerRecord, came_from: Enum, event: Any) -> Ar
             if record.kill_at_ns:
                 kill_at_ns = min(kill_at_ns, record.kill_at_ns)
             record = replace(record, kill_at_ns=kill_at_ns)
-            timer = fx.ArmTimer(timer_id=grace_timer(record.id), after_ns=max(kill_at_ns - event.at_ns, 1))
+            timer = fx.arm(timer_id=grace_timer(record.id), after_ns=max(kill_at_ns - event.at_ns, 1))
             if came_from is S.STOPPING:
-                return Arrival(record=record, orders=(timer,))
-            return Arrival(record=record, orders=(timer, _signal(record, record.stop_signal, everyone=False)))
+                return arrive(record=record, orders=(timer,))
+            return arrive(record=record, orders=(timer, _signal(record, record.stop_signal, everyone=False)))
         case ContainerStarted():
             record = replace(record, started_at_ns=event.wall_ns)
-            return Arrival(record=record, orders=(fx.SaveRecord(record=record), fx.Answer(operation="start")))
+            return arrive(record=record, orders=(fx.save(record=record), fx.answered("start")))
         case _:
-            return Arrival(record=record)
+            return arrive(record=record)
 
 
 def _arrive_killing(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
@@ -322,7 +322,7 @@ def _arrive_killing(record: ContainerRecord, came_from: Enum, event: Any) -> Arr
             orders = (fx.Answer(operation="start", failure=event.failure),)
         case ContainerStarted():
             record = replace(record, started_at_ns=event.wall_ns)
-            orders = (fx.Answer(operation="start"),)
+            orders = (fx.answered("start"),)
         case KillUnconfirmed():
             stuck = Failure(
                 code=4,
@@ -339,9 +339,9 @@ def _arrive_killing(record: ContainerRecord, came_from: Enum, event: Any) -> Arr
         orders = (
             *orders,
             _signal(record, "SIGKILL", everyone=True),
-            fx.ArmTimer(timer_id=kill_timer(record.id), after_ns=KILL_AGAIN_NS),
+            fx.arm(timer_id=kill_timer(record.id), after_ns=KILL_AGAIN_NS),
         )
-    return Arrival(record=record, orders=orders)
+    return arrive(record=record, orders=orders)
 
 
 def _exited(record: ContainerRecord, came_from: Enum, event: ProcessExited) -> ContainerRecord:
@@ -363,36 +363,36 @@ def _arrive_exited(record: ContainerRecord, came_from: Enum, event: Any) -> Arri
         match event:
             case ContainerStarted():
                 record = replace(record, started_at_ns=event.wall_ns)
-                return Arrival(record=record, orders=(fx.SaveRecord(record=record), fx.Answer(operation="start")))
+                return arrive(record=record, orders=(fx.save(record=record), fx.answered("start")))
             case StartFailed():
-                return Arrival(record=record, orders=(fx.Answer(operation="start", failure=event.failure),))
+                return arrive(record=record, orders=(fx.Answer(operation="start", failure=event.failure),))
             case Resumed() if record.doomed:
-                return Arrival(record=record, then=RemoveRequested())
+                return arrive(record=record, then=RemoveRequested())
             case _:
-                return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
+                return arrive(record=record, orders=(fx.answered("stop"),))
     record = _exited(record, came_from, event)
     orders = (
         fx.CancelTimer(timer_id=grace_timer(record.id)),
         fx.CancelTimer(timer_id=kill_timer(record.id)),
-        fx.SaveRecord(record=record),
-        fx.Answer(operation="stop"),
+        fx.save(record=record),
+        fx.answered("stop"),
     )
-    return Arrival(record=record, orders=orders, then=RemoveRequested() if record.doomed else None)
+    return arrive(record=record, orders=orders, then=RemoveRequested() if record.doomed else None)
 
 
 def _release(record: ContainerRecord, event: Any) -> Arrival[ContainerRecord]:
     """Give back the part taken last; `event` may be the result of the one before."""
     if isinstance(event, PartReleased):
         if event.part not in record.holds:
-            return Arrival(record=record)  # released twice: the first time asked for the next part already
+            return arrive(record=record)  # released twice: the first time asked for the next part already
         record = replace(record, holds=tuple(part for part in record.holds if part is not event.part))
     if not record.holds:
-        return Arrival(record=record, then=AllReleased())
+        return arrive(record=record, then=AllReleased())
     if record.holds[-1] is Part.RUNTIME:
         order: Output = fx.DeleteContainer(container_id=record.id, runtime_handler=record.runtime_handler)
     else:
         order = fx.ReleaseRootfs(container_id=record.id)
-    return Arrival(record=record, orders=(order,))
+    return arrive(record=record, orders=(order,))
 
 
 def _arrive_removing(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
@@ -400,11 +400,11 @@ def _arrive_removing(record: ContainerRecord, came_from: Enum, event: Any) -> Ar
         return _release(record, event)
     match event:
         case ContainerStarted():
-            return Arrival(record=record, orders=(fx.Answer(operation="start"),))
+            return arrive(record=record, orders=(fx.answered("start"),))
         case StartFailed():
-            return Arrival(record=record, orders=(fx.Answer(operation="start", failure=event.failure),))
+            return arrive(record=record, orders=(fx.Answer(operation="start", failure=event.failure),))
         case _:
-            return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
+            return arrive(record=record, orders=(fx.answered("stop"),))
 
 
 def _arrive_unwinding(record: ContainerRecord, event: Any) -> Arrival[ContainerRecord]:
@@ -421,7 +421,7 @@ def _arrive_unwinding(record: ContainerRecord, event: Any) -> Arrival[ContainerR
         case PartReleased():
             return _release(record, event)
         case _:
-            return Arrival(record=record)
+            return arrive(record=record)
 
 
 def _arrive_owing(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
@@ -431,52 +431,52 @@ def _arrive_owing(record: ContainerRecord, came_from: Enum, event: Any) -> Arriv
             record = replace(record, failure=event.failure, retries=record.retries + 1)
             left = event.failure if may_live(record) else None
             orders = (
-                fx.SaveRecord(record=record),
-                fx.ArmTimer(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries)),
+                fx.save(record=record),
+                fx.arm(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries)),
                 fx.Answer(operation="create", failure=refused),
                 fx.Answer(operation="stop", failure=left),
                 fx.Answer(operation="remove", failure=left),
                 fx.Ask(what="stuck"),
             )
-            return Arrival(record=record, orders=orders)
+            return arrive(record=record, orders=orders)
         case PartReleased() | RetryDue() | Resumed():
             return _release(record, event)
         case _:
-            return Arrival(record=record)
+            return arrive(record=record)
 
 
 def _arrive_gone(record: ContainerRecord, event: Any) -> Arrival[ContainerRecord]:
     failure = event.failure if isinstance(event, RecordNotSaved) else record.failure
-    return Arrival(
+    return arrive(
         record=record,
         orders=(
             fx.CancelTimer(timer_id=retry_timer(record.id)),
             fx.DeleteRecord(kind=record.KIND, record_id=record.id),
             fx.Answer(operation="create", failure=failure),
-            fx.Answer(operation="stop"),
-            fx.Answer(operation="remove"),
+            fx.answered("stop"),
+            fx.answered("remove"),
         ),
     )
 
 
 def _enter(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[ContainerRecord]:
     if record.state in (S.RESERVED, S.ROOTFS, S.CREATING) and isinstance(event, KillRequested):
-        return Arrival(record=replace(record, cancelled=True))
+        return arrive(record=replace(record, cancelled=True))
     match record.state:
         case S.ROOTFS:
             if record.cancelled:
-                return Arrival(record=record, then=Cancelled())
-            return Arrival(record=replace(record, holds=(Part.ROOTFS,)), orders=(fx.Ask(what="mount-rootfs"),))
+                return arrive(record=record, then=Cancelled())
+            return arrive(record=replace(record, holds=(Part.ROOTFS,)), orders=(fx.Ask(what="mount-rootfs"),))
         case S.CREATING:
             record = replace(record, holds=EVERYTHING, process=event.process)
-            return Arrival(record=record, orders=(event.create,))
+            return arrive(record=record, orders=(event.create,))
         case S.CREATED:
             return _arrive_created(record, event)
         case S.STARTING:
             if came_from is S.STARTING:
-                return Arrival(record=record)
+                return arrive(record=record)
             start = fx.StartContainer(container_id=record.id, runtime_handler=record.runtime_handler)
-            return Arrival(record=record, orders=(start,))
+            return arrive(record=record, orders=(start,))
         case S.RUNNING:
             return _arrive_running(record, came_from, event)
         case S.STOPPING:

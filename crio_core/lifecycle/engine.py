@@ -18,7 +18,7 @@ from transitions import Machine, MachineError
 
 from crio_core.effects import Answer, Ask, Order
 from crio_core.errors import LocalError
-from crio_core.values import dataclass, replace
+from crio_core.values import dataclass, maker, replace
 
 FOLLOW_UPS_MAX = 8
 """Events that may follow one another within one step; the longest chain of any table is half of this."""
@@ -46,6 +46,9 @@ class Arrival(Generic[R]):
     record: R
     orders: tuple[Output, ...] = ()
     then: object | None = None
+
+
+arrive = maker(Arrival)
 
 
 class _Cursor:

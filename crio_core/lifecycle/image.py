@@ -4,15 +4,14 @@ While it is resolved an image has no id yet and is known by the pull that makes 
 its layers are durable and its record is in the journal.
 """
 
-from dataclasses import replace
 from enum import Enum
 from typing import Any
 
 from crio_core import effects as fx
 from crio_core.events import ImageResolved, LayerDescriptor, RecordDeleted, RecordSaved
-from crio_core.lifecycle.engine import Arrival, Lifecycle
+from crio_core.lifecycle.engine import Arrival, Lifecycle, arrive
 from crio_core.records import Failure, ImageRecord, ImageState
-from crio_core.values import dataclass
+from crio_core.values import dataclass, replace
 
 S = ImageState
 
@@ -90,21 +89,21 @@ TABLE: dict[tuple[Enum, type], Enum] = {
 def _enter(record: Pull, came_from: Enum, event: Any) -> Arrival[Pull]:
     match record.state:
         case S.FETCHING:
-            return Arrival(record=replace(record, resolved=event), orders=(fx.Ask(what="layers"),))
+            return arrive(record=replace(record, resolved=event), orders=(fx.Ask(what="layers"),))
         case S.RECORDING:
             image = replace(event.image, state=S.READY)
-            return Arrival(record=replace(record, image=image), orders=(fx.SaveRecord(record=image),))
+            return arrive(record=replace(record, image=image), orders=(fx.save(record=image),))
         case S.READY:
             if isinstance(event, ImageNotDeleted):
-                return Arrival(record=record, orders=(fx.Answer(operation="remove", failure=event.failure),))
-            return Arrival(record=record, orders=(fx.Answer(operation="pull"),))
+                return arrive(record=record, orders=(fx.Answer(operation="remove", failure=event.failure),))
+            return arrive(record=record, orders=(fx.answered("pull"),))
         case S.REMOVING:
             image_id = record.image.id if record.image else record.id
-            return Arrival(record=record, orders=(fx.DeleteRecord(kind=ImageRecord.KIND, record_id=image_id),))
+            return arrive(record=record, orders=(fx.DeleteRecord(kind=ImageRecord.KIND, record_id=image_id),))
         case _:
             if isinstance(event, RecordDeleted):
-                return Arrival(record=record, orders=(fx.Answer(operation="remove"),))
-            return Arrival(record=record, orders=(fx.Answer(operation="pull", failure=event.failure),))
+                return arrive(record=record, orders=(fx.answered("remove"),))
+            return arrive(record=record, orders=(fx.Answer(operation="pull", failure=event.failure),))
 
 
 IMAGE = Lifecycle[Pull]("image", ImageState, initial=S.RESOLVING, final=frozenset({S.GONE}), table=TABLE, enter=_enter)

@@ -8,16 +8,16 @@ if the blob that this pull's manifest names was seen to unpack to it; else that 
 own credentials (docs/decisions/0022-a-layer-serves-those-who-name-its-blob.md).
 """
 
-from dataclasses import field, replace
+from dataclasses import field
 from enum import Enum
 from typing import Any
 
 from crio_core import effects as fx
 from crio_core.events import LayerApplied, LayerDescriptor, LayerFetched, LayerProved
-from crio_core.lifecycle.engine import Arrival, Lifecycle, Output
+from crio_core.lifecycle.engine import Arrival, Lifecycle, Output, arrive
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns, retry_timer
 from crio_core.records import Failure, LayerState
-from crio_core.values import dataclass
+from crio_core.values import dataclass, replace
 
 S = LayerState
 
@@ -140,19 +140,19 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
     match record.state:
         case S.FETCHING:
             if came_from is S.FETCHING:
-                return Arrival(record=record)
+                return arrive(record=record)
             cancel = (fx.CancelTimer(timer_id=retry_timer(record.id)),) if came_from is S.OWING else ()
-            return Arrival(record=replace(record, failure=None), orders=(*cancel, _download(fx.FetchLayer, record)))
+            return arrive(record=replace(record, failure=None), orders=(*cancel, _download(fx.FetchLayer, record)))
         case S.APPLYING:
             if came_from is S.APPLYING:
-                return Arrival(record=record)
+                return arrive(record=record)
             apply = fx.ApplyLayer(
                 digest=layer.digest,
                 diff_id=layer.diff_id,
                 size_bytes=layer.size_bytes,
                 media_type=layer.media_type,
             )
-            return Arrival(record=record, orders=(apply,))
+            return arrive(record=record, orders=(apply,))
         case S.APPLIED:
             if isinstance(event, LayerApplied):
                 record = replace(record, size_bytes=event.size_bytes, blobs=(layer.digest,))
@@ -160,25 +160,25 @@ def _enter(record: Layer, came_from: Enum, event: Any) -> Arrival[Layer]:
                 record = replace(record, blobs=(*record.blobs, layer.digest))
             elif isinstance(event, ProofFailed):
                 record = replace(record, failure=event.failure)
-            return Arrival(record=record)
+            return arrive(record=record)
         case S.PROVING:
             if came_from is S.PROVING:
-                return Arrival(record=record)
-            return Arrival(record=replace(record, failure=None), orders=(_download(fx.ProveLayer, record),))
+                return arrive(record=record)
+            return arrive(record=replace(record, failure=None), orders=(_download(fx.ProveLayer, record),))
         case S.KEPT:
-            return Arrival(record=replace(record, kept_until_ns=event.until_ns))
+            return arrive(record=replace(record, kept_until_ns=event.until_ns))
         case S.REMOVING:
             if isinstance(event, FetchFailed | ApplyFailed):
                 record = replace(record, failure=event.failure)
-            return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
+            return arrive(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
         case S.OWING:
             if isinstance(event, ReleaseFailed):
                 record = replace(record, failure=event.failure, retries=record.retries + 1)
-                timer = fx.ArmTimer(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries))
-                return Arrival(record=record, orders=(timer,))
-            return Arrival(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
+                timer = fx.arm(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries))
+                return arrive(record=record, orders=(timer,))
+            return arrive(record=record, orders=(fx.RemoveLayer(diff_id=layer.diff_id),))
         case _:
-            return Arrival(record=record)
+            return arrive(record=record)
 
 
 LAYER = Lifecycle[Layer]("layer", LayerState, initial=S.ABSENT, final=frozenset({S.GONE}), table=TABLE, enter=_enter)

@@ -15,7 +15,7 @@ from typing import Any
 from crio_core import effects as fx
 from crio_core.cri import NamespaceMode, PodSandboxConfig, UserNamespace
 from crio_core.events import NetworkAttached, RecordSaved, SandboxPrepared
-from crio_core.lifecycle.engine import Arrival, Lifecycle, Output
+from crio_core.lifecycle.engine import Arrival, Lifecycle, Output, arrive
 from crio_core.lifecycle.release import (
     AllReleased,
     PartReleased,
@@ -221,12 +221,12 @@ def _prepare(record: SandboxRecord) -> Arrival[SandboxRecord]:
         cgroup_parent=config.linux.cgroup_parent,
         users=options.userns_options if "user" in kinds else UserNamespace(),
     )
-    return Arrival(record=replace(record, holds=(Part.FILES, Part.NAMESPACES)), orders=(order,))
+    return arrive(record=replace(record, holds=(Part.FILES, Part.NAMESPACES)), orders=(order,))
 
 
 def _attach(record: SandboxRecord) -> Arrival[SandboxRecord]:
     if Part.NETWORK not in record.plan:
-        return Arrival(record=record, then=NetworkSkipped())
+        return arrive(record=record, then=NetworkSkipped())
     netns = network_namespace(record)
     config = sandbox_request(record)
     order = fx.AttachNetwork(
@@ -238,13 +238,13 @@ def _attach(record: SandboxRecord) -> Arrival[SandboxRecord]:
         annotations=config.annotations,
         dns=config.dns_config,
     )
-    return Arrival(record=replace(record, holds=(*record.holds, Part.NETWORK)), orders=(order,))
+    return arrive(record=replace(record, holds=(*record.holds, Part.NETWORK)), orders=(order,))
 
 
 def _start_infra(record: SandboxRecord) -> Arrival[SandboxRecord]:
     if Part.INFRA not in record.plan:
-        return Arrival(record=record, then=InfraSkipped())
-    return Arrival(record=replace(record, holds=(*record.holds, Part.INFRA)), orders=(fx.Ask(what="start-infra"),))
+        return arrive(record=record, then=InfraSkipped())
+    return arrive(record=replace(record, holds=(*record.holds, Part.INFRA)), orders=(fx.Ask(what="start-infra"),))
 
 
 def _release_order(record: SandboxRecord, part: Part) -> Output:
@@ -272,18 +272,18 @@ def _release(record: SandboxRecord, event: Any, *, keep: frozenset[Part]) -> Arr
     """Give back the part taken last, of those not kept; `event` may be the result of the one before."""
     if isinstance(event, PartReleased):
         if event.part not in record.holds:
-            return Arrival(record=record)  # released twice: the first time asked for the next part already
+            return arrive(record=record)  # released twice: the first time asked for the next part already
         record = replace(record, holds=tuple(part for part in record.holds if part is not event.part))
     left = [part for part in record.holds if part not in keep]
     if not left:
-        return Arrival(record=record, then=AllReleased())
-    return Arrival(record=record, orders=(_release_order(record, left[-1]),))
+        return arrive(record=record, then=AllReleased())
+    return arrive(record=record, orders=(_release_order(record, left[-1]),))
 
 
 def _owe(record: SandboxRecord, failure: Failure) -> tuple[SandboxRecord, tuple[Output, ...]]:
     record = replace(record, failure=failure, retries=record.retries + 1)
-    timer = fx.ArmTimer(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries))
-    return record, (fx.SaveRecord(record=record), timer)
+    timer = fx.arm(timer_id=retry_timer(record.id), after_ns=retry_after_ns(record.retries))
+    return record, (fx.save(record=record), timer)
 
 
 KEPT_WHEN_STOPPED = frozenset({Part.FILES})
@@ -298,15 +298,15 @@ def _enter_stopped(record: SandboxRecord, came_from: Enum, event: Any) -> Arriva
             record, orders = _owe(record, event.failure)
         case AllReleased():
             record = replace(record, failure=None, retries=0)
-            orders = (fx.SaveRecord(record=record),)
+            orders = (fx.save(record=record),)
         case Resumed() if not record.doomed:
             if any(part not in KEPT_WHEN_STOPPED for part in record.holds):
                 return _release(record, event, keep=KEPT_WHEN_STOPPED)
     # A network that is still owed does not hold up the client: every process is dead.
-    orders = (*orders, fx.Answer(operation="stop"))
+    orders = (*orders, fx.answered("stop"))
     if record.doomed and (came_from is S.DETACHING or isinstance(event, Resumed)):
-        return Arrival(record=record, orders=orders, then=SandboxRemoveRequested())
-    return Arrival(record=record, orders=orders)
+        return arrive(record=record, orders=orders, then=SandboxRemoveRequested())
+    return arrive(record=record, orders=orders)
 
 
 def _refusals(event: ContainersStuck) -> tuple[Output, ...]:
@@ -321,10 +321,10 @@ def _enter_stopping(record: SandboxRecord, came_from: Enum, event: Any) -> Arriv
     if isinstance(event, PartReleased):
         record = replace(record, holds=tuple(part for part in record.holds if part is not event.part))
     if isinstance(event, ContainersStuck):
-        return Arrival(record=record, orders=_refusals(event))
+        return arrive(record=record, orders=_refusals(event))
     if came_from is not S.STOPPING or isinstance(event, SandboxStopRequested | SandboxRemoveRequested | Resumed):
-        return Arrival(record=record, orders=(fx.Ask(what="stop-containers"),))
-    return Arrival(record=record)
+        return arrive(record=record, orders=(fx.Ask(what="stop-containers"),))
+    return arrive(record=record)
 
 
 def _enter_owing(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[SandboxRecord]:
@@ -332,8 +332,8 @@ def _enter_owing(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[
         failure = record.failure
         record, orders = _owe(record, event.failure)
         if came_from is S.UNWINDING:
-            return Arrival(record=record, orders=(*orders, fx.Answer(operation="create", failure=failure)))
-        return Arrival(record=record, orders=(*orders, fx.Answer(operation="remove")))
+            return arrive(record=record, orders=(*orders, fx.Answer(operation="create", failure=failure)))
+        return arrive(record=record, orders=(*orders, fx.answered("remove")))
     return _release(record, event, keep=frozenset())
 
 
@@ -347,14 +347,14 @@ def _enter_unwinding(record: SandboxRecord, event: Any) -> Arrival[SandboxRecord
 
 def _enter_gone(record: SandboxRecord, event: Any) -> Arrival[SandboxRecord]:
     failure = event.failure if isinstance(event, RecordNotSaved) else record.failure
-    return Arrival(
+    return arrive(
         record=record,
         orders=(
             fx.CancelTimer(timer_id=retry_timer(record.id)),
             fx.DeleteRecord(kind=record.KIND, record_id=record.id),
             fx.Answer(operation="create", failure=failure),
-            fx.Answer(operation="stop"),
-            fx.Answer(operation="remove"),
+            fx.answered("stop"),
+            fx.answered("remove"),
         ),
     )
 
@@ -370,11 +370,11 @@ def _enter(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[Sandbo
                 record = replace(record, attachment=event.attachment, ips=event.ips)
             return _start_infra(record)
         case S.READY:
-            return Arrival(record=record, orders=(fx.SaveRecord(record=record), fx.Answer(operation="create")))
+            return arrive(record=record, orders=(fx.save(record=record), fx.answered("create")))
         case S.BROKEN:
             if isinstance(event, NamespacesLost):
                 record = replace(record, pins=())
-            return Arrival(record=record, orders=(fx.SaveRecord(record=record),))
+            return arrive(record=record, orders=(fx.save(record=record),))
         case S.STOPPING:
             return _enter_stopping(record, came_from, event)
         case S.DETACHING:
@@ -382,26 +382,26 @@ def _enter(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[Sandbo
                 record = replace(record, doomed=True)
             if isinstance(event, ContainersStopped):
                 # Once a part is gone the sandbox cannot be ready again, whatever happens to the server.
-                saved: tuple[Output, ...] = (fx.SaveRecord(record=record),)
+                saved: tuple[Output, ...] = (fx.save(record=record),)
                 first = _release(record, event, keep=KEPT_WHEN_STOPPED)
                 return replace(first, orders=(*saved, *first.orders)) if first.orders else first
             if isinstance(event, PartReleased):
                 return _release(record, event, keep=KEPT_WHEN_STOPPED)
-            return Arrival(record=record)
+            return arrive(record=record)
         case S.STOPPED:
             return _enter_stopped(record, came_from, event)
         case S.REMOVING:
             if isinstance(event, PartReleased):
-                return Arrival(record=replace(record, holds=tuple(p for p in record.holds if p is not event.part)))
+                return arrive(record=replace(record, holds=tuple(p for p in record.holds if p is not event.part)))
             if isinstance(event, SandboxRemoveRequested):
-                return Arrival(record=record, orders=(fx.Ask(what="remove-containers"),))
+                return arrive(record=record, orders=(fx.Ask(what="remove-containers"),))
             if isinstance(event, ContainersStuck):
-                return Arrival(record=record, orders=_refusals(event))
-            return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
+                return arrive(record=record, orders=_refusals(event))
+            return arrive(record=record, orders=(fx.answered("stop"),))
         case S.CLEANING:
             if isinstance(event, ContainersRemoved | PartReleased):
                 return _release(record, event, keep=frozenset())
-            return Arrival(record=record, orders=(fx.Answer(operation="stop"),))
+            return arrive(record=record, orders=(fx.answered("stop"),))
         case S.UNWINDING:
             return _enter_unwinding(record, event)
         case S.OWING:

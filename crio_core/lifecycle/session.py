@@ -14,7 +14,7 @@ from typing import Any
 
 from crio_core import effects as fx
 from crio_core.events import ExecFinished, StreamEnded
-from crio_core.lifecycle.engine import Arrival, Lifecycle
+from crio_core.lifecycle.engine import Arrival, Lifecycle, arrive
 from crio_core.records import Failure, SessionState
 from crio_core.requests import Offerable
 from crio_core.values import dataclass
@@ -114,27 +114,27 @@ def drain_timer(session_id: str) -> str:
 def _enter(record: Session, came_from: Enum, event: Any) -> Arrival[Session]:
     match record.state:
         case S.OPEN if record.stream is not None:
-            return Arrival(record=record, orders=(fx.CancelTimer(timer_id=offer_timer(record.id)),))
+            return arrive(record=record, orders=(fx.CancelTimer(timer_id=offer_timer(record.id)),))
         case S.OPEN if record.timeout_ns:
-            timer = fx.ArmTimer(timer_id=limit_timer(record.id), after_ns=record.timeout_ns)
-            return Arrival(record=record, orders=(timer,))
+            timer = fx.arm(timer_id=limit_timer(record.id), after_ns=record.timeout_ns)
+            return arrive(record=record, orders=(timer,))
         case S.DRAINING if record.stream is not None:
-            timer = fx.ArmTimer(timer_id=drain_timer(record.id), after_ns=STREAM_END_NS)
-            return Arrival(record=record, orders=(fx.EndStream(session_id=record.id), timer))
+            timer = fx.arm(timer_id=drain_timer(record.id), after_ns=STREAM_END_NS)
+            return arrive(record=record, orders=(fx.EndStream(session_id=record.id), timer))
         case S.DRAINING:
             # The executor has the same limit and is killing the command now; this is the wall behind it.
-            timer = fx.ArmTimer(timer_id=drain_timer(record.id), after_ns=DRAIN_LIMIT_NS)
-            return Arrival(record=record, orders=(timer,))
+            timer = fx.arm(timer_id=drain_timer(record.id), after_ns=DRAIN_LIMIT_NS)
+            return arrive(record=record, orders=(timer,))
         case S.CLOSED if came_from is S.OFFERED:
-            return Arrival(record=record, orders=(fx.CancelTimer(timer_id=offer_timer(record.id)),))
+            return arrive(record=record, orders=(fx.CancelTimer(timer_id=offer_timer(record.id)),))
         case S.CLOSED:
             timers = (
                 fx.CancelTimer(timer_id=limit_timer(record.id)),
                 fx.CancelTimer(timer_id=drain_timer(record.id)),
             )
-            return Arrival(record=record, orders=timers)
+            return arrive(record=record, orders=timers)
         case _:
-            return Arrival(record=record)
+            return arrive(record=record)
 
 
 SESSION = Lifecycle[Session](

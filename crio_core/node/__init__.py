@@ -116,12 +116,13 @@ class Node:
     def _apply(self, state: State, event: ev.Event) -> None:
         if isinstance(event, _TIMED):
             state.at_ns, state.wall_ns = event.at_ns, event.wall_ns
-        state.history.begins(event, state.inflight.get(event.effect_id) if isinstance(event, ev.EffectEnded) else None)
+        state.history.begins(event)
+        if isinstance(event, ev.EffectEnded):
+            outcomes.effect_ended(state, event)
+            return
         match event:
             case ev.CallArrived():
                 self._call(state, event)
-            case ev.EffectEnded():
-                outcomes.effect_ended(state, event)
             case ev.TimerFired():
                 outcomes.timer_fired(state, event.timer_id)
             case ev.CallCancelled():

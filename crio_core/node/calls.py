@@ -72,7 +72,7 @@ def run_sandbox(state: State, call_id: int, request: rq.RunPodSandbox, new_id: s
     state.members.put(new_id, ())
     state.sandbox_names.put(sandbox_key(record), new_id)
     state.wait(call_id, new_id, "create")
-    state.emit(new_id, fx.SaveRecord(record=record))
+    state.emit(new_id, fx.save(record=record))
 
 
 def _title(record: SandboxRecord) -> str:

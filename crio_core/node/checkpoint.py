@@ -8,7 +8,7 @@ from crio_core.node.table import Table
 from crio_core.values import dataclass
 
 SCALARS = ("next_effect", "at_ns", "wall_ns", "boot_id", "network", "network_reason", "pod_cidr", "last_generation")
-HISTORY_TABLES = ("paths", "troubles", "ordered_effects", "lanes", "timers", "departed")
+HISTORY_TABLES = ("paths", "troubles", "inflight", "lanes", "timers", "departed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

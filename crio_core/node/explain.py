@@ -335,12 +335,12 @@ def _lane(state: State, lane: str) -> Iterable[dict[str, Any]]:
     """What is being done in a lane, first, and what stands behind it. Waiting for an exit is no work."""
     history = state.history
     for position, effect_id in enumerate(history.lanes.get(lane) or ()):
-        entry, ordered = state.inflight.get(effect_id), history.ordered_effects[effect_id]
-        if entry is None or isinstance(entry[1], fx.WatchContainer):
+        ordered = history.inflight[effect_id]
+        if isinstance(ordered.order, fx.WatchContainer):
             continue
         yield {
-            "what": type(entry[1]).__name__,
-            "about": describe(entry[1]),
+            "what": type(ordered.order).__name__,
+            "about": describe(ordered.order),
             "effect": effect_id,
             "owner": ordered.owner,
             "behind": position,

@@ -5,7 +5,6 @@ bounded, and what is only needed to answer a question is worked out when the que
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from crio_core.lifecycle.image import Pull
 from crio_core.lifecycle.layer import Layer
 from crio_core.node.table import Change, Table
 from crio_core.records import ContainerRecord, Failure, ImageRecord, LayerState, SandboxRecord
-from crio_core.values import dataclass
+from crio_core.values import dataclass, maker, replace
 
 PATH_MAX = 32
 """Transitions that are remembered of one record, the latest."""
@@ -26,6 +25,7 @@ DEPARTED_MAX = 64
 """Records that are remembered after they are gone, the latest: what a creation failed of is asked afterwards."""
 CAUSES_KEPT_MAX = 128
 
+_WITHOUT_OUTCOME = frozenset({fx.Reply, fx.ArmTimer, fx.CancelTimer})
 _COMING = frozenset({LayerState.FETCHING, LayerState.PROVING})
 """States of a layer in which bytes come."""
 
@@ -78,10 +78,14 @@ class Trouble:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ordered:
-    """An effect under way: `since_ns` is when it was ordered or, behind others of its lane, when its turn came."""
+    """An effect under way: `since_ns` is when it was ordered or, behind others of its lane, when its turn came.
+
+    `owner` is the record, pull or session that hears the outcome.
+    """
 
     lane: str
     owner: str
+    order: fx.Order
     since_ns: int
     since_wall_ns: int
 
@@ -105,6 +109,12 @@ class Departed:
     image_id: str = ""
     path: tuple[Transition, ...] = ()
     troubles: tuple[Trouble, ...] = ()
+
+
+_new_transition = maker(Transition)
+_new_ordered = maker(Ordered)
+_new_trouble = maker(Trouble)
+_new_armed = maker(Armed)
 
 
 def title_of(subject: Subject) -> str:
@@ -135,7 +145,8 @@ class History:
         self._cause = ""
         self.paths: Table[str, tuple[Transition, ...]] = Table(undo)
         self.troubles: Table[str, tuple[Trouble, ...]] = Table(undo)
-        self.ordered_effects: Table[int, Ordered] = Table(undo)
+        self.inflight: Table[int, Ordered] = Table(undo)
+        """Effects whose outcome has not come yet."""
         self.lanes: Table[str, tuple[int, ...]] = Table(undo)
         self.timers: Table[str, Armed] = Table(undo)
         self.departed: Table[str, Departed] = Table(undo)
@@ -144,13 +155,16 @@ class History:
 
     # --- what a step says ---------------------------------------------------------------------------------------
 
-    def begins(self, event: ev.Event, ended: tuple[str, fx.Order] | None) -> None:
-        """A step begins; `ended` is the owner and the order of the effect whose outcome it is."""
+    def begins(self, event: ev.Event) -> None:
+        """A step begins."""
+        if isinstance(event, ev.EffectEnded):
+            ended = self.inflight.get(event.effect_id)
+            if ended is not None:
+                self._effect_ended(event, ended)
+            return
         match event:
             case ev.CallArrived():
                 self._cause = _called(type(event.request).__name__)
-            case ev.EffectEnded() if ended is not None:
-                self._effect_ended(event, *ended)
             case ev.TimerFired():
                 self._cause = f"time for {event.timer_id.rpartition('/')[2]}"
                 self.timers.pop(event.timer_id)
@@ -159,55 +173,53 @@ class History:
             case _:
                 self._cause = type(event).__name__
 
-    def _effect_ended(self, event: ev.EffectEnded, owner: str, order: fx.Order) -> None:
-        name = type(order).__name__
+    def _effect_ended(self, event: ev.EffectEnded, ended: Ordered) -> None:
+        name = type(ended.order).__name__
         self._cause = _done(name)
         if isinstance(event.outcome, ev.Failed):
             failure = event.outcome.failure
             self._cause = f"{name} failed: {failure.reason}"
-            trouble = Trouble(wall_ns=event.wall_ns, what=name, failure=failure)
-            self.troubles.put(owner, (*(self.troubles.get(owner) or ()), trouble)[-TROUBLES_MAX:])
+            trouble = _new_trouble(wall_ns=event.wall_ns, what=name, failure=failure)
+            self.troubles.put(ended.owner, (*(self.troubles.get(ended.owner) or ()), trouble)[-TROUBLES_MAX:])
         elif isinstance(event.outcome, ev.ProcessExited):
             code = event.outcome.code
             self._cause = f"the process exited with {'an unknown code' if code is None else code}"
-        ended = self.ordered_effects.pop(event.effect_id)
-        if ended is None:
-            return
-        rest = tuple(one for one in self.lanes.get(ended.lane) or () if one != event.effect_id)
-        if not rest:
+        lane = self.lanes.get(ended.lane) or ()
+        if len(lane) == 1:
             self.lanes.pop(ended.lane)
             return
+        rest = tuple(one for one in lane if one != event.effect_id)
         self.lanes.put(ended.lane, rest)
-        begun = replace(self.ordered_effects[rest[0]], since_ns=event.at_ns, since_wall_ns=event.wall_ns)
-        self.ordered_effects.put(rest[0], begun)
+        self.inflight.put(rest[0], replace(self.inflight[rest[0]], since_ns=event.at_ns, since_wall_ns=event.wall_ns))
 
     def ordered(self, effect: fx.Effect, owner: str) -> None:
-        """The node has ordered something."""
-        clock = self._clock
-        match effect.order:
-            case fx.Reply():
-                return
-            case fx.ArmTimer() as timer:
-                due = Armed(due_ns=clock.at_ns + timer.after_ns, due_wall_ns=clock.wall_ns + timer.after_ns)
-                self.timers.put(timer.timer_id, due)
-            case fx.CancelTimer() as timer:
-                self.timers.pop(timer.timer_id)
-            case _:
-                now = Ordered(lane=effect.lane, owner=owner, since_ns=clock.at_ns, since_wall_ns=clock.wall_ns)
-                self.ordered_effects.put(effect.id, now)
-                self.lanes.put(effect.lane, (*(self.lanes.get(effect.lane) or ()), effect.id))
+        """The node has ordered something; `owner` hears the outcome, if there will be one."""
+        clock, order, lane = self._clock, effect.order, effect.lane
+        if type(order) not in _WITHOUT_OUTCOME:
+            now = _new_ordered(lane=lane, owner=owner, order=order, since_ns=clock.at_ns, since_wall_ns=clock.wall_ns)
+            self.inflight.put(effect.id, now)
+            self.lanes.put(lane, (*(self.lanes.get(lane) or ()), effect.id))
+            return
+        match order:
+            case fx.ArmTimer():
+                due = _new_armed(due_ns=clock.at_ns + order.after_ns, due_wall_ns=clock.wall_ns + order.after_ns)
+                self.timers.put(order.timer_id, due)
+            case fx.CancelTimer():
+                self.timers.pop(order.timer_id)
 
     def moved(self, key: str, before: Any, after: Any) -> None:
         """A record was put in its table, or taken out of it."""
+        if before is not None and after is not None and before.state is after.state:
+            return
         if isinstance(before, Layer) and (after is None or after.state not in _COMING):
             self.progress.pop(key)
         if after is None:
             self._leave(key, before)
             return
         came_from = "" if before is None else before.state.value
-        if came_from == after.state.value:
-            return
-        step = Transition(wall_ns=self._clock.wall_ns, came_from=came_from, to=after.state.value, because=self._cause)
+        step = _new_transition(
+            wall_ns=self._clock.wall_ns, came_from=came_from, to=after.state.value, because=self._cause
+        )
         self.paths.put(key, (*(self.paths.get(key) or ()), step)[-PATH_MAX:])
 
     def _leave(self, key: str, last: Subject) -> None:

@@ -197,7 +197,7 @@ def _record(state: State, image: ImageRecord) -> None:
         if other.id != image.id and left != other.tags:
             other = replace(other, tags=left)
             state.images.put(other.id, other)
-            state.emit(RECORDS_LANE, fx.SaveRecord(record=other))
+            state.emit(RECORDS_LANE, fx.save(record=other))
     state.images.put(image.id, image)
 
 
@@ -278,7 +278,7 @@ def leave_layers(state: State, candidates: tuple[str, ...]) -> None:
         if layer is None or layer.state is not LayerState.APPLIED or _needed(state, diff_id):
             continue
         if not _kept(state):
-            state.emit(KEEP_TIMER, fx.ArmTimer(timer_id=KEEP_TIMER, after_ns=KEEP_NS))
+            state.emit(KEEP_TIMER, fx.arm(timer_id=KEEP_TIMER, after_ns=KEEP_NS))
         advance_layer(state, diff_id, ly.LayerLeft(until_ns=state.at_ns + KEEP_NS))
 
 
@@ -287,7 +287,7 @@ def sweep_kept(state: State) -> None:
     sweep_layers(state, tuple(key for key in _kept(state) if state.layers[key].kept_until_ns <= state.at_ns))
     if left := _kept(state):
         first_ns = min(state.layers[key].kept_until_ns for key in left)
-        state.emit(KEEP_TIMER, fx.ArmTimer(timer_id=KEEP_TIMER, after_ns=first_ns - state.at_ns))
+        state.emit(KEEP_TIMER, fx.arm(timer_id=KEEP_TIMER, after_ns=first_ns - state.at_ns))
 
 
 def _kept(state: State) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from fnmatch import fnmatchcase
 
 from crio_core import requests as rq
@@ -12,6 +11,7 @@ from crio_core.image.reference import normalise, parse_image_id, parse_reference
 from crio_core.node.state import State
 from crio_core.records import ImageRecord
 from crio_core.replies import ImageFound, Images
+from crio_core.values import replace
 
 ID_PREFIX = re.compile(r"[0-9a-f]{3,64}")
 

@@ -39,6 +39,21 @@ _FAILURES: Mapping[type, Callable[[Failure], object]] = {
     fx.ApplyLayer: lambda failure: ly.ApplyFailed(failure=failure),
     fx.ProveLayer: lambda failure: ly.ProofFailed(failure=failure),
 }
+_TIMERS: Mapping[str, object] = {
+    "retry": RetryDue(),
+    "grace": ct.GraceExpired(),
+    "kill": ct.KillUnconfirmed(),
+    "limit": ss.TimeLimitReached(),
+    "drain": ss.DrainLimitReached(),
+}
+"""What a record is told when its timer of this name fires."""
+_OF_THE_NODE = frozenset(
+    {
+        *(fx.SaveRecord, fx.DeleteRecord, fx.SweepStorage, fx.ReopenLog),
+        *(fx.ObserveSandbox, fx.ObserveContainer, fx.WatchContainer, fx.EndStream),
+    }
+)
+"""Orders whose outcome is no event of a lifecycle, or not always."""
 SAVE_TIMER = "journal/"
 LOOK = "look"
 WATCH_AGAIN_NS = 1_000_000_000
@@ -51,17 +66,20 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
     Raises:
         LocalError: No such effect is under way.
     """
-    entry = state.inflight.pop(event.effect_id)
-    if entry is None:
+    ended = state.history.inflight.pop(event.effect_id)
+    if ended is None:
         raise LocalError(f"effect {event.effect_id} is not under way: {event.outcome!r}")
-    owner, order = entry
+    owner, order = ended.owner, ended.order
+    if type(order) not in _OF_THE_NODE:
+        _advance_owner(state, owner, _lifecycle_event(state, owner, order, event))
+        return
     match order:
         case fx.SaveRecord():
             _saved(state, owner, order, event.outcome)
         case fx.DeleteRecord():
             _deleted(state, owner, order, event.outcome)
         case fx.ObserveSandbox() | fx.ObserveContainer() if isinstance(event.outcome, ev.Failed):
-            state.emit(owner, fx.ArmTimer(timer_id=f"{owner}/{LOOK}", after_ns=WATCH_AGAIN_NS))
+            state.emit(owner, fx.arm(timer_id=f"{owner}/{LOOK}", after_ns=WATCH_AGAIN_NS))
         case fx.ObserveSandbox():
             if owner in state.sandboxes and event.outcome == ev.SandboxObserved(intact=False):
                 pods.advance_sandbox(state, owner, sb.NamespacesLost())
@@ -77,7 +95,7 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
             pass  # The stream's own end is what counts, and a timer bounds the wait for it.
         case fx.WatchContainer() if isinstance(event.outcome, ev.Failed):
             # Nobody knows whether the process ended, so nothing is said of it: it is watched again.
-            state.emit(owner, fx.ArmTimer(timer_id=ct.watch_timer(owner), after_ns=WATCH_AGAIN_NS))
+            state.emit(owner, fx.arm(timer_id=ct.watch_timer(owner), after_ns=WATCH_AGAIN_NS))
         case _:
             _advance_owner(state, owner, _lifecycle_event(state, owner, order, event))
 
@@ -168,7 +186,7 @@ def _look_after(state: State, kind: str, record_id: str, *, failed: bool) -> Non
         return
     failures = (state.unsaved.get(key) or 0) + 1
     state.unsaved.put(key, failures)
-    state.emit(record_id, fx.ArmTimer(timer_id=SAVE_TIMER + key, after_ns=retry_after_ns(failures)))
+    state.emit(record_id, fx.arm(timer_id=SAVE_TIMER + key, after_ns=retry_after_ns(failures)))
 
 
 def _save_again(state: State, key: str) -> None:
@@ -180,7 +198,7 @@ def _save_again(state: State, key: str) -> None:
     if record is None:
         state.emit(lane, fx.DeleteRecord(kind=kind, record_id=record_id))
     elif record.state not in (SandboxState.RESERVED, ContainerState.RESERVED):
-        state.emit(lane, fx.SaveRecord(record=record))
+        state.emit(lane, fx.save(record=record))
 
 
 # --- timers -------------------------------------------------------------------------------------------------------
@@ -207,13 +225,6 @@ def timer_fired(state: State, timer_id: str) -> None:
     if name == ss.OFFER:
         sessions.expire(state, owner)
         return
-    events: Mapping[str, object] = {
-        "retry": RetryDue(),
-        "grace": ct.GraceExpired(),
-        "kill": ct.KillUnconfirmed(),
-        "limit": ss.TimeLimitReached(),
-        "drain": ss.DrainLimitReached(),
-    }
-    if name not in events:
+    if name not in _TIMERS:
         raise LocalError(f"no such timer: {timer_id!r}")
-    _advance_owner(state, owner, events[name])
+    _advance_owner(state, owner, _TIMERS[name])

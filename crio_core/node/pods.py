@@ -1,5 +1,7 @@
 """The lifecycles of sandboxes and containers: each event applied, and what one waits for of the other."""
 
+from collections.abc import Mapping
+
 import orjson
 
 from crio_core import effects as fx
@@ -45,6 +47,10 @@ QUIET = frozenset({ContainerState.EXITED, ContainerState.REMOVING, ContainerStat
 NAMELESS = frozenset({ContainerState.REMOVING, ContainerState.UNWINDING, ContainerState.OWING, ContainerState.GONE})
 """States in which a container's name is free again, though some of it may be left."""
 NAMELESS_SANDBOX = frozenset({SandboxState.UNWINDING, SandboxState.OWING, SandboxState.CLEANING, SandboxState.GONE})
+_NO_ORDERS = (fx.Answer, fx.Ask)
+"""What a lifecycle has the node do. Most of what it returns goes on to the world."""
+_LANES: Mapping[type, str] = {fx.WatchContainer: "/watch", fx.SignalContainer: "/signal"}
+"""Ends of the lanes of what must not hold up its container."""
 
 
 def sandbox_key(record: SandboxRecord) -> SandboxKey:
@@ -90,7 +96,7 @@ def reserve_container(
     state.containers.put(new_id, record)
     state.members.put(sandbox.id, (*state.members[sandbox.id], new_id))
     state.container_names.put(container_key(record), new_id)
-    state.emit(new_id, fx.SaveRecord(record=record))
+    state.emit(new_id, fx.save(record=record))
 
 
 def _volumes(state: State, config: ContainerConfig) -> tuple[ImageVolume, ...]:
@@ -128,6 +134,9 @@ def advance_sandbox(state: State, sandbox_id: str, event: object) -> None:
     else:
         state.sandboxes.put(sandbox_id, record)
     for output in outputs:
+        if not isinstance(output, _NO_ORDERS):
+            state.emit(sandbox_id, output)
+            continue
         match output:
             case fx.Answer(operation="create", failure=None):
                 state.answer(sandbox_id, "create", Created(id=sandbox_id))
@@ -135,8 +144,6 @@ def advance_sandbox(state: State, sandbox_id: str, event: object) -> None:
                 state.answer(sandbox_id, output.operation, output.failure)
             case fx.Ask():
                 _do_for_sandbox(state, record, output.what)
-            case _:
-                state.emit(sandbox_id, output)
 
 
 def _do_for_sandbox(state: State, record: SandboxRecord, what: str) -> None:
@@ -244,6 +251,11 @@ def advance_container(state: State, container_id: str, event: object) -> None:
     else:
         state.containers.put(container_id, record)
     for output in outputs:
+        if not isinstance(output, _NO_ORDERS):
+            # A start that does not come back must not keep a kill from being tried.
+            lane = _LANES.get(type(output), "")
+            state.emit(container_id + lane, output, owner=container_id)
+            continue
         match output:
             case fx.Answer(operation="create", failure=None):
                 state.answer(container_id, "create", Created(id=container_id))
@@ -253,13 +265,6 @@ def advance_container(state: State, container_id: str, event: object) -> None:
                 state.emit(container_id, specs.mount_rootfs(state, record))
             case fx.Ask():
                 _stuck(state, record)
-            case fx.WatchContainer():
-                state.emit(f"{container_id}/watch", output, owner=container_id)
-            case fx.SignalContainer():
-                # A start that does not come back must not keep a kill from being tried.
-                state.emit(f"{container_id}/signal", output, owner=container_id)
-            case _:
-                state.emit(container_id, output)
     if before.state in sessions.SERVED and record.state not in sessions.SERVED:
         sessions.target_gone(state, container_id)
     if record.state is not before.state or ct.may_live(record) != ct.may_live(before):

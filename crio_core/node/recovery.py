@@ -98,7 +98,7 @@ def swept(state: State, outcome: Outcome) -> None:
     if not isinstance(outcome, StorageSwept):
         failures = (state.unsaved.get(SWEEP_TIMER) or 0) + 1
         state.unsaved.put(SWEEP_TIMER, failures)
-        state.emit(STORAGE_LANE, fx.ArmTimer(timer_id=SWEEP_TIMER, after_ns=retry_after_ns(failures)))
+        state.emit(STORAGE_LANE, fx.arm(timer_id=SWEEP_TIMER, after_ns=retry_after_ns(failures)))
         return
     state.unsaved.pop(SWEEP_TIMER)
 

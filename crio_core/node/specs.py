@@ -1,7 +1,7 @@
 """From records to what the runtime is told: specs, log paths, stop signals, the processes of execs."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import PurePosixPath
 
@@ -24,7 +24,10 @@ from crio_core.oci.security import wanted_apparmor_profile
 from crio_core.oci.spec import container_spec, infra_spec
 from crio_core.oci.spec import exec_process as build_exec_process
 from crio_core.records import ContainerRecord, ContainerState, ImageRecord, Part, SandboxRecord, decode_request
+from crio_core.values import replace
 
+CONFIGS_KEPT_MAX = 16
+"""Configurations that are kept, the latest: creating a container asks three times, and most have few images."""
 _OCI_KINDS = {"net": "network", "ipc": "ipc", "uts": "uts", "user": "user"}
 
 
@@ -51,7 +54,12 @@ def log_path(sandbox: SandboxRecord, config: ContainerConfig, settings: Settings
 
 def image_config(image: ImageRecord) -> ImageConfig:
     """What the image says about processes."""
-    return parse_image_config(image.config.encode())
+    return _image_config(image.config)
+
+
+@lru_cache(CONFIGS_KEPT_MAX)
+def _image_config(text: str) -> ImageConfig:
+    return parse_image_config(text.encode())
 
 
 def stop_signal(config: ContainerConfig, image: ImageRecord) -> str:
@@ -180,6 +188,8 @@ def within_pod(config: ContainerConfig, pod: PodSandboxConfig) -> ContainerConfi
         ipc=shared(wanted.ipc, given.ipc),
         userns_options=given.userns_options,
     )
+    if options == wanted:
+        return config
     return replace(config, linux=replace(config.linux, security_context=replace(context, namespace_options=options)))
 
 

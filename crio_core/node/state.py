@@ -9,9 +9,10 @@ from crio_core.lifecycle.layer import Layer
 from crio_core.lifecycle.session import Session
 from crio_core.node.history import History
 from crio_core.node.settings import Settings
-from crio_core.node.table import Change, Table
+from crio_core.node.table import Change, Table, WatchedTable
 from crio_core.records import ContainerRecord, Failure, ImageRecord, Record, SandboxRecord
 from crio_core.replies import Containers, Done, Images, Result, Sandboxes
+from crio_core.values import maker
 
 __all__ = ["ContainerKey", "SandboxKey", "State", "Table", "Waiting"]
 
@@ -36,7 +37,6 @@ TABLES = (
     "members",
     "waiters",
     "calls",
-    "inflight",
     "infra_pulls",
     "unsaved",
     "quarantined",
@@ -44,7 +44,7 @@ TABLES = (
 )
 """The tables of a node; the first five hold what has a lifecycle that can be asked about."""
 EXPLAINED = TABLES[:5]
-_WITHOUT_OUTCOME = (fx.Reply, fx.ArmTimer, fx.CancelTimer)
+_new_effect = maker(fx.Effect)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,11 +64,11 @@ class State:
     """The greatest number that any record was made with: which of two is the newer one, no clock can say."""
     pod_cidr: str = ""
 
-    sandboxes: Table[str, SandboxRecord] = field(init=False)
-    containers: Table[str, ContainerRecord] = field(init=False)
-    images: Table[str, ImageRecord] = field(init=False)
-    pulls: Table[str, Pull] = field(init=False)
-    layers: Table[str, Layer] = field(init=False)
+    sandboxes: WatchedTable[str, SandboxRecord] = field(init=False)
+    containers: WatchedTable[str, ContainerRecord] = field(init=False)
+    images: WatchedTable[str, ImageRecord] = field(init=False)
+    pulls: WatchedTable[str, Pull] = field(init=False)
+    layers: WatchedTable[str, Layer] = field(init=False)
     sessions: Table[str, Session] = field(init=False)
     sandbox_names: Table[SandboxKey, str] = field(init=False)
     container_names: Table[ContainerKey, str] = field(init=False)
@@ -76,8 +76,6 @@ class State:
     """Ids of the containers of each sandbox, the infra container among them."""
     waiters: Table[Waiting, tuple[int, ...]] = field(init=False)
     calls: Table[int, Waiting] = field(init=False)
-    inflight: Table[int, tuple[str, fx.Order]] = field(init=False)
-    """Effects whose outcome has not come yet, with their owners."""
     infra_pulls: Table[str, tuple[str, ...]] = field(init=False)
     """Sandboxes that wait for the image of their infra container, by pull."""
     unsaved: Table[str, int] = field(init=False)
@@ -99,7 +97,7 @@ class State:
     def __post_init__(self) -> None:
         self.history = History(self.undo, self)
         for name in EXPLAINED:
-            setattr(self, name, Table(self.undo, self.history.moved))
+            setattr(self, name, WatchedTable(self.undo, self.history.moved))
         for name in TABLES[len(EXPLAINED) :]:
             setattr(self, name, Table(self.undo))
 
@@ -107,18 +105,16 @@ class State:
 
     def emit(self, lane: str, order: fx.Order, *, owner: str = "") -> None:
         """Order something in a lane, on behalf of `owner`: the record, pull or session that hears the outcome."""
-        effect = fx.Effect(id=self.next_effect, lane=lane, order=order)
+        effect = _new_effect(id=self.next_effect, lane=lane, order=order)
         self.next_effect += 1
         self.effects.append(effect)
-        if not isinstance(order, _WITHOUT_OUTCOME):
-            self.inflight.put(effect.id, (owner or lane, order))
         self.history.ordered(effect, owner or lane)
 
     # --- calls --------------------------------------------------------------------------------------------------
 
     def reply(self, call_id: int, result: Result, lane: str = "") -> None:
         """Answer a call, after everything that was ordered before in the lane."""
-        self.emit(lane, fx.Reply(call_id=call_id, result=result))
+        self.emit(lane, fx.reply(call_id=call_id, result=result))
 
     def refuse(self, call_id: int, error: OperationError) -> None:
         """Answer a call with an error."""

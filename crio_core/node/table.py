@@ -25,17 +25,15 @@ class Table(Generic[K, V]):
 
     Args:
         undo: Where to, for `take_back`; emptied by the node when a step is over.
-        noted: Told the key and the value before and after each change; None stands for absence.
     """
 
-    __slots__ = ("_items", "_noted", "_undo", "changes")
+    __slots__ = ("_items", "_undo", "get")
 
-    def __init__(self, undo: list[Change], noted: Callable[[K, V | None, V | None], None] | None = None) -> None:
+    def __init__(self, undo: list[Change]) -> None:
         self._items: dict[K, V] = {}
         self._undo = undo
-        self._noted = noted
-        self.changes = 0
-        """How often something was changed: what was made of the table is still true while this is the same."""
+        self.get: Callable[[K], V | None] = self._items.get
+        """The dictionary's own, as nothing else of a node is called as often."""
 
     def __getitem__(self, key: K) -> V:
         return self._items[key]
@@ -45,9 +43,6 @@ class Table(Generic[K, V]):
 
     def __len__(self) -> int:
         return len(self._items)
-
-    def get(self, key: K) -> V | None:
-        return self._items.get(key)
 
     def keys(self) -> tuple[K, ...]:
         return tuple(self._items)
@@ -59,19 +54,42 @@ class Table(Generic[K, V]):
         return tuple(self._items.items())
 
     def put(self, key: K, value: V) -> None:
-        self.changes += 1
-        before = self._items.get(key)
-        self._undo.append((self._items, key, before))
-        self._items[key] = value
-        if self._noted is not None:
-            self._noted(key, before, value)
+        items = self._items
+        self._undo.append((items, key, items.get(key)))
+        items[key] = value
 
     def pop(self, key: K) -> V | None:
         value = self._items.pop(key, None)
-        if value is None:
-            return None
+        if value is not None:
+            self._undo.append((self._items, key, value))
+        return value
+
+
+class WatchedTable(Table[K, V]):
+    """A table whose changes somebody wants to know of.
+
+    Args:
+        undo: As for a table.
+        noted: Told the key and the value before and after each change; None stands for absence.
+    """
+
+    __slots__ = ("_noted", "changes")
+
+    def __init__(self, undo: list[Change], noted: Callable[[K, V | None, V | None], None]) -> None:
+        super().__init__(undo)
+        self._noted = noted
+        self.changes = 0
+        """How often something was changed: what was made of the table is still true while this is the same."""
+
+    def put(self, key: K, value: V) -> None:
+        before = self.get(key)
+        super().put(key, value)
         self.changes += 1
-        self._undo.append((self._items, key, value))
-        if self._noted is not None:
+        self._noted(key, before, value)
+
+    def pop(self, key: K) -> V | None:
+        value = super().pop(key)
+        if value is not None:
+            self.changes += 1
             self._noted(key, value, None)
         return value

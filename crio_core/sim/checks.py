@@ -24,16 +24,15 @@ from crio_core.records import (
     SandboxRecord,
     SandboxState,
     SessionState,
-    decode,
 )
 from crio_core.sim.hands import SIGKILL_CODE
-from crio_core.sim.orders import Orders
+from crio_core.sim.orders import LOOKED_AT, Orders
 from crio_core.sim.players import Players
 from crio_core.sim.profiles import FAULTS
 from crio_core.sim.programs import Action, Program
 from crio_core.sim.simulation import NETWORK, Call, Simulation
 from crio_core.sim.survivors import Survivors
-from crio_core.sim.world import GARBLED
+from crio_core.sim.world import GARBLED, row_of
 
 SWEPT = ("writable layer", "exit file", "layer")
 """Kinds of things on disk that may be left without a record, and are looked for at every start."""
@@ -77,16 +76,23 @@ class Inspector:
     # --- while it runs ------------------------------------------------------------------------------------------
 
     def _stepped(self, event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
-        self._orders.stepped(event, effects, self._state)
-        self._survivors.happened(event)
+        if isinstance(event, ev.EffectEnded):
+            if isinstance(event.outcome, ev.Failed):
+                self._orders.failed(event.effect_id)
+        else:
+            self._orders.happened(event, self._state)
+            self._survivors.happened(event)
+            if isinstance(event, ev.JournalLoaded):
+                self._kept("after a restart")
         self._streams_end()
-        if isinstance(event, ev.JournalLoaded):
-            self._kept("after a restart")
         for effect in effects:
-            if isinstance(effect.order, fx.Reply):
-                self._answered.add(effect.order.call_id)
-                if self.sim.calls[effect.order.call_id].cancelled:
-                    self._say("I2", f"call {effect.order.call_id} was answered after its caller had gone")
+            order = effect.order
+            if type(order) in LOOKED_AT:
+                self._orders.ordered(effect)
+            elif isinstance(order, fx.Reply):
+                self._answered.add(order.call_id)
+                if self.sim.calls[order.call_id].cancelled:
+                    self._say("I2", f"call {order.call_id} was answered after its caller had gone")
 
     def _refused(self, call: Call, failure: Failure) -> None:
         """A name may be taken by another object, not by the caller's own earlier try, nor by what was removed (R1)."""
@@ -111,24 +117,30 @@ class Inspector:
         self._survivors.answered(call, self._state)
         if isinstance(call.result, Failure):
             self._refused(call, call.result)
-        match call.request, call.result:
-            case (rq.StopContainer() | rq.RemoveContainer()) as request, rp.Done():
+        match call.result:
+            case rp.Done():
+                self._ended(call.request)
+            case rp.Created(id=key) if isinstance(call.request, rq.RunPodSandbox):
+                self._sandbox_exists(key)
+            case rp.Created(id=key):
+                self._container_exists(key)
+            case rp.ContainerFound() as found:
+                self._exit_is_true(found.container)
+            case rp.Opened() if isinstance(call.request, rq.OpenStream):
+                self._opened_once(call.request.token)
+
+    def _ended(self, request: rq.Request) -> None:
+        """A stop or a removal was answered with success, or something that ends nothing."""
+        match request:
+            case rq.StopContainer() | rq.RemoveContainer():
                 if self.sim.world.alive(request.container_id):
                     self._say("I5", f"{request!r} was answered while its process runs")
-            case (rq.StopPodSandbox() | rq.RemovePodSandbox()) as request, rp.Done():
+            case rq.StopPodSandbox() | rq.RemovePodSandbox():
                 self._no_process(request)
                 if isinstance(request, rq.RemovePodSandbox):
                     self._removed[request.sandbox_id] = self.sim.world.boots
-            case rq.RemoveImage() as request, rp.Done():
+            case rq.RemoveImage():
                 self._image_is_forgotten(request)
-            case rq.RunPodSandbox(), rp.Created() as created:
-                self._sandbox_exists(created.id)
-            case rq.CreateContainer(), rp.Created() as created:
-                self._container_exists(created.id)
-            case rq.ContainerStatus(), rp.ContainerFound() as found:
-                self._exit_is_true(found.container)
-            case rq.OpenStream(token=token), rp.Opened():
-                self._opened_once(token)
 
     def _opened_once(self, token: str) -> None:
         if token in self._tokens:
@@ -269,7 +281,7 @@ class Inspector:
             if row is None:
                 self._say("I3", f"{record.KIND} {record.id} ({record.state.value}) is not in the journal")
             else:
-                self._same(record, decode(record.KIND, row))
+                self._same(record, row_of(record.KIND, row))
         known = {(record.KIND, record.id): True for record in memory}
         for key in world.rows:
             if key not in known and key not in world.aside and world.rows[key] != GARBLED:
@@ -412,8 +424,11 @@ class Inspector:
             "sandbox_names",
             "container_names",
         )
-        for name in (*tables, "members", "waiters", "calls", "inflight", "infra_pulls", "unsaved"):
-            left = getattr(state, name).keys()
+        memory = {
+            name: getattr(state, name) for name in (*tables, "members", "waiters", "calls", "infra_pulls", "unsaved")
+        }
+        for name, table in {**memory, "inflight": state.history.inflight, "lanes": state.history.lanes}.items():
+            left = table.keys()
             if left:
                 self._say("I4", f"left in memory when everything was removed: {name} {left[:3]}")
         for text in self.sim.world.violations:

@@ -10,6 +10,11 @@ from crio_core.node.state import State
 from crio_core.records import ContainerState
 from crio_core.sim.simulation import Simulation
 
+LOOKED_AT = frozenset(
+    {fx.SignalContainer, fx.CreateContainer, fx.StartContainer, fx.FetchLayer, fx.RemoveLayer, fx.ArmTimer}
+)
+"""Half of the orders are others, and every order comes by here."""
+
 
 class Orders:
     """Says when an order comes too early, too late or twice.
@@ -37,31 +42,34 @@ class Orders:
         self._fetched: dict[str, bool] = {}
         """Layers whose blob is here, or on its way."""
 
-    def stepped(self, event: ev.Event, effects: tuple[fx.Effect, ...], state: State) -> None:
-        """Look at one step of the server."""
-        match event:
-            case ev.CallArrived():
-                self._asked(event, state)
-            case ev.EffectEnded(outcome=ev.Failed()):
-                self._condemned[self._starts.get(event.effect_id, "")] = True
-                self._fetched.pop(self._fetches.get(event.effect_id, ""), None)
-        for effect in effects:
-            match effect.order:
-                case fx.SignalContainer(signal="SIGKILL") as order:
-                    self._kill(order.container_id)
-                case fx.CreateContainer() as order:
-                    self.sandbox_of[order.container_id] = order.sandbox_id
-                case fx.StartContainer() as order:
-                    self._starts[effect.id] = order.container_id
-                case fx.FetchLayer() as order:
-                    self._fetches[effect.id] = order.diff_id
-                    if order.diff_id in self._fetched:
-                        self._say("I10", f"layer {order.diff_id} is fetched a second time")
-                    self._fetched[order.diff_id] = True
-                case fx.RemoveLayer() as order:
-                    self._fetched.pop(order.diff_id, None)
-                case fx.ArmTimer() as order:
-                    self._armed(order)
+    def happened(self, event: ev.Event, state: State) -> None:
+        """Look at what the server was told, outcomes of orders apart."""
+        if isinstance(event, ev.CallArrived):
+            self._asked(event, state)
+
+    def failed(self, effect_id: int) -> None:
+        """An order has failed."""
+        self._condemned[self._starts.get(effect_id, "")] = True
+        self._fetched.pop(self._fetches.get(effect_id, ""), None)
+
+    def ordered(self, effect: fx.Effect) -> None:
+        """Look at an order of one of the kinds `LOOKED_AT`."""
+        match effect.order:
+            case fx.SignalContainer(signal="SIGKILL") as order:
+                self._kill(order.container_id)
+            case fx.CreateContainer() as order:
+                self.sandbox_of[order.container_id] = order.sandbox_id
+            case fx.StartContainer() as order:
+                self._starts[effect.id] = order.container_id
+            case fx.FetchLayer() as order:
+                self._fetches[effect.id] = order.diff_id
+                if order.diff_id in self._fetched:
+                    self._say("I10", f"layer {order.diff_id} is fetched a second time")
+                self._fetched[order.diff_id] = True
+            case fx.RemoveLayer() as order:
+                self._fetched.pop(order.diff_id, None)
+            case fx.ArmTimer() as order:
+                self._armed(order)
 
     def crashed(self) -> None:
         """The server is down, and with it what it had in mind."""

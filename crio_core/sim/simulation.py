@@ -13,7 +13,7 @@ import heapq
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import repeat
 from pathlib import PurePosixPath
 
 from crio_core import effects as fx
@@ -31,6 +31,7 @@ from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps, steps_of
 from crio_core.sim.images import REGISTRY
 from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, Faults, Latency, S
 from crio_core.sim.world import GARBLED, NEVER_NS, Row, World
+from crio_core.values import maker
 
 NETWORK = "simulated network"
 ASK_TICKS_MAX = 10_000
@@ -73,6 +74,13 @@ class Call:
     def open(self) -> bool:
         """Whether an answer is still owed."""
         return self.result is None and not self.cancelled and not self.died
+
+
+_FOR_EVER = repeat(None)
+_call_arrived = maker(ev.CallArrived)
+_effect_ended = maker(ev.EffectEnded)
+_timer_fired = maker(ev.TimerFired)
+_failed = maker(ev.Failed)
 
 
 class _Running:
@@ -138,7 +146,7 @@ class Simulation:
         self.on_reply: Callable[[Call], None] | None = None
         self.on_event: Callable[[ev.Event, tuple[fx.Effect, ...]], None] | None = None
         self.on_crash: Callable[[], None] | None = None
-        self._queue: list[tuple[int, int, int, Callable[[], None]]] = []
+        self._queue: list[tuple[int, int, int, Callable[..., None], tuple[object, ...]]] = []
         self._count = 0
         self._life = 0
         """Number of the server's run: what an earlier one had under way is not heard of any more."""
@@ -174,28 +182,30 @@ class Simulation:
         """Have something happen in the world, whatever becomes of the server."""
         self._push(after_ns, 0, what)
 
-    def _push(self, after_ns: int, life: int, what: Callable[[], None]) -> None:
+    def _push(self, after_ns: int, life: int, what: Callable[..., None], *arguments: object) -> None:
         self._count += 1
-        heapq.heappush(self._queue, (self.at_ns + after_ns, self._count, life, what))
+        heapq.heappush(self._queue, (self.at_ns + after_ns, self._count, life, what, arguments))
 
     def tick(self) -> bool:
         """Let the next thing happen; False when there is nothing left to happen."""
         while self._queue:
-            due_ns, _, life, what = heapq.heappop(self._queue)
+            due_ns, _, life, what, arguments = heapq.heappop(self._queue)
             if life and life != self._life:
                 continue
-            self.at_ns = max(self.at_ns, due_ns)
-            what()
+            if due_ns > self.at_ns:
+                self.at_ns = due_ns
+            what(*arguments)
             return True
         return False
 
     def run(self, for_ns: int | None = None, *, ticks_max: int = 1_000_000) -> bool:
         """Run until nothing is left to happen, or for a time; False when the bound on ticks ended it first."""
         until_ns = None if for_ns is None else self.at_ns + for_ns
+        queue = self._queue
         for _ in range(ticks_max):
-            while self._queue and self._queue[0][2] and self._queue[0][2] != self._life:
-                heapq.heappop(self._queue)
-            if not self._queue or (until_ns is not None and self._queue[0][0] > until_ns):
+            while queue and queue[0][2] and queue[0][2] != self._life:
+                heapq.heappop(queue)
+            if not queue or (until_ns is not None and queue[0][0] > until_ns):
                 if until_ns is not None:
                     self.at_ns = max(self.at_ns, until_ns)
                 return True
@@ -320,7 +330,7 @@ class Simulation:
             return call_id
         new_id = self._id_chance.hex_id() if isinstance(request, RunPodSandbox | CreateContainer | Offerable) else ""
         self.feed(
-            ev.CallArrived(call_id=call_id, request=request, at_ns=self.at_ns, wall_ns=self.wall_ns, new_id=new_id)
+            _call_arrived(call_id=call_id, request=request, at_ns=self.at_ns, wall_ns=self.wall_ns, new_id=new_id)
         )
         return call_id
 
@@ -356,21 +366,20 @@ class Simulation:
         self.steps += 1
         if self.on_event is not None:
             self.on_event(event, effects)
+        lanes = self._lanes
         for effect in effects:
-            match effect.order:
-                case fx.Reply() if effect.lane not in self._lanes:
-                    self._reply(effect.order)
-                case fx.ArmTimer():
-                    self._arm(effect.order)
-                case fx.CancelTimer():
-                    self._cancel(effect.order)
-                case _:
-                    queue = self._lanes.get(effect.lane)
-                    if queue is not None:
-                        queue.append(effect)
-                    else:
-                        self._lanes[effect.lane] = deque((effect,))
-                        self._next(effect.lane)
+            order, lane = effect.order, effect.lane
+            if isinstance(order, fx.ArmTimer):
+                self._arm(order)
+            elif isinstance(order, fx.CancelTimer):
+                self._cancel(order)
+            elif lane in lanes:
+                lanes[lane].append(effect)
+            elif isinstance(order, fx.Reply):
+                self._reply(order)
+            else:
+                lanes[lane] = deque((effect,))
+                self._begin(_Running(effect))
 
     def _reply(self, order: fx.Reply) -> None:
         call = self.calls.get(order.call_id)
@@ -386,20 +395,19 @@ class Simulation:
     def _arm(self, order: fx.ArmTimer) -> None:
         self._count += 1
         mark = self._timers[order.timer_id] = self._count
+        self._push(order.after_ns, self._life, self._fire, order.timer_id, mark)
 
-        def fire() -> None:
-            if self._timers.get(order.timer_id) == mark:
-                del self._timers[order.timer_id]
-                self.feed(ev.TimerFired(timer_id=order.timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns))
-
-        self._push(order.after_ns, self._life, fire)
+    def _fire(self, timer_id: str, mark: int) -> None:
+        if self._timers.get(timer_id) == mark:
+            del self._timers[timer_id]
+            self.feed(_timer_fired(timer_id=timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns))
 
     def _cancel(self, order: fx.CancelTimer) -> None:
         armed = self._timers.pop(order.timer_id, None)
         if armed is not None and self._fault_chance.happens(self.faults.timer_late):
             # It had fired already, and its event is on its way.
             event = ev.TimerFired(timer_id=order.timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns)
-            self._push(self._fault_chance.below(TIMER_LATE_NS), self._life, lambda: self.feed(event))
+            self._push(self._fault_chance.below(TIMER_LATE_NS), self._life, self.feed, event)
 
     def _next(self, lane: str) -> None:
         """Begin what stands first in a lane."""
@@ -417,26 +425,30 @@ class Simulation:
         effect = running.effect
         if isinstance(effect.order, fx.WatchContainer):
             self._watches[effect.order.container_id] = effect
-            self._push(1 * MS, self._life, lambda: self._look(effect))
+            self._push(1 * MS, self._life, self._look, effect)
             return
         self._running[effect.id] = running
-        if self._fault_chance.happens(self.faults.hang) or any(effect.lane.startswith(one) for one in self.stuck_lanes):
+        if self._fault_chance.happens(self.faults.hang) or (self.stuck_lanes and self._is_stuck(effect.lane)):
             running.hung = True
             return
         time_ns = self._time_of(effect.order)
-        slow = type(effect.order) in self.slow_next
+        slow = bool(self.slow_next) and type(effect.order) in self.slow_next
         if slow:
             self.slow_next.remove(type(effect.order))
             time_ns = int(time_ns * self.latency.tail)
         if slow or self._latency_chance.happens(self.latency.halves):
             # Others see it half done, as they would see a program of several system calls, or done and not told.
             steps = self._latency_chance.below(steps_of(type(effect.order)) + 1)
-            self._push(1 if slow else time_ns >> 1, self._life, lambda: self._advance(running, steps))
-        if isinstance(effect.order, fx.ServeExec):
-            self._push(2 * MS, self._life, partial(self._let_begin, running))
-        if isinstance(effect.order, fx.FetchLayer | fx.ProveLayer):
-            self._tell_progress(running, effect.order, time_ns)
-        self._push(time_ns, self._life, lambda: self._finish(running))
+            self._push(1 if slow else time_ns >> 1, self._life, self._advance, running, steps)
+        match effect.order:
+            case fx.FetchLayer() | fx.ProveLayer() as download:
+                self._tell_progress(running, download, time_ns)
+            case fx.ServeExec():
+                self._push(2 * MS, self._life, self._let_begin, running)
+        self._push(time_ns, self._life, self._finish, running)
+
+    def _is_stuck(self, lane: str) -> bool:
+        return any(lane.startswith(one) for one in self.stuck_lanes)
 
     def _let_begin(self, running: _Running) -> None:
         """A command runs, for as long as it does, or it is known at once that it cannot."""
@@ -447,21 +459,18 @@ class Simulation:
 
     def _tell_progress(self, running: _Running, order: fx.FetchLayer | fx.ProveLayer, time_ns: int) -> None:
         """Have the server observe a download at even parts of its time."""
-
-        def tell(part: int) -> None:
-            if running.effect.id in self._running:
-                received_bytes = order.size_bytes * part // PROGRESS_PARTS
-                self.feed(
-                    ev.LayerProgressed(
-                        diff_id=order.diff_id,
-                        received_bytes=received_bytes,
-                        bytes_per_s=order.size_bytes * S // time_ns,
-                        host="simulated",
-                    )
-                )
-
         for part in range(1, PROGRESS_PARTS):
-            self._push(time_ns * part // PROGRESS_PARTS, self._life, partial(tell, part))
+            told = ev.LayerProgressed(
+                diff_id=order.diff_id,
+                received_bytes=order.size_bytes * part // PROGRESS_PARTS,
+                bytes_per_s=order.size_bytes * S // time_ns,
+                host="simulated",
+            )
+            self._push(time_ns * part // PROGRESS_PARTS, self._life, self._tell, running.effect.id, told)
+
+    def _tell(self, effect_id: int, told: ev.LayerProgressed) -> None:
+        if effect_id in self._running:
+            self.feed(told)
 
     def _time_of(self, order: fx.Order) -> int:
         latency, chance = self.latency, self._latency_chance
@@ -475,14 +484,14 @@ class Simulation:
         if isinstance(order, fx.ExecInContainer) and b'"hang' in order.process:
             # Killed at its limit; `hang-on` leaves a child behind that holds the pipe open for a while.
             time_ns = (order.timeout_ns or 3600 * S) + (5 * S if b'"hang-on"' in order.process else 50 * MS)
-        return max(time_ns, 1)
+        return time_ns or 1
 
     def stream_ends(self, session_id: str) -> None:
         """Its client is sent what is left, and what it runs is killed; one that hangs notices nothing."""
         for running in self._running.values():
             order = running.effect.order
             if isinstance(order, _SERVED) and order.session_id == session_id and not running.hung:
-                self._push(1 * MS, self._life, partial(self._finish, running))
+                self._push(1 * MS, self._life, self._finish, running)
 
     def _finish(self, running: _Running) -> None:
         effect = running.effect
@@ -503,15 +512,20 @@ class Simulation:
         self._ended(effect, outcome)
 
     def _ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
-        self.feed(ev.EffectEnded(effect_id=effect.id, outcome=outcome, at_ns=self.at_ns, wall_ns=self.wall_ns))
-        self._lanes[effect.lane].popleft()
-        self._next(effect.lane)
+        self.feed(_effect_ended(effect_id=effect.id, outcome=outcome, at_ns=self.at_ns, wall_ns=self.wall_ns))
+        lane = self._lanes[effect.lane]
+        lane.popleft()
+        if lane:
+            self._next(effect.lane)
+        else:
+            del self._lanes[effect.lane]
 
     def _fault_of(self, order: fx.Order) -> int | None:
-        for index, (kind, steps) in enumerate(self.fail_next):
-            if type(order) is kind:
-                del self.fail_next[index]
-                return steps
+        if self.fail_next:
+            for index, (kind, steps) in enumerate(self.fail_next):
+                if type(order) is kind:
+                    del self.fail_next[index]
+                    return steps
         if self._fault_chance.happens(self.faults.fail):
             return self._some_steps(order)
         return None
@@ -527,20 +541,18 @@ class Simulation:
         if running.steps is None:
             running.steps = self.hands.steps(running.effect.order)
         try:
-            while steps_max is None or steps_max > 0:
+            for _ in _FOR_EVER if steps_max is None else range(steps_max):
                 next(running.steps)
                 running.done += 1
-                if steps_max is not None:
-                    steps_max -= 1
         except StopIteration as end:
             running.outcome = end.value
         except OperationError as error:
-            running.outcome = ev.Failed(failure=Failure.of(error))
+            running.outcome = _failed(failure=Failure.of(error))
 
     def _interrupted(self, running: _Running) -> ev.Failed:
         name = type(running.effect.order).__name__
         message = f"{name} failed after {running.done} steps"
-        return ev.Failed(failure=Failure(code=Code.INTERNAL.value, reason="INJECTED", message=message))
+        return _failed(failure=Failure(code=Code.INTERNAL.value, reason="INJECTED", message=message))
 
     # --- ends of containers -----------------------------------------------------------------------------------
 
@@ -549,16 +561,16 @@ class Simulation:
         effect = self._watches.get(container_id)
         if effect is not None:
             lost = self._fault_chance.happens(self.faults.exit_unheard)
-            self._push(RECONCILE_NS if lost else 1, self._life, lambda: self._look(effect))
+            self._push(RECONCILE_NS if lost else 1, self._life, self._look, effect)
             if self._fault_chance.happens(self.faults.exit_twice):
-                self._push(self._fault_chance.below(RECONCILE_NS), self._life, lambda: self._look_again(container_id))
+                self._push(self._fault_chance.below(RECONCILE_NS), self._life, self._look_again, container_id)
 
     def _look_again(self, container_id: str) -> None:
         effect = self._watches.get(container_id)
         if effect is not None:
             self._look(effect)
 
-    def _look(self, effect: fx.Effect, *, last: bool = False) -> None:
+    def _look(self, effect: fx.Effect, last: bool = False) -> None:
         order = effect.order
         assert isinstance(order, fx.WatchContainer)
         key = order.container_id
@@ -580,7 +592,7 @@ class Simulation:
         found = self.world.exits.get(key)
         if found is None and not last:
             gone = self.world.monitors.get(key) != order.monitor_pid or order.monitor_pid == 0
-            self._push(EXIT_GRACE_NS if gone else MONITOR_NS, self._life, lambda: self._look(effect, last=True))
+            self._push(EXIT_GRACE_NS if gone else MONITOR_NS, self._life, self._look, effect, True)
             return
         del self._watches[key]
         if found is None:
@@ -601,7 +613,7 @@ class Simulation:
     @property
     def under_way(self) -> tuple[type, ...]:
         """The kinds of the effects that were begun and have not ended."""
-        return tuple(type(running.effect.order) for running in self._running.values())
+        return tuple([type(running.effect.order) for running in self._running.values()])
 
     @property
     def timers(self) -> tuple[str, ...]:

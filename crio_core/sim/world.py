@@ -9,6 +9,7 @@ the other. Syncing the journal also makes durable what was changed elsewhere bef
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 from crio_core.events import ImageResolved, StoredLayer
@@ -19,8 +20,15 @@ from crio_core.sim.chance import Chance
 K = TypeVar("K")
 V = TypeVar("V")
 Row = tuple[str, str]
+ROWS_KEPT_MAX = 256
 NEVER_NS = 1 << 62
 GARBLED = b"\0 no record"
+
+
+@lru_cache(ROWS_KEPT_MAX)
+def row_of(kind: str, data: bytes) -> Record:
+    """What a row says. Most are looked at many times before they change: at each crash, and at rest."""
+    return decode(kind, data)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +218,7 @@ class World:
 
     def damage(self, row: Row, *, lose: bool) -> None:
         """A row is garbled in every copy, or lost."""
-        self.aside[row] = decode(row[0], self.rows[row])
+        self.aside[row] = row_of(row[0], self.rows[row])
         self.struck[row[1]] = True
         if lose:
             del self.rows[row]
@@ -274,7 +282,7 @@ class World:
 
     def records(self) -> tuple[Record, ...]:
         """What the journal holds, as far as it can be read."""
-        return tuple(decode(kind, data) for (kind, _), data in self.rows.items() if data != GARBLED)
+        return tuple(row_of(kind, data) for (kind, _), data in self.rows.items() if data != GARBLED)
 
     def residue(self, records: Iterable[Record]) -> tuple[str, ...]:
         """Everything that neither these records own nor those set aside, each with its kind and key, in order."""

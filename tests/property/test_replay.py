@@ -225,7 +225,7 @@ def test_reloaded_settings_are_part_of_a_recording() -> None:
         [b"not json\n", b"{}\n"],
         [b'{"n":1,"event":{},"effects":[]}\n'],
         [b'{"format":99}\n'],
-        [b'{"format":1,"version":"0","settings":{"$":"os.system"},"state":{"scalars":[],"tables":[],"history":[]}}\n'],
+        [b'{"format":2,"version":"0","settings":{"$":"os.system"},"state":{"scalars":[],"tables":[],"history":[]}}\n'],
         [b"[]\n"],
     ],
 )

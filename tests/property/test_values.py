@@ -188,3 +188,37 @@ def test_class_with_a_field_of_another_kind_is_refused(other: Any) -> None:
         @values.dataclass(slots=True)
         class Odd:
             count: int = other
+
+
+@KINDS
+@given(one=FIELDS, changes=FIELDS)
+def test_object_changed_or_made_by_a_function_equals_the_dataclass(
+    arguments: dict[str, bool], one: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    """The short ways of making what is made in every step make the same."""
+    theirs, ours = _pair(**arguments)
+    expected = dataclasses.replace(theirs(**one), **changes)
+    for made in (values.replace(ours(**one), **changes), values.maker(ours)(**{**one, **changes})):
+        assert type(made) is ours
+        assert dataclasses.asdict(made) == dataclasses.asdict(expected)
+    with pytest.raises(TypeError, match="colour"):
+        values.maker(ours)(name="a", colour="red")
+
+
+def test_default_of_a_maker_is_made_anew() -> None:
+    """Two objects never share a list, whichever way they are made."""
+    _, ours = _pair(frozen=True, slots=True, kw_only=True)
+    make = values.maker(ours)
+    assert make(name="a").labels == {} and make(name="a").labels is not make(name="a").labels
+
+
+class _Colour(values.Word):
+    RED = "red"
+    BLUE = "blue"
+
+
+def test_word_is_an_enumeration_that_hashes_itself() -> None:
+    """Values, names and look-ups are those of any enumeration."""
+    assert (_Colour("red"), _Colour.RED.value, _Colour["BLUE"].name) == (_Colour.RED, "red", "BLUE")
+    assert {_Colour.RED: 1}[_Colour("red")] == 1 and hash(_Colour.RED) == object.__hash__(_Colour.RED)
+    assert orjson.dumps({"colour": _Colour.BLUE}) == b'{"colour":"blue"}'
