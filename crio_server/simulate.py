@@ -28,7 +28,8 @@ from crio_core.replies import Result
 from crio_core.requests import Request
 from crio_core.rfc3339 import rfc3339
 from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, EveryImage, Simulation, usage
-from crio_core.sim.hands import LAYER_BYTES, LIFE_ANNOTATION, said_by, words_of
+from crio_core.sim.hands import LAYER_BYTES
+from crio_core.sim.lives import LIFE_ANNOTATION, said_by, words_of
 from crio_core.stats import Interface, LayerUsage, Usage
 from crio_core.values import dataclass
 from crio_io import mounts

@@ -4,11 +4,8 @@ Each order is a generator that yields between its steps: whoever runs it may sto
 done. So an order can fail half-way, and a server can die half-way, without a line about it in the order itself.
 """
 
-import shlex
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
 from types import MappingProxyType
-from typing import Any, Protocol
 
 import orjson
 
@@ -19,19 +16,11 @@ from crio_core.oci.annotations import SANDBOX_ANNOTATION
 from crio_core.oci.facts import RootfsFacts
 from crio_core.records import Pin, encode
 from crio_core.sim.chance import Chance
-from crio_core.sim.profiles import MS, Faults, S
-from crio_core.sim.world import NEVER_NS, End, Life, Process, World
+from crio_core.sim.lives import SIGKILL_CODE, SIGTERM_CODE, life_of, said_by, unwrapped, words_of
+from crio_core.sim.processes import Host, Processes
+from crio_core.sim.world import NEVER_NS, Process, World
 
-SIGKILL_CODE = 137
-SIGTERM_CODE = 143
-CRASH_CODE = 139
-SHORT_NS = 3 * MS
-EXIT_FILE_NS = 2 * MS
-EXIT_FILE_LATE_NS = 8 * S
 LAYER_BYTES = 1_000_000
-
-LIFE_ANNOTATION = "simulate.crio/life"
-"""An annotation of a container that stands for its command, where a handler lets it through: `exit 3`."""
 
 _YIELDS: Mapping[type, int] = MappingProxyType(
     {
@@ -75,90 +64,8 @@ def steps_of(order: type) -> int:
 Steps = Generator[None, None, ev.Outcome]
 
 
-class Host(Protocol):
-    """What carrying out orders needs of the simulation."""
-
-    @property
-    def at_ns(self) -> int: ...
-
-    @property
-    def wall_ns(self) -> int: ...
-
-    @property
-    def faults(self) -> Faults: ...
-
-    def later(self, after_ns: int, what: Callable[[], None]) -> None:
-        """Have something happen in the world, whatever becomes of the server."""
-        ...
-
-    def stream_ends(self, session_id: str) -> None:
-        """A stream was told to end."""
-        ...
-
-    def noticed(self, container_id: str) -> None:
-        """Something happened that whoever waits for this container's end should look at."""
-        ...
-
-
 def _failure(code: Code, reason: str, message: str) -> OperationError:
     return OperationError(code, reason, message)
-
-
-def life_of(args: tuple[str, ...]) -> Life:
-    """What a command does on a simulated node.
-
-    `sleep SECONDS|inf`, `exit CODE`, `true`, `false`, `echo WORDS`, `crash`, `deaf` (ignores its stop signal), `slow
-    SECONDS` (takes that long to stop), `stuck SECONDS|inf` (survives SIGKILL that long); anything else runs until it is
-    stopped.
-    """
-    word, value = (args[0].rpartition("/")[2], args[1] if len(args) > 1 else "") if args else ("", "")
-    amount = int(value) if value.isascii() and value.isdigit() and len(value) < 10 else None
-    time_ns = NEVER_NS if amount is None else amount * S
-    match word:
-        case "sleep":
-            return Life(ends_after_ns=time_ns)
-        case "echo" | "true":
-            return Life(ends_after_ns=SHORT_NS)
-        case "false":
-            return Life(ends_after_ns=SHORT_NS, code=1)
-        case "exit":
-            return Life(ends_after_ns=SHORT_NS, code=(amount or 0) & 255)
-        case "crash":
-            return Life(ends_after_ns=SHORT_NS, code=CRASH_CODE)
-        case "deaf":
-            return Life(deaf=True)
-        case "slow":
-            return Life(term_ns=time_ns)
-        case "stuck":
-            return Life(stuck_ns=time_ns)
-        case _:
-            return Life()
-
-
-def words_of(spec: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a container does: what its annotation says, else its command; of a shell script the last command."""
-    told = spec.get("annotations", {}).get(LIFE_ANNOTATION)
-    return _unwrapped(_split(told) if told else tuple(spec["process"]["args"]))
-
-
-def _unwrapped(words: tuple[str, ...]) -> tuple[str, ...]:
-    if len(words) == 3 and words[0].rpartition("/")[2] in ("sh", "bash", "ash") and words[1] == "-c":
-        words = _split(words[2].replace("&&", ";").rstrip("; \n").rpartition(";")[2]) or words
-    return words
-
-
-def _split(text: str) -> tuple[str, ...]:
-    try:
-        return tuple(shlex.split(text))
-    except ValueError:  # A quote that is not closed.
-        return tuple(text.split())
-
-
-def said_by(words: tuple[str, ...]) -> bytes:
-    """What a command on a simulated node prints: `echo WORDS` prints them, everything else nothing."""
-    if not words or words[0].rpartition("/")[2] != "echo":
-        return b""
-    return " ".join(words[1:]).encode("utf-8", "replace") + b"\n"
 
 
 class Hands:
@@ -174,6 +81,7 @@ class Hands:
         self._world = world
         self._host = host
         self._chance = chance
+        self.processes = Processes(world, host, chance)
         self.network_broken = False
         """No plugin works: attaching and detaching fail."""
         self.disk_full = False
@@ -362,22 +270,9 @@ class Hands:
         world.runtime[key] = True
         yield
         life = life_of(words_of(spec))
-        process = Process(key, world.next_pid(), self._host.at_ns, self._fated(life))
+        process = Process(key, world.next_pid(), self._host.at_ns, self.processes.fated(life))
         world.processes[key] = process
         return ev.ContainerCreated(pid=process.pid, pid_start_ticks=process.start_ticks, monitor_pid=monitor)
-
-    def _fated(self, life: Life) -> Life:
-        faults, chance = self._host.faults, self._chance
-        if not (chance.happens(faults.deaf) or chance.happens(faults.stuck)):
-            return life
-        stuck_ns = NEVER_NS if chance.happens(0.2) else 1 * S + chance.below(60) * S
-        return Life(
-            ends_after_ns=life.ends_after_ns,
-            code=life.code,
-            deaf=life.deaf or chance.happens(0.5),
-            term_ns=life.term_ns,
-            stuck_ns=max(life.stuck_ns, stuck_ns if chance.happens(0.5) else 0),
-        )
 
     def _start(self, order: fx.StartContainer) -> Steps:
         process = self._world.processes.get(order.container_id)
@@ -387,7 +282,7 @@ class Hands:
         if not process.running:
             process.running = True
             if process.life.ends_after_ns < NEVER_NS:
-                self._host.later(process.life.ends_after_ns, lambda: self._live_out(process))
+                self._host.later(process.life.ends_after_ns, lambda: self.processes.live_out(process))
         yield
         return ev.ContainerStarted(wall_ns=self._host.wall_ns)
 
@@ -396,9 +291,9 @@ class Hands:
         process = self._world.processes.get(order.container_id)
         if process is not None and process.alive:
             if order.signal == "SIGKILL":
-                self.kill(process)
+                self.processes.kill(process)
             elif process.running and not process.life.deaf:
-                self._host.later(process.life.term_ns, lambda: self.end(process, SIGTERM_CODE))
+                self._host.later(process.life.term_ns, lambda: self.processes.end(process, SIGTERM_CODE))
         yield
         return ev.SignalSent()
 
@@ -417,7 +312,7 @@ class Hands:
         yield
         process = world.processes.get(key)
         if process is not None and process.alive:
-            self.kill(process)
+            self.processes.kill(process)
             if process.alive:
                 raise _failure(Code.INTERNAL, "RUNTIME_FAILED", f"container {key}: process {process.pid} does not die")
         yield
@@ -453,7 +348,7 @@ class Hands:
     def _exec(self, order: fx.ExecInContainer) -> Steps:
         yield
         self._need_process(order.container_id)
-        words = _unwrapped(tuple(orjson.loads(order.process)["args"]))
+        words = unwrapped(tuple(orjson.loads(order.process)["args"]))
         if words[0].startswith("hang"):
             return ev.ExecFinished(stdout=b"", stderr=b"", exit_code=SIGKILL_CODE, timed_out=order.timeout_ns > 0)
         return ev.ExecFinished(stdout=said_by(words), stderr=b"", exit_code=life_of(words).code, timed_out=False)
@@ -464,7 +359,7 @@ class Hands:
         self._world.execs[order.session_id] = order.container_id
         yield
         del self._world.execs[order.session_id]
-        return ev.StreamEnded(exit_code=life_of(_unwrapped(tuple(orjson.loads(order.process)["args"]))).code)
+        return ev.StreamEnded(exit_code=life_of(unwrapped(tuple(orjson.loads(order.process)["args"]))).code)
 
     def _serve_attach(self, order: fx.ServeAttach) -> Steps:
         yield
@@ -486,61 +381,6 @@ class Hands:
         process = self._world.processes.get(container_id)
         if process is None or not process.alive or not process.running:
             raise _failure(Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {container_id} has ended")
-
-    # --- processes --------------------------------------------------------------------------------------------
-
-    def _live_out(self, process: Process) -> None:
-        if process.alive:
-            self._world.struck[process.container_id] = True
-            self.end(process, process.life.code)
-
-    def strike(self, process: Process) -> None:
-        """Somebody else than the server kills a process."""
-        self._world.struck[process.container_id] = True
-        self.kill(process)
-
-    def run_dry(self, process: Process, *, child: bool) -> None:
-        """The kernel kills the process, or a child of it, for want of memory."""
-        self._world.thirsty[process.container_id] = True
-        if not child:
-            self._world.struck[process.container_id] = True
-            self.end(process, SIGKILL_CODE, oom=True)
-
-    def kill(self, process: Process) -> None:
-        """SIGKILL: at once, or when the kernel lets the process die."""
-        if process.doomed:
-            return
-        if process.life.stuck_ns == 0:
-            self.end(process, SIGKILL_CODE)
-            return
-        process.doomed = True
-        if process.life.stuck_ns < NEVER_NS:
-            self._host.later(process.life.stuck_ns, lambda: self.end(process, SIGKILL_CODE))
-
-    def end(self, process: Process, code: int, *, oom: bool = False) -> None:
-        """The process ends; its monitor, if it has one, writes that down."""
-        world, host, key = self._world, self._host, process.container_id
-        if not process.alive or (process.doomed and code != SIGKILL_CODE):
-            return
-        process.alive = False
-        process.code = code
-        ended = world.ends[key] = End(code=code, at_ns=host.wall_ns, oom=oom)
-        if self._chance.happens(host.faults.monitor_dies):
-            world.kill_monitor(key)
-        boot, monitor = world.boots, world.monitors.get(key)
-
-        def reap() -> None:
-            if monitor is not None and world.boots == boot and world.monitors.get(key) == monitor:
-                world.write(world.exits, key, replace(ended, oom=key in world.thirsty))
-                del world.monitors[key]
-                host.noticed(key)
-
-        if self._chance.happens(host.faults.monitor_hangs):
-            world.unknowable[key] = True
-        else:
-            late = self._chance.happens(host.faults.exit_late)
-            host.later(EXIT_FILE_LATE_NS if late else EXIT_FILE_NS, reap)
-        host.noticed(key)
 
     # --- images -----------------------------------------------------------------------------------------------
 

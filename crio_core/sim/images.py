@@ -27,7 +27,7 @@ def image(
     Args:
         reference: Its full name with a tag, such as `docker.io/library/base:1`.
         layers: Any words; equal words are equal layers.
-        entrypoint: What it runs; see `crio_core.sim.hands.life_of` for what commands do.
+        entrypoint: What it runs; see `crio_core.sim.lives.life_of` for what commands do.
         packed: By whom its layers were compressed, which makes other blobs of the same layers.
     """
     diff_ids = [_digest(f"diff {one}") for one in layers]

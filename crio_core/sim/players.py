@@ -394,13 +394,13 @@ class Players:
         key = infra_id(self._pod(action)) if action.b >= 6 else self._container(action)
         process = self.sim.world.processes.get(key)
         if process is not None:
-            self.sim.hands.strike(process)
+            self.sim.hands.processes.strike(process)
 
     def run_dry(self, action: Action) -> None:
         """A container runs out of memory: a child of its first process dies of it, or that itself."""
         process = self.sim.world.processes.get(self._container(action))
         if process is not None and process.alive:
-            self.sim.hands.run_dry(process, child=action.c % 2 == 0)
+            self.sim.hands.processes.run_dry(process, child=action.c % 2 == 0)
 
     def rot(self, action: Action) -> None:
         """A layer and every download are damaged while the server is away; the store drops what it finds damaged."""

@@ -27,8 +27,9 @@ from crio_core.records import LOST, Failure, is_current
 from crio_core.replies import Result
 from crio_core.requests import CreateContainer, Offerable, Request, RunPodSandbox
 from crio_core.sim.chance import Chance
-from crio_core.sim.hands import SIGKILL_CODE, Hands, Steps, steps_of
+from crio_core.sim.hands import Hands, Steps, steps_of
 from crio_core.sim.images import REGISTRY
+from crio_core.sim.lives import SIGKILL_CODE
 from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, Faults, Latency, S
 from crio_core.sim.world import GARBLED, NEVER_NS, Row, World
 from crio_core.values import maker
@@ -312,7 +313,7 @@ class Simulation:
             if process.life.stuck_ns >= NEVER_NS:
                 process.life = replace(process.life, stuck_ns=0)
                 if process.doomed:
-                    self.hands.end(process, SIGKILL_CODE)
+                    self.hands.processes.end(process, SIGKILL_CODE)
         for running in tuple(self._running.values()):
             if running.hung:
                 running.hung = False

@@ -116,7 +116,7 @@ class NodeModel(RuleBasedStateMachine):
         """The process ends by itself."""
         known = self.containers.get((slot, number))
         if known is not None and known[1] == "running":
-            self.sim.hands.end(self.sim.world.processes[known[0]], code)
+            self.sim.hands.processes.end(self.sim.world.processes[known[0]], code)
             self.sim.run(1 * S)
             self.containers[slot, number] = (known[0], "exited", code)
 

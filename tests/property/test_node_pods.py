@@ -170,7 +170,7 @@ def test_r29_a_control_group_that_is_left_never_has_the_name_of_the_next_one(dri
         container = run_container(sim, pod)
         assert container in groups[-1] and sim.world.processes[container].running
         if attempt % 2:
-            sim.hands.run_dry(sim.world.processes[container], child=False)
+            sim.hands.processes.run_dry(sim.world.processes[container], child=False)
             sim.run(100 * MS)
         # What the kernel or systemd holds on to outlives the container, and the pod.
         sim.fail_next.append((fx.DeleteContainer, 1))

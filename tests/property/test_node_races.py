@@ -142,7 +142,7 @@ def test_a_signal_ends_after_the_removal_of_its_container_has_failed() -> None:
         if fails:
             sim.fail_next.append((fx.SignalContainer, 0))
         sim.call(rq.StopContainer(container_id=key, grace_ns=60 * S))
-        sim.hands.kill(sim.world.processes[key])
+        sim.hands.processes.kill(sim.world.processes[key])
         sim.fail_next += [(fx.DeleteContainer, 0)] * 3
         removal = sim.calls[sim.call(rq.RemoveContainer(container_id=key))]
         sim.run()
