@@ -1,12 +1,14 @@
 """The way to a stream: asking a CRI server for its address, and upgrading a connection to it."""
 
 import os
+import ssl
 from collections.abc import Awaitable, Callable
 from urllib.parse import SplitResult, urlsplit
 
 import anyio
 import h11
 from anyio.abc import ByteStream
+from anyio.streams.tls import TLSStream
 
 from crio_core.streaming.client import agreed, upgrade_headers
 from crio_core.streaming.protocol import Endpoint, Protocol, ProtocolError, Wire
@@ -17,6 +19,7 @@ ANSWER_BYTES_MAX = 64 << 10
 NONCE_BYTES = 16
 UPGRADE_DEADLINE_S = 30.0
 
+_PORTS = {"http": 80, "https": 443}
 _OTHER_WIRE = frozenset({400, 403, 404, 405, 426, 501})  # answers of a server that may speak the other wire
 _PASSING = frozenset({100, 102, 103})  # answers before the one that counts
 _WIRES = {Endpoint.COMMAND: (Wire.SPDY, Wire.WEBSOCKET), Endpoint.FORWARDING: (Wire.SPDY, Wire.TUNNEL)}
@@ -81,8 +84,8 @@ async def open_stream(ask: Callable[[], Awaitable[str]], endpoint: Endpoint) -> 
 
 async def _upgrade(url: str, endpoint: Endpoint, wire: Wire) -> Stream:
     address = urlsplit(url)
-    if address.scheme != "http" or not address.hostname:
-        raise Refused(f"the server streams at {url!r}: crioctl speaks plain http:// alone")
+    if address.scheme not in _PORTS or not address.hostname:
+        raise Refused(f"the server streams at {url!r}: expected an address that begins with http:// or https://")
     nonce = os.urandom(NONCE_BYTES)
     connection = await _connect(address)
     try:
@@ -108,10 +111,23 @@ async def _upgrade(url: str, endpoint: Endpoint, wire: Wire) -> Stream:
 async def _connect(address: SplitResult) -> ByteStream:
     assert address.hostname is not None
     try:
-        return await anyio.connect_tcp(address.hostname, address.port or 80)
-    except (OSError, ValueError) as error:
-        text = f"cannot connect to the server's streams at {address.geturl()}: {error}"
+        connection = await anyio.connect_tcp(address.hostname, address.port or _PORTS[address.scheme])
+        if address.scheme == "http":
+            return connection
+        return await TLSStream.wrap(
+            connection, hostname=address.hostname, ssl_context=_unverified(), standard_compatible=False
+        )
+    except (OSError, ValueError, anyio.EndOfStream, anyio.BrokenResourceError) as error:
+        text = f"cannot connect to the server's streams at {address.geturl()}: {str(error) or 'the connection ended'}"
         raise Unreachable(f"{text}; they may be for its own machine alone (stream_address)") from error
+
+
+def _unverified() -> ssl.SSLContext:
+    """TLS with whoever the server named: its certificate is seldom signed, and the address came over its own socket."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 async def _answer(connection: ByteStream, machine: h11.Connection) -> h11.InformationalResponse | h11.Response:

@@ -5,18 +5,21 @@ The streaming server is a thread with one socket, which a test tells what to do 
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import h11
 import pytest
 
-from crio_core.streaming.protocol import Endpoint, Left, Wire
+from crio_core.streaming.protocol import Endpoint, Left
 from crio_core.streaming.remotecommand import Command, Input, InputEnded, Stream, Wants
 from crio_core.streaming.status import Exited
 from crio_core.streaming.upgrade import Accepted, decide
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.fake_cri import A_ID, WAIT_S, Place, fake_cri
+from tests.integration.test_registry_security import certificate
 
 pytestmark = pytest.mark.integration
 
@@ -32,19 +35,19 @@ def place() -> Iterator[Place]:
 
 
 @contextlib.contextmanager
-def streaming(place: Place, *talks: Talk) -> Iterator[str]:
+def streaming(place: Place, *talks: Talk, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     """A streaming server that has these talks, one for each connection; its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"http://127.0.0.1:{listener.getsockname()[1]}/exec/token"
+        address = f"http{'s' if tls else ''}://127.0.0.1:{listener.getsockname()[1]}/exec/token"
         place.fake.answers["Exec"] = lambda _: pb.ExecResponse(url=address)
         listener.settimeout(WAIT_S)
 
         def serve() -> None:
             for talk in talks:
                 connection, _ = listener.accept()
-                with connection:
-                    connection.settimeout(WAIT_S)
-                    talk(connection)
+                connection.settimeout(WAIT_S)
+                with tls.wrap_socket(connection, server_side=True) if tls else connection as stream:
+                    talk(stream)
 
         thread = threading.Thread(target=serve)
         thread.start()
@@ -87,7 +90,6 @@ def upgraded(connection: socket.socket) -> Accepted:
 def shout(connection: socket.socket) -> None:
     """A command that reads all and writes it in upper case, over whichever wire the client has asked for."""
     accepted = upgraded(connection)
-    assert accepted.protocol.wire is Wire.WEBSOCKET
     command = Command(accepted.protocol, Wants(stdin=True, stdout=True, stderr=True, tty=False))
     events = command.start()
     connection.sendall(command.take())
@@ -113,6 +115,19 @@ def test_server_that_speaks_only_websockets_is_served_so(place: Place, status: i
         out, err = child.communicate(b"hello", timeout=WAIT_S)
     assert (child.returncode, out, err) == (5, b"HELLO", b"")
     assert len(place.fake.requests("Exec")) == 2
+
+
+def test_server_that_streams_over_tls_is_not_asked_who_it_is(place: Place, tmp_path: Path) -> None:
+    """Its certificate is its own; that it is the one, the address says, which came over its socket."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate(tmp_path, "criotest", "127.0.0.1"))
+    with streaming(place, shout, tls=context), place.start("exec", "-i", A_ID, "cmd", stdin=-1) as child:
+        out, err = child.communicate(b"hello" * 100_000, timeout=WAIT_S)
+    assert (child.returncode, out, err) == (5, b"HELLO" * 100_000, b"")
+    with streaming(place, lambda connection: connection.close()) as address:
+        place.fake.answers["Exec"] = lambda _: pb.ExecResponse(url=address.replace("http://", "https://"))
+        code, _, err_text = place.run("exec", A_ID, "cmd")
+    assert code == 3 and "https://" in err_text
 
 
 def test_server_that_takes_no_wire_says_why(place: Place) -> None:
@@ -174,8 +189,8 @@ def test_address_where_nobody_listens_exits_3(place: Place) -> None:
     assert code == 3 and url in err
 
 
-@pytest.mark.parametrize("url", ["https://127.0.0.1:1/exec/token", "", "exec/token", "unix:///run/x.sock"])
-def test_address_that_is_no_plain_http_is_refused(place: Place, url: str) -> None:
+@pytest.mark.parametrize("url", ["", "exec/token", "unix:///run/x.sock", "ftp://127.0.0.1/x"])
+def test_address_that_is_not_of_the_web_is_refused(place: Place, url: str) -> None:
     """Nothing is sent anywhere."""
     place.fake.answers["Exec"] = lambda _: pb.ExecResponse(url=url)
     code, _, err = place.run("exec", A_ID, "cmd")
