@@ -332,8 +332,11 @@ def _enter_owing(record: SandboxRecord, came_from: Enum, event: Any) -> Arrival[
         failure = record.failure
         record, orders = _owe(record, event.failure)
         if came_from is S.UNWINDING:
-            return arrive(record=record, orders=(*orders, fx.Answer(operation="create", failure=failure)))
-        return arrive(record=record, orders=(*orders, fx.answered("remove")))
+            orders = (*orders, fx.Answer(operation="create", failure=failure))
+        # Nothing that is owed holds up a client, but a process does.
+        left = event.failure if Part.INFRA in record.holds else None
+        ends = tuple(fx.Answer(operation=name, failure=left) for name in ("stop", "remove"))
+        return arrive(record=record, orders=(*orders, *ends))
     return _release(record, event, keep=frozenset())
 
 
