@@ -114,6 +114,7 @@ class World:
         self.aside: dict[Row, Record] = {}
         """What rows said that cannot be read any more, or are lost: whoever owned something owns it still."""
         self.addresses: dict[str, str] = {}
+        self.addresses_given = 1
         """Addresses that the plugins have given away."""
         self.writable: dict[str, bool] = {}
         """Writable layers of containers."""
