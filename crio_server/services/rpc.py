@@ -1,8 +1,9 @@
 """What the two services share: one wrapper around every handler, and answers that are serialized already.
 
 A service is a class with a coroutine for each method that it has: request message in, reply message out. An
-asynchronous generator is a method that streams its replies. Methods that it does not have answer UNIMPLEMENTED and name
-themselves.
+asynchronous generator is a method that streams its replies. A plain function is a method that only asks, and has the
+reply at once; what it cannot say at once it gives back as an awaitable. Methods that it does
+not have answer UNIMPLEMENTED and name themselves.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -16,7 +17,7 @@ from grpclib.server import Stream
 from crio_server.errors import REASON_KEY, is_departure, status_of
 
 Reply = Message | bytes
-Method = Callable[[Any], Awaitable[Reply] | AsyncIterator[Reply]]
+Method = Callable[[Any], Reply | Awaitable[Reply] | AsyncIterator[Reply]]
 
 
 class CachedCodec(ProtoCodec):
@@ -71,8 +72,8 @@ def _wrapped(method: Method) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
             if isinstance(answer, AsyncIterator):
                 async for part in answer:
                     await stream.send_message(part)
-            else:
-                await stream.send_message(await answer)
+                return
+            await stream.send_message(answer if isinstance(answer, bytes | Message) else await answer)
         except BaseException as error:
             if is_departure(error) or not isinstance(error, Exception):
                 raise
