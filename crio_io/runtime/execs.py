@@ -22,6 +22,8 @@ from crio_io import mounts, spawn
 from crio_io.runtime import messages, processes
 
 LOG_MAX_BYTES = 65536
+KILLS_MAX = 20
+"""How often a command is looked for and killed, a tenth of a second apart, before the runtime itself is killed."""
 
 _numbers = itertools.count(1)
 
@@ -126,9 +128,15 @@ class StreamedExec:
         self._files = files
         self._popen: subprocess.Popen[bytes] = spawn.start(argv, pass_fds=files.fds, stdio=stdio)
         self._pidfd = -1
+        self._ended = anyio.Event()
 
     def __enter__(self) -> Self:
-        self._pidfd = os.pidfd_open(self._popen.pid)
+        try:
+            self._pidfd = os.pidfd_open(self._popen.pid)
+        except OSError:
+            spawn.kill_group(self._popen)
+            self._popen.wait()
+            raise
         return self
 
     def __exit__(
@@ -142,6 +150,7 @@ class StreamedExec:
         """Wait until the runtime has ended, and with it the command; only one task may wait at a time."""
         while self._popen.poll() is None:
             await anyio.wait_readable(self._pidfd)
+        self._ended.set()
 
     def result(self) -> int:
         """The exit code of the command, which has ended.
@@ -154,19 +163,27 @@ class StreamedExec:
         return returncode
 
     async def kill(self) -> None:
-        """Kill what the command has started; its end is the exec's own."""
-        if self._popen.poll() is None:
-            step = f"kill exec in {self._container_id}"
-            await mounts.in_thread(step, self._files.kill, self._popen.pid)
+        """Kill what the command has started, while somebody waits for the end, until that has come.
+
+        A runtime that is only beginning has started nothing yet, or not all: so it is looked at again and again.
+        """
+        for _ in range(KILLS_MAX):
+            if self._ended.is_set():
+                return
+            await mounts.in_thread(f"kill exec in {self._container_id}", self._files.kill, self._popen.pid)
+            with anyio.move_on_after(spawn.DRAIN_S):
+                await self._ended.wait()
+        spawn.kill_group(self._popen)
 
     async def end(self) -> None:
         """Kill everything that has not ended, and reap it; nobody may be waiting any more."""
-        await self.kill()
-        with anyio.move_on_after(spawn.DRAIN_S):
-            await self.wait()
-        spawn.kill_group(self._popen)
-        with anyio.move_on_after(spawn.REAP_S):
-            await self.wait()
+        if self._popen.poll() is not None:
+            return
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self.kill)
+            with anyio.move_on_after(KILLS_MAX * spawn.DRAIN_S + spawn.REAP_S):
+                await self.wait()
+            tasks.cancel_scope.cancel()
 
     def resized(self) -> None:
         """Have the runtime look at the size of its terminal again."""

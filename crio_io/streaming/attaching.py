@@ -19,7 +19,7 @@ from crio_core.streaming.status import Exited
 from crio_io import mounts
 from crio_io.monitor import write_control
 from crio_io.streaming.client import CommandClient
-from crio_io.streaming.streams import Connection
+from crio_io.streaming.streams import Connection, Ending
 
 SOCKET_FILE = "attach"
 PACKET_BYTES = 8192 + 1
@@ -106,7 +106,7 @@ def _connect(bundle: Path) -> socket.socket:
     return sock
 
 
-async def serve_attach(bundle: Path, order: fx.ServeAttach, connection: Connection, ending: anyio.Event) -> None:
+async def serve_attach(bundle: Path, order: fx.ServeAttach, connection: Connection, ending: Ending) -> None:
     """Join a client to the streams of a container's first process.
 
     Raises:
@@ -126,7 +126,7 @@ async def serve_attach(bundle: Path, order: fx.ServeAttach, connection: Connecti
     await client.finish(Exited(code=0))
 
 
-async def _join(client: CommandClient, attached: AttachSocket, ending: anyio.Event) -> None:
+async def _join(client: CommandClient, attached: AttachSocket, ending: Ending) -> None:
     async with anyio.create_task_group() as tasks:
 
         async def listen() -> None:
@@ -136,8 +136,10 @@ async def _join(client: CommandClient, attached: AttachSocket, ending: anyio.Eve
 
         async def obey() -> None:
             await ending.wait()
-            # Usually the monitor hangs up by itself now, after what it has last.
-            await anyio.sleep(LAST_WORDS_S)
+            if ending.server_stops:
+                client.leave()  # The process goes on: nothing is said of its end.
+            else:
+                await anyio.sleep(LAST_WORDS_S)  # Usually the monitor hangs up by itself, after what it has last.
             tasks.cancel_scope.cancel()
 
         tasks.start_soon(listen)

@@ -17,7 +17,7 @@ from typing import Self
 import anyio
 
 from crio_core import effects as fx
-from crio_core.errors import OperationError
+from crio_core.errors import Code, OperationError
 from crio_core.requests import Streams
 from crio_core.streaming.remotecommand import Stream
 from crio_core.streaming.status import Exited
@@ -25,9 +25,9 @@ from crio_io import spawn
 from crio_io.runtime import OciRuntime
 from crio_io.runtime.execs import StreamedExec
 from crio_io.streaming.client import CommandClient
-from crio_io.streaming.streams import Connection
+from crio_io.streaming.streams import Connection, Ending
 
-READ_BYTES = 65536
+READ_BYTES = 256 * 1024
 PIPE_BYTES = 256 * 1024
 """What the kernel keeps between a command and us; a client that is behind stops the command there."""
 
@@ -48,17 +48,11 @@ class Ends:
         self._waits: set[anyio.CancelScope] = set()
         self._over = False
         self.outputs: dict[Stream, int] = {}
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._theirs.callback(os.close, null)
-        if streams.tty:
-            self.stdio = self._open_terminal()
-            return
-        stdout = stderr = null
-        if streams.stdout:
-            self.outputs[Stream.STDOUT], stdout = self._pipe()
-        if streams.stderr:
-            self.outputs[Stream.STDERR], stderr = self._pipe()
-        self.stdio = (self._open_input() if streams.stdin else null, stdout, stderr)
+        try:
+            self.stdio = self._open_terminal() if streams.tty else self._open_pipes(streams)
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -66,9 +60,23 @@ class Ends:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all that is left."""
         self.end_input()
         self._theirs.close()
         self._ours.close()
+
+    def _open_pipes(self, streams: Streams) -> tuple[int, int, int]:
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        self._theirs.callback(os.close, null)
+        stdout = stderr = null
+        if streams.stdout:
+            self.outputs[Stream.STDOUT], stdout = self._pipe()
+        if streams.stderr:
+            self.outputs[Stream.STDERR], stderr = self._pipe()
+        return self._open_input() if streams.stdin else null, stdout, stderr
 
     def _pipe(self) -> tuple[int, int]:
         """A pipe for output: our end, and the command's."""
@@ -169,9 +177,7 @@ class Ends:
             wait.deadline = anyio.current_time() + spawn.DRAIN_S
 
 
-async def serve_exec(
-    runtime: OciRuntime, order: fx.ServeExec, connection: Connection, ending: anyio.Event
-) -> int | None:
+async def serve_exec(runtime: OciRuntime, order: fx.ServeExec, connection: Connection, ending: Ending) -> int | None:
     """Run a command for a client; returns its exit code.
 
     Raises:
@@ -187,6 +193,11 @@ async def serve_exec(
             ends.started(running.resized)
             await _run(client, ends, running, ending)
             code = running.result()
+    except OSError as error:
+        message = f"container {order.container_id}: the command cannot have its streams: {error.strerror}"
+        failure = OperationError(Code.RESOURCE_EXHAUSTED, "STREAM_FAILED", message)
+        await client.fail(failure)
+        raise failure from error
     except OperationError as error:
         await client.fail(error)
         raise
@@ -194,7 +205,7 @@ async def serve_exec(
     return code
 
 
-async def _run(client: CommandClient, ends: Ends, running: StreamedExec, ending: anyio.Event) -> None:
+async def _run(client: CommandClient, ends: Ends, running: StreamedExec, ending: Ending) -> None:
     """See a command through to its end: by itself, or because its client leaves, or because it is told to."""
 
     async def listen() -> None:

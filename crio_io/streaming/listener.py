@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 128
 CONNECTIONS_MAX = 1000
 """Connections at the same time; one more is closed at once."""
+SILENT_MAX = 128
+"""Connections that have not said what they want; one more, and the oldest of them is closed."""
 REQUEST_S = 20.0
 """How long a connection may take to say what it wants, with the handshake of TLS."""
 ACCEPT_PAUSE_S = 0.2
@@ -112,6 +114,7 @@ class StreamListener:
         self._listening = _bound(options)
         self._listening.setblocking(False)
         self._connections = 0
+        self._silent: dict[anyio.CancelScope, None] = {}
 
     @property
     def url(self) -> str:
@@ -175,10 +178,18 @@ class StreamListener:
         # Only now: most servers are never asked, and their memory is better used.
         from crio_io.streaming import taking
 
+        taken = None
         with anyio.move_on_after(REQUEST_S) as limit:
-            stream = await self._encrypted(sock)
-            taken = await taking.request_of(stream)
-        if limit.cancelled_caught or taken is None:
+            self._silent[limit] = None
+            if len(self._silent) > SILENT_MAX:
+                oldest = next(iter(self._silent))
+                del self._silent[oldest]
+                oldest.cancel()
+            try:
+                taken = await taking.request_of(await self._encrypted(sock))
+            finally:
+                self._silent.pop(limit, None)
+        if taken is None:
             return
         try:
             opened = await self._caller.call(OpenStream(purpose=taken.purpose, token=taken.token))

@@ -19,7 +19,7 @@ from crio_io import mounts
 from crio_io.libc import checked, libc
 from crio_io.own_thread import in_own_thread
 from crio_io.streaming.sockets import SocketStream
-from crio_io.streaming.streams import Connection
+from crio_io.streaming.streams import Connection, Ending
 
 CONNECT_S = 30.0
 """How long a connection inside a pod may take to be made."""
@@ -117,7 +117,7 @@ class PortForwarder:
         self._ports: dict[int, _Port] = {}
         self._sending = anyio.Lock()
 
-    async def run(self, ending: anyio.Event) -> None:
+    async def run(self, ending: Ending) -> None:
         """Forward until the client leaves, or until it is told to end."""
         async with anyio.create_task_group() as tasks:
 
@@ -252,6 +252,6 @@ class PortForwarder:
             return  # Whoever reads finds out the same.
 
 
-async def serve_ports(order: fx.ServePorts, connection: Connection, ending: anyio.Event) -> None:
+async def serve_ports(order: fx.ServePorts, connection: Connection, ending: Ending) -> None:
     """Connect a client to ports of a pod until it leaves."""
     await PortForwarder(connection, order).run(ending)

@@ -90,8 +90,27 @@ class Connection:
                 left -= len(data)
 
 
-Work = Callable[[Connection, anyio.Event], Awaitable[int | None]]
-"""Serves a connection until it is over, or soon after the event was set; returns the exit code of a command."""
+class Ending:
+    """Tells who serves a stream that it is to end."""
+
+    def __init__(self) -> None:
+        self._told = anyio.Event()
+        self.server_stops = False
+        """It is not what the stream is for that is over, but the server."""
+
+    def tell(self, *, server_stops: bool = False) -> None:
+        """Say so; whoever says it first gives the reason."""
+        if not self._told.is_set():
+            self.server_stops = server_stops
+            self._told.set()
+
+    async def wait(self) -> None:
+        """Wait until it is said."""
+        await self._told.wait()
+
+
+Work = Callable[[Connection, Ending], Awaitable[int | None]]
+"""Serves a connection until it is over, or soon after it was told to end; returns the exit code of a command."""
 
 
 class _Session:
@@ -99,7 +118,7 @@ class _Session:
 
     def __init__(self) -> None:
         self.met = anyio.Event()
-        self.ending = anyio.Event()
+        self.ending = Ending()
         self.connection: Connection | None = None
 
 
@@ -137,7 +156,7 @@ class Streams:
         """
         session = self._session(session_id)
         if self._closing:
-            session.ending.set()
+            session.ending.tell(server_stops=True)
         try:
             with anyio.move_on_after(MEET_S):
                 await session.met.wait()
@@ -170,20 +189,20 @@ class Streams:
         """Have a stream end soon; one that is over has done so."""
         session = self._sessions.get(session_id)
         if session is not None:
-            session.ending.set()
+            session.ending.tell()
 
     async def aclose(self) -> None:
         """End every stream, and wait for that."""
         self._closing = True
         for session in self._sessions.values():
-            session.ending.set()
+            session.ending.tell(server_stops=True)
         with anyio.move_on_after(END_S + LINGER_S):
             while self._sessions:
                 self._empty = anyio.Event()
                 await self._empty.wait()
 
 
-async def _cut_off(ending: anyio.Event, scope: anyio.CancelScope) -> None:
+async def _cut_off(ending: Ending, scope: anyio.CancelScope) -> None:
     await ending.wait()
     await anyio.sleep(END_S)
     log.warning("a stream that was told to end did not within %g s and is cut off", END_S)

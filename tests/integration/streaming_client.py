@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import h11
 
 from crio_core.streaming import client as cl
+from crio_core.streaming.portforward import Data, DataEnded
 from crio_core.streaming.protocol import Endpoint, Left, Protocol, Wire
 from crio_core.streaming.remotecommand import Ready, Stream, Wants
 from crio_core.streaming.status import Exited, Failed
@@ -51,27 +52,34 @@ def upgraded(
         NotUpgraded: The server refused.
     """
     sock = connected(url, context)
+    try:
+        return sock, *_agreed(sock, urlsplit(url).path, wire, endpoint)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _agreed(sock: socket.socket, path: str, wire: Wire, endpoint: Endpoint) -> tuple[Protocol, bytes]:
     nonce = os.urandom(16)
     http = h11.Connection(h11.CLIENT)
-    request = h11.Request(
-        method="POST" if wire is Wire.SPDY else "GET",
-        target=urlsplit(url).path,
-        headers=[(b"host", b"x"), *cl.upgrade_headers(wire, endpoint, nonce)],
-    )
+    headers = [(b"host", b"x"), *cl.upgrade_headers(wire, endpoint, nonce)]
+    request = h11.Request(method="POST" if wire is Wire.SPDY else "GET", target=path, headers=headers)
     sock.sendall((http.send(request) or b"") + (http.send(h11.EndOfMessage()) or b""))
     status, body = 0, b""
     while True:
         event = http.next_event()
         if event is h11.NEED_DATA:
-            http.receive_data(sock.recv(READ_BYTES))
+            data = sock.recv(READ_BYTES)
+            if not data and not status:
+                raise ConnectionError("the server has hung up")
+            http.receive_data(data)
         elif isinstance(event, h11.InformationalResponse):
-            return sock, cl.agreed(wire, endpoint, nonce, event.headers), http.trailing_data[0]
+            return cl.agreed(wire, endpoint, nonce, event.headers), http.trailing_data[0]
         elif isinstance(event, h11.Response):
             status = event.status_code
         elif isinstance(event, h11.Data):
             body += bytes(event.data)
         else:
-            sock.close()
             raise NotUpgraded(status, body)
 
 
@@ -157,6 +165,93 @@ class Command:
     @property
     def stderr(self) -> bytes:
         return bytes(self.output[Stream.STDERR])
+
+    def close(self) -> None:
+        """Hang up."""
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Forwarding:
+    """Forwarded ports of one pod.
+
+    Args:
+        url: Where the server offered it.
+        wire: What to speak.
+        ports: Those that were asked for in the CRI.
+    """
+
+    def __init__(self, url: str, wire: Wire = Wire.SPDY, ports: tuple[int, ...] = ()) -> None:
+        self.sock, protocol, early = upgraded(url, wire, Endpoint.FORWARDING)
+        self._client = cl.ForwardingClient(protocol, ports)
+        self.opened: set[int] = set()
+        self.data: dict[int, bytearray] = {}
+        self.ended: set[int] = set()
+        self.broken: dict[int, str] = {}
+        self.left = False
+        self._early = early
+
+    def _flush(self) -> None:
+        if data := self._client.take():
+            self.sock.sendall(data)
+
+    def connect(self, port: int) -> int:
+        """A connection to a port; returns its id when the server has taken it, or could not make it."""
+        number = self._client.connect(port)
+        self.data[number] = bytearray()
+        self._flush()
+        return number
+
+    def _take(self, events: Iterable[object]) -> None:
+        for event in events:
+            match event:
+                case cl.Opened(id=number):
+                    self.opened.add(number)
+                case Data(id=number, data=data):
+                    self.data[number] += data
+                case DataEnded(id=number):
+                    self.ended.add(number)
+                case cl.Broken(id=number, text=text):
+                    self.broken[number] = text
+                case Left():
+                    self.left = True
+
+    def step(self) -> None:
+        """Read once."""
+        data, self._early = self._early, b""
+        self._take(self._client.receive(data or self.sock.recv(READ_BYTES)))
+        self._flush()
+
+    def until(self, holds: Any, timeout_s: float = CALL_S) -> None:
+        """Read until something holds."""
+        deadline_s = time.monotonic() + timeout_s
+        while not holds():
+            assert not self.left, f"the server left: {self.broken} {self.data}"
+            self.sock.settimeout(max(0.01, deadline_s - time.monotonic()))
+            self.step()
+
+    def send(self, number: int, data: bytes) -> None:
+        """Write to a connection."""
+        self.until(lambda: number in self.opened)
+        self._client.send(number, data)
+        self._flush()
+
+    def end(self, number: int) -> None:
+        """End our side of a connection."""
+        self._client.end(number)
+        self._flush()
+
+    def drop(self, number: int) -> None:
+        """Give a connection up."""
+        self._client.drop(number)
+        self._flush()
 
     def close(self) -> None:
         """Hang up."""

@@ -16,6 +16,7 @@ from grpc import StatusCode
 from crio_core.streaming.protocol import Endpoint, Wire
 from crio_core.streaming.remotecommand import Stream
 from crio_core.streaming.status import Exited, Failed
+from crio_io.streaming.listener import SILENT_MAX
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import Crio, wait_for
 from tests.integration.streaming_client import Command, NotUpgraded, connected, upgraded
@@ -349,6 +350,20 @@ def test_garbage_sent_to_the_port_ends_its_connection_only(crio: Crio, target: s
             pass
     with Command(offered) as running:
         assert running.result() == Exited(code=0)
+
+
+def test_connections_that_say_nothing_keep_nobody_out(crio: Crio, target: str) -> None:
+    """Each costs a descriptor, and there is an end to them."""
+    offered = url(crio, target, "true")
+    before = descriptors(crio)
+    silent = [connected(offered) for _ in range(3 * SILENT_MAX)]
+    try:
+        with Command(offered) as running:
+            assert running.result() == Exited(code=0)
+        wait_for("most to be closed", lambda: descriptors(crio) - before <= SILENT_MAX)
+    finally:
+        for one in silent:
+            one.close()
 
 
 def test_client_that_breaks_the_protocol_ends_its_command(crio: Crio, target: str) -> None:
