@@ -58,6 +58,14 @@ class Caller(Protocol):
         """
         ...
 
+    def ask(self, question: Request) -> Result:
+        """Ask something that changes nothing (one of `QUESTIONS`), and get the answer without waiting.
+
+        Raises:
+            OperationError: The node refused.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningEffect:
@@ -74,8 +82,17 @@ class _Call:
     __slots__ = ("done", "result")
 
     def __init__(self) -> None:
-        self.done = anyio.Event()
+        self.done: anyio.Event | None = None
+        """Only of calls that are not answered at once."""
         self.result: Result | None = None
+
+    def answer(self) -> Result:
+        """The reply; raises OperationError if it is a failure."""
+        if isinstance(self.result, Failure):
+            raise self.result.error()
+        if self.result is None:
+            raise LocalError("a call is not answered yet")
+        return self.result
 
 
 class Driver:
@@ -127,30 +144,44 @@ class Driver:
         Raises:
             OperationError: The node refused, or what was asked for failed.
         """
-        call_id = self._next_call
-        self._next_call += 1
-        waiting = self._calls[call_id] = _Call()
-        new_id = self._new_id() if isinstance(request, _MAKES) else ""
+        call_id, waiting = self._begin()
         try:
-            self.feed(
-                ev.CallArrived(
-                    call_id=call_id,
-                    request=request,
-                    at_ns=time.monotonic_ns(),
-                    wall_ns=time.time_ns(),
-                    new_id=new_id,
-                )
-            )
+            self._arrive(call_id, request)
             if waiting.result is None:
+                waiting.done = anyio.Event()
                 await waiting.done.wait()
         finally:
             del self._calls[call_id]
             if waiting.result is None and self._tasks is not None:
                 self.feed(ev.CallCancelled(call_id=call_id))
-        if isinstance(waiting.result, Failure):
-            raise waiting.result.error()
-        assert waiting.result is not None
-        return waiting.result
+        return waiting.answer()
+
+    def ask(self, question: Request) -> Result:
+        """Ask something that changes nothing (one of `QUESTIONS`), and get the answer without waiting.
+
+        Raises:
+            OperationError: The node refused.
+        """
+        call_id, waiting = self._begin()
+        try:
+            self._arrive(call_id, question)
+        finally:
+            del self._calls[call_id]
+        return waiting.answer()
+
+    def _begin(self) -> tuple[int, _Call]:
+        call_id = self._next_call
+        self._next_call += 1
+        waiting = self._calls[call_id] = _Call()
+        return call_id, waiting
+
+    def _arrive(self, call_id: int, request: Request) -> None:
+        new_id = self._new_id() if isinstance(request, _MAKES) else ""
+        self.feed(
+            ev.CallArrived(
+                call_id=call_id, request=request, at_ns=time.monotonic_ns(), wall_ns=time.time_ns(), new_id=new_id
+            )
+        )
 
     def feed(self, event: ev.Event) -> None:
         """Step the node and set going what it orders."""
@@ -278,7 +309,8 @@ class Driver:
         waiting = self._calls.get(order.call_id)
         if waiting is not None:
             waiting.result = order.result  # type: ignore[assignment]
-            waiting.done.set()
+            if waiting.done is not None:
+                waiting.done.set()
 
     # --- timers -------------------------------------------------------------------------------------------------
 

@@ -34,6 +34,14 @@ class GatheringTransport(asyncio.Transport):
         if self._bytes >= AT_ONCE_BYTES:
             self._flush()
 
+    def write_now(self, data: bytes) -> None:
+        """Write what is whole already, after what was held back."""
+        if self._parts:
+            self._parts.append(data)
+            self._flush()
+        else:
+            self._transport.write(data)
+
     def _flush(self) -> None:
         if self._parts:
             data = b"".join(self._parts)

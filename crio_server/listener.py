@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, cast
 
 from grpclib.server import Server
 
-from crio_server.gathering import GatheringTransport
 from crio_server.services.rpc import CachedCodec, Servable
 from crio_server.status import Answering
+from crio_server.unary import UnaryProtocol
 
 if TYPE_CHECKING:
     from crio_server.http1 import HttpServer
@@ -34,12 +34,16 @@ class SocketServer(Server):
 
     def __init__(self, services: Sequence[Servable], answering: Answering) -> None:
         super().__init__(services, codec=CachedCodec())
+        self._at_once = {path: method for one in services for path, method in one.at_once.items()}
         self._answering = answering
         self._http: HttpServer | None = None
         self._silent: _Silent = {}
 
     def _protocol_factory(self) -> asyncio.Protocol:  # type: ignore[override]
-        return _FirstBytes(super()._protocol_factory, self._http_protocol, self._silent)
+        return _FirstBytes(self._grpc_protocol, self._http_protocol, self._silent)
+
+    def _grpc_protocol(self) -> asyncio.Protocol:
+        return UnaryProtocol(super()._protocol_factory(), self._at_once)
 
     def _http_protocol(self) -> asyncio.Protocol:
         if self._http is None:
@@ -84,14 +88,9 @@ class _FirstBytes(asyncio.Protocol):
         if len(self._came) < len(HTTP2) and HTTP2.startswith(self._came):
             return
         self._let_go()
-        if self._came.startswith(HTTP2):
-            protocol = self._grpc()
-            writer: asyncio.Transport = GatheringTransport(self._transport)
-        else:
-            protocol = self._http()
-            writer = self._transport
+        protocol = self._grpc() if self._came.startswith(HTTP2) else self._http()
         self._transport.set_protocol(protocol)
-        protocol.connection_made(writer)
+        protocol.connection_made(self._transport)
         protocol.data_received(self._came)
 
     def connection_lost(self, exc: Exception | None) -> None:

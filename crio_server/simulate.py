@@ -27,7 +27,7 @@ from crio_core.records import ContainerRecord, Failure
 from crio_core.replies import Result
 from crio_core.requests import Request
 from crio_core.rfc3339 import rfc3339
-from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, EveryImage, Simulation, usage
+from crio_core.sim import FAULTS, LATENCIES, REGISTRY, SETTINGS, Call, EveryImage, Simulation, usage
 from crio_core.sim.hands import LAYER_BYTES
 from crio_core.sim.lives import LIFE_ANNOTATION, said_by, words_of
 from crio_core.stats import Interface, LayerUsage, Usage
@@ -115,10 +115,20 @@ class LiveSimulation:
         finally:
             self._waiting.pop(call_id, None)
             self._forget(call_id)
-        if isinstance(call.result, Failure):
-            raise call.result.error()
-        assert call.result is not None
-        return call.result
+        return _answer(call)
+
+    def ask(self, question: Request) -> Result:
+        """Ask something that changes nothing (one of `QUESTIONS`), and get the answer without waiting.
+
+        Raises:
+            OperationError: It was refused.
+        """
+        self._catch_up()
+        call_id = self.sim.call(question)
+        call = self.sim.calls[call_id]
+        self._moved.set()
+        self._forget(call_id)
+        return _answer(call)
 
     def _tidy(self) -> None:
         self.sim.let_go()
@@ -158,6 +168,13 @@ class LiveSimulation:
             wait_s = IDLE_S if due_ns is None else (due_ns - self._offset_ns - time.monotonic_ns()) / 1e9
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._moved.wait(), max(wait_s, 0.0))
+
+
+def _answer(call: Call) -> Result:
+    if isinstance(call.result, Failure):
+        raise call.result.error()
+    assert call.result is not None
+    return call.result
 
 
 class SimulatedUsage:

@@ -42,34 +42,38 @@ class ImageService:
         self._layers = layers
         self._images = ListCache[ImageRecord](translate.image)
 
-    async def ListImages(self, request: pb.ListImagesRequest) -> bytes:
-        items, everything = await self._list(request)
+    def ListImages(self, request: pb.ListImagesRequest) -> bytes:
+        items, everything = self._list(request)
         return self._images.answer(items, everything=everything)
 
     async def StreamImages(self, request: pb.StreamImagesRequest) -> AsyncIterator[bytes]:
-        items, everything = await self._list(request)
+        items, everything = self._list(request)
         for batch in self._images.batches(items, everything=everything):
             yield batch
 
-    async def _list(self, request: pb.ListImagesRequest | pb.StreamImagesRequest) -> tuple[Sequence[ImageRecord], bool]:
+    def _list(self, request: pb.ListImagesRequest | pb.StreamImagesRequest) -> tuple[Sequence[ImageRecord], bool]:
         spec = translate.read(cri.ImageSpec, request.filter.image, "filter.image")
-        found = await self._driver.call(rq.ListImages(image=spec))
+        found = self._driver.ask(rq.ListImages(image=spec))
         assert isinstance(found, Images)
         return found.items, not spec.image
 
-    async def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse:
+    def ImageStatus(self, request: pb.ImageStatusRequest) -> pb.ImageStatusResponse | Awaitable[pb.ImageStatusResponse]:
         spec = translate.read(cri.ImageSpec, request.image, "image")
         if not spec.image:
             raise invalid("image.image", "", "an image reference or id")
-        found = await self._driver.call(rq.ImageStatus(image=spec))
+        found = self._driver.ask(rq.ImageStatus(image=spec))
         assert isinstance(found, ImageFound)
-        info = await pulls(self._driver, spec.image) if request.verbose else {}
-        if found.image is None:
-            return pb.ImageStatusResponse(info=info)
         if request.verbose:
-            info.update(await explanation(self._driver, "image", found.image.id))
-            info["info"] = orjson.dumps(translate.image_info(found.image)).decode()
-        return pb.ImageStatusResponse(image=translate.image(found.image), info=info)
+            return self._verbose(spec.image, found.image)
+        return pb.ImageStatusResponse(image=translate.image(found.image) if found.image is not None else None)
+
+    async def _verbose(self, reference: str, image: ImageRecord | None) -> pb.ImageStatusResponse:
+        info = await pulls(self._driver, reference)
+        if image is None:
+            return pb.ImageStatusResponse(info=info)
+        info.update(await explanation(self._driver, "image", image.id))
+        info["info"] = orjson.dumps(translate.image_info(image)).decode()
+        return pb.ImageStatusResponse(image=translate.image(image), info=info)
 
     async def PullImage(self, request: pb.PullImageRequest) -> pb.PullImageResponse:
         spec = translate.read(cri.ImageSpec, request.image, "image")
@@ -89,7 +93,7 @@ class ImageService:
 
     async def ImageFsInfo(self, request: pb.ImageFsInfoRequest) -> pb.ImageFsInfoResponse:
         path, used_bytes, inodes = await self._usage()
-        containers = await self._driver.call(rq.ListContainers())
+        containers = self._driver.ask(rq.ListContainers())
         assert isinstance(containers, Containers)
         written = (await self._layers(containers.items)).values()
         return pb.ImageFsInfoResponse(

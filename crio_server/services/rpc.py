@@ -1,22 +1,26 @@
 """What the two services share: one wrapper around every handler, and answers that are serialized already.
 
 A service is a class with a coroutine for each method that it has: request message in, reply message out. An
-asynchronous generator is a method that streams its replies. Methods that it does not have answer UNIMPLEMENTED and name
-themselves.
+asynchronous generator is a method that streams its replies. A plain function is a method that only asks, and has the
+reply at once; what it cannot say at once it gives back as an awaitable. It may be called twice for one call. Methods
+that a service does not have answer UNIMPLEMENTED and name themselves.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import Any
 
 from google.protobuf.message import Message
-from grpclib.const import Handler
+from grpclib.const import Cardinality, Handler
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.server import Stream
 
+from crio_core.values import dataclass
+from crio_server.answers import send_answer
 from crio_server.errors import REASON_KEY, is_departure, status_of
 
 Reply = Message | bytes
-Method = Callable[[Any], Awaitable[Reply] | AsyncIterator[Reply]]
+Method = Callable[[Any], Reply | Awaitable[Reply] | AsyncIterator[Reply]]
 
 
 class CachedCodec(ProtoCodec):
@@ -26,6 +30,19 @@ class CachedCodec(ProtoCodec):
         if isinstance(message, bytes):
             return message
         return super().encode(message, message_type)
+
+
+def serialized(reply: Reply) -> bytes:
+    """A reply as its bytes."""
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AtOnce:
+    """A method that has its reply at once, unless it gives back an awaitable."""
+
+    request_type: type[Message]
+    method: Callable[[Any], Reply | Awaitable[Reply]]
 
 
 class _Methods:
@@ -51,6 +68,14 @@ class Servable:
 
     def __init__(self, base: Any, service: object) -> None:
         self._mapping: Mapping[str, Handler] = base.__mapping__(_Methods(service))
+        self.at_once: Mapping[str, AtOnce] = {
+            path: AtOnce(request_type=one.request_type, method=method)
+            for path, one in self._mapping.items()
+            if one.cardinality is Cardinality.UNARY_UNARY
+            and (method := getattr(service, path.rpartition("/")[2], None)) is not None
+            and not (iscoroutinefunction(method) or isasyncgenfunction(method))
+        }
+        """By the path of their calls."""
 
     def __mapping__(self) -> Mapping[str, Handler]:
         return self._mapping
@@ -71,8 +96,10 @@ def _wrapped(method: Method) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
             if isinstance(answer, AsyncIterator):
                 async for part in answer:
                     await stream.send_message(part)
-            else:
-                await stream.send_message(await answer)
+                return
+            reply = answer if isinstance(answer, bytes | Message) else await answer
+            if not send_answer(stream, serialized(reply)):
+                await stream.send_message(reply)
         except BaseException as error:
             if is_departure(error) or not isinstance(error, Exception):
                 raise

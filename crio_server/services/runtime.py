@@ -126,7 +126,7 @@ class RuntimeService(StatsMethods):
         self._sandbox_statuses = ListCache[SandboxRecord](translate.sandbox_status)
         self._container_statuses = ListCache[ContainerRecord](translate.container_status)
 
-    async def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
+    def Version(self, request: pb.VersionRequest) -> pb.VersionResponse:
         return pb.VersionResponse(
             version="0.1.0",
             runtime_name=RUNTIME_NAME,
@@ -136,7 +136,7 @@ class RuntimeService(StatsMethods):
 
     async def Status(self, request: pb.StatusRequest) -> pb.StatusResponse:
         await self._refresh_network()
-        status = await self._driver.call(rq.Status())
+        status = self._driver.ask(rq.Status())
         assert isinstance(status, NodeStatus)
         conditions = [
             pb.RuntimeCondition(type="RuntimeReady", status=True),
@@ -170,7 +170,7 @@ class RuntimeService(StatsMethods):
                 answer.info[key] = orjson.dumps(value).decode()
         return answer
 
-    async def RuntimeConfig(self, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
+    def RuntimeConfig(self, request: pb.RuntimeConfigRequest) -> pb.RuntimeConfigResponse:
         driver = pb.SYSTEMD if self._facts.systemd_cgroup else pb.CGROUPFS
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
@@ -196,29 +196,30 @@ class RuntimeService(StatsMethods):
         await self._driver.call(rq.RemovePodSandbox(sandbox_id=request.pod_sandbox_id))
         return pb.RemovePodSandboxResponse()
 
-    async def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes:
-        found = await self._driver.call(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
+    def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes | Awaitable[bytes]:
+        found = self._driver.ask(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
         assert isinstance(found, SandboxFound)
         status = self._sandbox_statuses.item(found.sandbox)
-        if not request.verbose:
-            return status
-        fault = await self._facts.check_network(found.sandbox)
-        info = await self._info("pod", found.sandbox.id, sandbox_info(found.sandbox, fault))
+        return self._verbose_sandbox(found.sandbox, status) if request.verbose else status
+
+    async def _verbose_sandbox(self, sandbox: SandboxRecord, status: bytes) -> bytes:
+        fault = await self._facts.check_network(sandbox)
+        info = await self._info("pod", sandbox.id, sandbox_info(sandbox, fault))
         return status + pb.PodSandboxStatusResponse(info=info).SerializeToString()
 
-    async def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
-        items, everything = await self._list_sandboxes(request.filter)
+    def ListPodSandbox(self, request: pb.ListPodSandboxRequest) -> bytes:
+        items, everything = self._list_sandboxes(request.filter)
         return self._sandboxes.answer(items, everything=everything)
 
     async def StreamPodSandboxes(self, request: pb.StreamPodSandboxesRequest) -> AsyncIterator[bytes]:
-        items, everything = await self._list_sandboxes(request.filter)
+        items, everything = self._list_sandboxes(request.filter)
         for batch in self._sandboxes.batches(items, everything=everything):
             yield batch
 
-    async def _list_sandboxes(self, wanted: pb.PodSandboxFilter) -> tuple[Sequence[SandboxRecord], bool]:
+    def _list_sandboxes(self, wanted: pb.PodSandboxFilter) -> tuple[Sequence[SandboxRecord], bool]:
         ready = wanted.state.state == pb.SANDBOX_READY if wanted.HasField("state") else None
         labels = dict(wanted.label_selector)
-        found = await self._driver.call(rq.ListPodSandbox(sandbox_id=wanted.id, ready=ready, labels=labels))
+        found = self._driver.ask(rq.ListPodSandbox(sandbox_id=wanted.id, ready=ready, labels=labels))
         assert isinstance(found, Sandboxes)
         everything = not (wanted.id or labels or ready is not None)
         if everything:
@@ -250,31 +251,32 @@ class RuntimeService(StatsMethods):
         await self._driver.call(rq.RemoveContainer(container_id=request.container_id))
         return pb.RemoveContainerResponse()
 
-    async def ContainerStatus(self, request: pb.ContainerStatusRequest) -> bytes:
-        found = await self._driver.call(rq.ContainerStatus(container_id=request.container_id))
+    def ContainerStatus(self, request: pb.ContainerStatusRequest) -> bytes | Awaitable[bytes]:
+        found = self._driver.ask(rq.ContainerStatus(container_id=request.container_id))
         assert isinstance(found, ContainerFound)
         status = self._container_statuses.item(found.container)
-        if not request.verbose:
-            return status
-        seen = container_info(found.container) | dict(self._facts.witness(found.container.id))
-        info = await self._info("container", found.container.id, seen)
+        return self._verbose_container(found.container, status) if request.verbose else status
+
+    async def _verbose_container(self, container: ContainerRecord, status: bytes) -> bytes:
+        seen = container_info(container) | dict(self._facts.witness(container.id))
+        info = await self._info("container", container.id, seen)
         return status + pb.ContainerStatusResponse(info=info).SerializeToString()
 
-    async def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
-        items, everything = await self._list_containers(request.filter)
+    def ListContainers(self, request: pb.ListContainersRequest) -> bytes:
+        items, everything = self._list_containers(request.filter)
         return self._containers.answer(items, everything=everything)
 
     async def StreamContainers(self, request: pb.StreamContainersRequest) -> AsyncIterator[bytes]:
-        items, everything = await self._list_containers(request.filter)
+        items, everything = self._list_containers(request.filter)
         for batch in self._containers.batches(items, everything=everything):
             yield batch
 
-    async def _list_containers(self, wanted: pb.ContainerFilter) -> tuple[Sequence[ContainerRecord], bool]:
+    def _list_containers(self, wanted: pb.ContainerFilter) -> tuple[Sequence[ContainerRecord], bool]:
         state = ""
         if wanted.HasField("state"):
             state = translate.STATE_WORDS.get(wanted.state.state, "unknown")
         labels = dict(wanted.label_selector)
-        found = await self._driver.call(
+        found = self._driver.ask(
             rq.ListContainers(container_id=wanted.id, sandbox_id=wanted.pod_sandbox_id, state=state, labels=labels)
         )
         assert isinstance(found, Containers)

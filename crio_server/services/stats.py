@@ -52,7 +52,7 @@ class StatsMethods:
     # --- containers ---------------------------------------------------------------------------------------------
 
     async def ContainerStats(self, request: pb.ContainerStatsRequest) -> pb.ContainerStatsResponse:
-        found = await self._driver.call(rq.ContainerStatus(container_id=request.container_id))
+        found = self._driver.ask(rq.ContainerStatus(container_id=request.container_id))
         assert isinstance(found, ContainerFound)
         (one,) = await self._of_containers((found.container,))
         return pb.ContainerStatsResponse(stats=one)
@@ -69,7 +69,7 @@ class StatsMethods:
     async def _wanted_containers(self, wanted: pb.ContainerStatsFilter) -> list[pb.ContainerStats]:
         labels = dict(wanted.label_selector)
         request = rq.ListContainers(container_id=wanted.id, sandbox_id=wanted.pod_sandbox_id, labels=labels)
-        found = await self._driver.call(request)
+        found = self._driver.ask(request)
         assert isinstance(found, Containers)
         return await self._of_containers([one for one in found.items if one.state in RUNNING])
 
@@ -104,7 +104,7 @@ class StatsMethods:
     # --- pods ---------------------------------------------------------------------------------------------------
 
     async def PodSandboxStats(self, request: pb.PodSandboxStatsRequest) -> pb.PodSandboxStatsResponse:
-        found = await self._driver.call(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
+        found = self._driver.ask(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
         assert isinstance(found, SandboxFound)
         (one,) = await self._of_pods([found.sandbox], found.containers)
         return pb.PodSandboxStatsResponse(stats=one)
@@ -120,8 +120,8 @@ class StatsMethods:
 
     async def _wanted_pods(self, wanted: pb.PodSandboxStatsFilter) -> list[pb.PodSandboxStats]:
         labels = dict(wanted.label_selector)
-        pods = await self._driver.call(rq.ListPodSandbox(sandbox_id=wanted.id, ready=True, labels=labels))
-        containers = await self._driver.call(rq.ListContainers())
+        pods = self._driver.ask(rq.ListPodSandbox(sandbox_id=wanted.id, ready=True, labels=labels))
+        containers = self._driver.ask(rq.ListContainers())
         assert isinstance(pods, Sandboxes) and isinstance(containers, Containers)
         return await self._of_pods(pods.items, containers.items)
 
