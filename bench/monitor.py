@@ -155,7 +155,7 @@ def throughput(rig: Rig, script: str) -> float:
 def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     rows: Rows = {}
-    with tempfile.TemporaryDirectory(prefix="criotest-", dir="/dev/shm") as name:
+    with tempfile.TemporaryDirectory(prefix="criobench-", dir="/dev/shm") as name:
         runtime = Path(name) / "runtime"
         subprocess.run(
             ["cc", "-O1", "-static", "-w", "-x", "c", "-", "-o", str(runtime)], input=RUNTIME, text=True, check=True

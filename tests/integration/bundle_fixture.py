@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.integration.leftovers import MINE
+
 BUSYBOX = "/bin/busybox"
 RUNC = shutil.which("runc") or "/usr/sbin/runc"
 CONMON = shutil.which("conmon") or "/usr/bin/conmon"
 COMMANDS = ("sh", "sleep", "echo", "true", "false", "yes", "cat", "tail", "seq", "kill")
-CGROUP_PARENT = "/criotest-pods"
+CGROUP_PARENT = f"/{MINE}-pods"
 
 
 def process(*args: str, terminal: bool = False) -> dict[str, Any]:

@@ -1,9 +1,15 @@
-"""Fixtures of the tests that run a whole server: each such test must leave its machine as it found it."""
+"""Each test leaves the machine as it found it, and fails if it does not; fixtures of the tests that run a whole server.
+
+- After every test, and once more after every module, the machine is looked over for what carries a mark of the tests.
+- A site is looked over for all that its server could have left, before it is swept. What sweeps, looks first.
+- At the end of a session nothing with a mark may be left by anybody, or the session fails.
+"""
 
 import os
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,31 +17,141 @@ import pytest
 
 from crio_io.storage.store import Store
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration import residue
 from tests.integration.harness import PLUGIN_DIR, Crio, Images, Site, push_images
+from tests.integration.leftovers import MARK, MINE, Lookout
 from tests.integration.registry_fixture import LocalRegistry
 
 PROGRAMS = ("runc", "conmon", "docker-registry", "iptables-save", "redis-server", "catatonit")
+GOOD = pytest.StashKey[bool]()
+"""Of a test: it has run, and has not failed."""
+SPARED = pytest.StashKey[set[str]]()
+"""Words in the names of what several tests share, and who shares it answers for."""
+FOUND = pytest.StashKey[frozenset[str]]()
+"""What there was with a mark before the session."""
+LEFT = pytest.StashKey[frozenset[str]]()
+"""What there is with a mark at its end."""
+
+
+# --- nothing is left ------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """What others have left before is told apart at the end."""
+    if not session.config.option.collectonly:
+        session.config.stash[FOUND] = Lookout(marks=(MARK,), deep=True).everything()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """The session fails when anything of the tests is left, whoever left it."""
+    found = session.config.stash.get(FOUND, None)
+    if found is None:
+        return
+    left = Lookout(marks=(MARK,), deep=True).everything()
+    session.config.stash[LEFT] = left
+    if left:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what made the session fail."""
+    if left := config.stash.get(LEFT, frozenset()):
+        terminalreporter.section("left on the machine by tests: remove it", red=True)
+        for line in sorted(left):
+            before = " (since before this session)" if line in config.stash[FOUND] else ""
+            terminalreporter.write_line(line + before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Note whether the test went well: one that failed half-way is not asked for more."""
+    report = yield
+    if call.when == "call":
+        item.stash[GOOD] = not report.failed
+    return report
+
+
+@pytest.fixture
+def went_well(request: pytest.FixtureRequest) -> Callable[[], bool]:
+    """Whether the test has run and not failed: asked by fixtures that look before they sweep."""
+    return lambda: request.node.stash.get(GOOD, False)
 
 
 @pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+def spared(pytestconfig: pytest.Config) -> set[str]:
+    """Words in the names of what outlives a test on purpose."""
+    return pytestconfig.stash.setdefault(SPARED, set())
+
+
+@pytest.fixture(scope="session")
+def marks(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """What tells the things of this session's tests from all others: names, and the directory that they lie in."""
+    return (MINE, f"{tmp_path_factory.getbasetemp()}/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left_by_a_module(marks: tuple[str, ...], spared: set[str]) -> Iterator[None]:
+    """After a module and its fixtures: also packet filter rules, which it would take too long to list for each test."""
+    with Lookout(marks=marks, deep=True).nothing_left(spared):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(
+    marks: tuple[str, ...], spared: set[str], nothing_is_left_by_a_module: None, went_well: Callable[[], bool]
+) -> Iterator[None]:
+    """After each test and its own fixtures."""
+    with Lookout(marks=marks).nothing_left(spared, asked=went_well):
+        yield
+
+
+# --- a server and what it needs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory, spared: set[str]) -> Iterator[Images]:
     """A loopback registry with the images of the tests."""
     if os.geteuid() != 0:
         pytest.skip("makes namespaces, mounts and cgroups: needs root")
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing or not Path(PLUGIN_DIR, "bridge").exists():
         pytest.skip(f"needs the programs {', '.join(missing) or f'in {PLUGIN_DIR}'}")
-    with LocalRegistry(tmp_path_factory.mktemp("registry")) as registry:
+    directory = tmp_path_factory.mktemp("registry")
+    spared.add(str(directory))
+    with LocalRegistry(directory) as registry:
         yield push_images(registry)
 
 
-@pytest.fixture(scope="module")
-def shared_site(images: Images) -> Iterator[Site]:
-    """Where the server of a module lives."""
+@contextmanager
+def a_site(images: Images, mode: int, went_well: Callable[[], bool]) -> Iterator[Site]:
+    """Where a server lives: what it has left is looked for first, and swept then."""
     site = Site(images)
-    yield site
-    site.sweep()
+    site.directory.chmod(mode)
+    try:
+        yield site
+        if went_well():
+            site.assert_clean()
+    finally:
+        site.sweep()
+
+
+@pytest.fixture(scope="module")
+def site_mode() -> int:
+    """The permissions of a site's directory; a module may say others."""
+    return 0o700
+
+
+@pytest.fixture(scope="module")
+def shared_site(images: Images, site_mode: int, spared: set[str]) -> Iterator[Site]:
+    """Where the server of a module lives."""
+    with a_site(images, site_mode, lambda: True) as site:
+        words = {str(site.directory), site.marks.name}
+        spared |= words
+        yield site
+        spared -= words
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +182,10 @@ def crio(shared_crio: Crio) -> Iterator[Crio]:
 
 
 @pytest.fixture
-def site(images: Images) -> Iterator[Site]:
-    """Where a test's own server lives."""
-    site = Site(images)
-    yield site
-    site.sweep()
+def site(images: Images, site_mode: int, went_well: Callable[[], bool]) -> Iterator[Site]:
+    """Where a test's own server lives; when the test is over and its servers have ended, nothing of it is left."""
+    with a_site(images, site_mode, went_well) as site:
+        yield site
 
 
 @pytest.fixture
@@ -82,8 +197,6 @@ def own_crio(site: Site) -> Iterator[Crio]:
         yield crio
         crio.remove_all()
         crio.assert_clean()
-        crio.end()
-        assert residue.journal_rows(site.marks) == []
 
 
 # --- storage --------------------------------------------------------------------------------------------------------
@@ -99,8 +212,10 @@ async def store(tmp_path: Path, anyio_backend: Any) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def mountpoint(tmp_path: Path) -> Iterator[Path]:
-    """Where a test may mount something, which is taken off again."""
+def mountpoint(tmp_path: Path, went_well: Callable[[], bool]) -> Iterator[Path]:
+    """Where a test may mount something, which it takes off again."""
     place = tmp_path / "criotest-rootfs"
     yield place
+    mounted = place.is_mount()
     subprocess.run(["umount", "-l", str(place)], stderr=subprocess.DEVNULL, check=False)
+    assert not (mounted and went_well()), f"the test left a mount at {place}"

@@ -20,6 +20,7 @@ from typing import IO
 import anyio
 
 from crio_io.zygote import ZygoteClient, default_command
+from tests.integration.leftovers import MINE
 
 RUNC = "/usr/sbin/runc"
 BUSYBOX = "/bin/busybox"
@@ -176,7 +177,7 @@ class Rig:
 
     def _bundle(self, command: Sequence[str], *, terminal: bool, memory_bytes: int) -> Case:
         self._count += 1
-        cid = f"criotest-{os.getpid()}-{self._count}-{self.kind}"
+        cid = f"{MINE}-{self._count}-{self.kind}"
         bundle = self.folder / cid
         (bundle / "exits").mkdir(parents=True)
         (bundle / "persist").mkdir()
@@ -297,6 +298,7 @@ class Rig:
             self.runc("delete", "-f", case.cid, check=False)
             if case.sync_fd >= 0:
                 os.close(case.sync_fd)
+        stuck = []
         for case in self.cases:
             if case.program is not None and case.program.stderr is not None and not case.program.stderr.closed:
                 case.program.communicate(timeout=DEADLINE_S)
@@ -304,4 +306,6 @@ class Rig:
                 try:
                     case.gone()
                 except AssertionError:
+                    stuck.append(case.cid)
                     os.kill(case.monitor_pid, signal.SIGKILL)
+        assert stuck == [], "monitors that outlive their containers"

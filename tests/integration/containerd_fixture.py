@@ -1,6 +1,6 @@
 """A private containerd with real runc, CNI and a loopback registry, and crioctl to talk to it.
 
-Everything lives under one temporary directory, a bridge `criotest-ctl` and a cgroup of the same name, and all of it is
+Everything lives under one temporary directory, a bridge and a cgroup of one name, and all of it is
 gone afterwards.
 """
 
@@ -23,7 +23,10 @@ from typing import Any
 
 import yaml
 
-BRIDGE = "criotest-ctl"
+from tests.integration import residue
+from tests.integration.leftovers import MINE
+
+BRIDGE = f"{MINE}c"
 TOOLS = ("containerd", "runc", "skopeo", "docker-registry", "busybox", "ip")
 WAIT_S = 30.0
 APPLETS = ("sh", "sleep", "cat", "echo", "true", "false", "seq", "httpd")
@@ -231,10 +234,22 @@ def sweep(directory: Path) -> None:
             (top / BRIDGE).rmdir()
 
 
+def left_of_pods(directory: Path) -> list[str]:
+    """Mounts, ports of the bridge and shims: what pods have, and no pod that was removed."""
+    marks = residue.Marks(directory=directory, name=BRIDGE, bridge=BRIDGE, subnet="10.213.77.")
+    shims = [line for line in residue.processes(marks).values() if "containerd-shim" in line]
+    return [*residue.mounts(marks), *residue.links(marks), *shims]
+
+
 @contextlib.contextmanager
-def containerd() -> Iterator[Place]:
-    """A containerd of our own. Its socket's path must be short, so it is not under pytest's directory."""
-    directory = Path(subprocess.check_output(["mktemp", "-d", "/tmp/criotest-ctl-XXXXXX"], text=True).strip())
+def containerd(spared: set[str]) -> Iterator[Place]:
+    """A containerd of our own. Its socket's path must be short, so it is not under pytest's directory.
+
+    It keeps a bridge and a cgroup for the next pod, so what has its names in it is no residue of a test (`spared`).
+    """
+    directory = Path(subprocess.check_output(["mktemp", "-d", f"/tmp/{MINE}-XXXXXX"], text=True).strip())
+    words = {str(directory), BRIDGE}
+    spared |= words
     port = free_port()
     image = f"127.0.0.1:{port}/criotest/busybox:1"
     registry = directory / "registry.yml"
@@ -263,6 +278,8 @@ def containerd() -> Iterator[Place]:
                 yield here
                 here.run("rm", "-fa")
                 here.run("rmp", "-fa")
+                wait_until(lambda: not left_of_pods(directory), "nothing of the pods is left")
     finally:
         sweep(directory)
         shutil.rmtree(directory, ignore_errors=True)
+        spared -= words

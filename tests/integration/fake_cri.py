@@ -20,6 +20,7 @@ from grpclib.exceptions import GRPCError
 from grpclib.server import Server
 
 from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration.leftovers import MINE
 
 WAIT_S = 20.0
 A_ID, B_ID, POD_ID = "aa" + "1" * 62, "aa" + "2" * 62, "d" * 64
@@ -95,7 +96,7 @@ class Place:
 @contextlib.contextmanager
 def fake_cri() -> Iterator[Place]:
     """A server that runs until the block ends."""
-    with tempfile.TemporaryDirectory(prefix="criotest-ctl-") as directory:
+    with tempfile.TemporaryDirectory(prefix=f"{MINE}-") as directory:
         here = Place(Path(directory))
         ready, loop = threading.Event(), asyncio.new_event_loop()
         over = asyncio.Event()

@@ -26,6 +26,7 @@ from google.protobuf.message import Message
 
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
+from tests.integration.leftovers import GONE_S, MINE
 from tests.integration.registry_fixture import (
     LocalRegistry,
     archive,
@@ -54,6 +55,15 @@ def wait_for(what: str, look: Callable[[], T], *, timeout_s: float = WAIT_S) -> 
             raise AssertionError(f"waited {timeout_s:g} s in vain for: {what}")
         time.sleep(0.01)
     return found
+
+
+def wait_until_clean(look: Callable[[], frozenset[str]], log: Callable[[], str] = str) -> None:
+    """Look again and again until nothing is left; what still is after a while is an error, with the log's end."""
+    deadline_s = time.monotonic() + GONE_S
+    while (left := look()) and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    said = log() if left else ""
+    assert not left, "residue:\n" + "\n".join(sorted(left)) + (f"\nlog:\n{said}" if said else "")
 
 
 # --- images -------------------------------------------------------------------------------------------------------
@@ -122,8 +132,8 @@ class Site:
 
     def __init__(self, images: Images) -> None:
         self.images = images
-        name = f"criotest{os.getpid() % 100000}{chr(97 + next(_numbers) % 26)}"
-        directory = Path(tempfile.mkdtemp(prefix="criotest-"))
+        name = f"{MINE}{chr(97 + next(_numbers) % 26)}"
+        directory = Path(tempfile.mkdtemp(prefix=f"{MINE}-"))
         self.marks = residue.Marks(directory=directory, name=name, bridge=name, subnet=_free_subnet())
         self.directory = directory
         self.cni = directory / "cni"
@@ -157,6 +167,10 @@ class Site:
         new = path.with_suffix(".new")
         new.write_text(text)
         new.replace(path)
+
+    def assert_clean(self) -> None:
+        """Wait until there is nothing besides what an ended server keeps; what still is fails the test."""
+        wait_until_clean(lambda: residue.of_ended(self.marks))
 
     def sweep(self) -> None:
         """Remove everything, whatever happened."""
@@ -280,6 +294,11 @@ class Crio:
         return True
 
     @property
+    def runs(self) -> bool:
+        """Whether it was started and not ended."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
@@ -349,12 +368,9 @@ class Crio:
         self.baseline = frozenset()
         self.baseline = self.left()
 
-    def assert_clean(self, *, timeout_s: float = 10) -> None:
+    def assert_clean(self) -> None:
         """Wait until nothing is left; what still is fails the test."""
-        deadline_s = time.monotonic() + timeout_s
-        while (left := self.left()) and time.monotonic() < deadline_s:
-            time.sleep(0.02)
-        assert not left, "residue:\n" + "\n".join(sorted(left)) + f"\nlog:\n{self.tail()}"
+        wait_until_clean(self.left, self.tail)
 
     # --- requests ---------------------------------------------------------------------------------------------------
 

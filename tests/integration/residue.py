@@ -26,6 +26,17 @@ IGNORED_DIRECTORY = "scratch/cgroups"
 
 IDLE_ZYGOTES = 3
 
+ROOMS_OF_A_NODE = frozenset(
+    {
+        *("root/exits", "root/images", "root/version", "root/storage"),
+        *(f"root/storage/{room}" for room in ("containers", "ingest", "layers", "trash", "unpacking")),
+        *(f"run/{room}" for room in ("attach", "containers", "ns", "sandboxes", "scratch", "version")),
+    }
+)
+"""Directories and files of every node that has run, below the site's directory."""
+ROOMS_OF_IMAGES = ("root/images/", "root/storage/layers/")
+"""What lies in here belongs to images, which a test may leave."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Marks:
@@ -78,6 +89,17 @@ def find(marks: Marks, *, but_pids: frozenset[int] = frozenset()) -> frozenset[s
             *(f"file {path}" for path in files(marks)),
         ]
     )
+
+
+def of_ended(marks: Marks) -> frozenset[str]:
+    """What there is besides what a node has when its server has ended, all pods are removed and images are kept."""
+    found = {line for line in find(marks) if not _is_of_a_node(marks, line)}
+    return frozenset({*found, *(f"record {row}" for row in journal_rows(marks))})
+
+
+def _is_of_a_node(marks: Marks, line: str) -> bool:
+    path = line.removeprefix(f"file {marks.directory}/")
+    return path != line and (path in ROOMS_OF_A_NODE or path.startswith(ROOMS_OF_IMAGES))
 
 
 def processes(marks: Marks) -> dict[int, str]:
@@ -146,6 +168,8 @@ def files(marks: Marks) -> list[Path]:
 
 def journal_rows(marks: Marks) -> list[str]:
     """Rows of the journal, images apart, as `kind id state`; only while no server has the journal open."""
+    if not (marks.root / "state.db").exists():
+        return []
     with closing(sqlite3.connect(marks.root / "state.db")) as database:
         rows = database.execute("SELECT kind, id, data FROM record WHERE kind != 'image'").fetchall()
     return [f"{kind} {record_id} {json.loads(data).get('state')}" for kind, record_id, data in rows]

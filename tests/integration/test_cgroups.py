@@ -14,6 +14,7 @@ from crio_core.oci.facts import CgroupDriver
 from crio_io import cgroups, host, mounts
 from crio_io.cgroups import Cgroups, Hierarchy, Mode
 from crio_io.pod_cgroups import PodCgroups
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.anyio,
@@ -21,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="makes control groups: needs root"),
 ]
 
-TOP = "/criotest-cgroups"
+TOP = f"/{MINE}-cgroups"
 
 
 @pytest.fixture

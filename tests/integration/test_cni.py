@@ -22,6 +22,7 @@ from crio_core.errors import OperationError
 from crio_io.cni import CniRunner, Deadlines
 
 PLUGIN_DIR = "/usr/lib/cni"
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.anyio,
@@ -94,10 +95,10 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    """A namespace, and a bridge that appears with the first ADD; both are removed whatever happens."""
+def site(tmp_path: Path, went_well: Callable[[], bool]) -> Iterator[Site]:
+    """A namespace, and a bridge that appears with the first ADD; both are removed whatever happens, after a look."""
     second, third = divmod(os.getpid() % 8192, 256)
-    tag = f"criotest{os.getpid()}"
+    tag = f"{MINE}n"
     site = Site(
         tag=tag,
         bridge=f"{tag}b"[:15],
@@ -112,6 +113,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
         stack.callback(subprocess.run, ["ip", "link", "delete", site.bridge], capture_output=True, timeout=30)
         stack.callback(subprocess.run, ["ip", "netns", "delete", tag], capture_output=True, timeout=30)
         yield site
+        assert not went_well() or site.residue() == []
 
 
 def script(directory: Path, name: str, body: str) -> str:

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from crio_core.errors import OperationError
 from crio_io.cni_watch import NetworkConfigs, NetworkState
+from tests.integration.leftovers import MINE
 
 pytestmark = pytest.mark.integration
 
@@ -40,7 +41,7 @@ class ConfDirMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
-        base = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix="criotest")))
+        base = Path(self.stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{MINE}-")))
         self.conf, self.aside, self.bin = base / "net.d", base / "aside", base / "bin"
         self.files: dict[str, str] = {}
         self.files_aside: dict[str, str] | None = None

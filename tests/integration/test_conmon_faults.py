@@ -21,6 +21,7 @@ import pytest
 from crio_core.errors import OperationError
 from crio_io.zygote import ZygoteClient
 from tests.integration.conmon_suite import Case, Rig, alive, missing_parts, until
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.integration,
@@ -365,7 +366,7 @@ def test_monitor_killed_while_it_creates_takes_the_runtime_with_it(rig: Rig, tmp
     noted = tmp_path / "runtime.pid"
     runtime.write_text(f"#!/bin/sh\necho $$ > {noted}.new\nmv {noted}.new {noted}\nexec sleep 600\n")
     runtime.chmod(0o755)
-    case = Case(rig=rig, cid=f"criotest-slow-{os.getpid()}", folder=tmp_path)
+    case = Case(rig=rig, cid=f"{MINE}-slow", folder=tmp_path)
     words = ["-c", case.cid, "-u", case.cid, "-n", "slow", "-r", str(runtime), "-b", str(tmp_path), "--full-attach"]
     rig.launch(case, [*words, "-l", "none"])
     until(noted.exists, "the runtime does not start")

@@ -14,6 +14,7 @@ import pytest
 
 from crio_io.zygote import default_command
 from tests.integration.conmon_suite import APPLETS, BUSYBOX, missing_parts, until
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.integration,
@@ -79,7 +80,7 @@ def bare_script(folder: Path) -> Path:
 
 @pytest.fixture
 def podman(request: pytest.FixtureRequest) -> Iterator[Podman]:
-    folder = Path(tempfile.mkdtemp(prefix="criotest-"))  # podman refuses a run root of more than 50 letters
+    folder = Path(tempfile.mkdtemp(prefix=f"{MINE}-"))  # podman refuses a run root of more than 50 letters
     try:
         installed = getattr(request, "param", "") == "installed"
         made = Podman(folder, INSTALLED if installed else bare_script(folder))

@@ -16,6 +16,7 @@ from conmon.oom import OomWatch
 from crio_core.errors import OperationError
 from tests.integration.conmon_suite import Case, Rig, alive, missing_parts, until
 from tests.integration.test_conmon_faults import children, cpu_ticks, rss_kb, worker, workers
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.integration,
@@ -96,7 +97,7 @@ def test_bundle_that_takes_no_fifo_ends_the_creation_with_the_reason(rig: Rig) -
     runtime = rig.folder / "runtime"
     runtime.write_text(f"#!/bin/sh\necho $$ > {noted}.new; mv {noted}.new {noted}\nexec sleep 1000\n")
     runtime.chmod(0o755)
-    folder = rig.folder / f"criotest-{os.getpid()}-1-zygote"
+    folder = rig.folder / f"{MINE}-1-zygote"
     (folder / "ctl").mkdir(parents=True)
     case = rig.create("/bin/true", runtime=str(runtime))
     assert case.messages[0]["data"] == -1
@@ -221,7 +222,7 @@ def narrow() -> Iterator[Path]:
     top = Path("/sys/fs/cgroup/pids")
     if not top.is_dir():
         pytest.skip("needs the pids controller of cgroup version 1")
-    group = top / f"criotest-{os.getpid()}"
+    group = top / f"{MINE}-narrow"
     group.mkdir()
     yield group
     until(lambda: not (group / "cgroup.procs").read_text(), "something lives on in the cgroup")
@@ -251,7 +252,7 @@ def test_r41_counter_of_a_removed_cgroup_says_that_it_is_over() -> None:
     top = next((one for one in ("/sys/fs/cgroup/unified", "/sys/fs/cgroup") if Path(one, "cgroup.procs").exists()), "")
     if not top or not os.access(top, os.W_OK):
         pytest.skip("needs a cgroup hierarchy of version 2")
-    group = Path(top, f"criotest-{os.getpid()}")
+    group = Path(top, f"{MINE}-removed")
     group.mkdir()
     try:
         fd = os.open(group / "cgroup.events", os.O_RDONLY)

@@ -13,6 +13,7 @@ from conmon.clients import INPUT_NS
 from conmon.journald import JournalLog
 from conmon.logs import LINE_BYTES_MAX, STDERR, STDOUT
 from tests.integration.conmon_suite import Rig, missing_parts
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.integration,
@@ -93,7 +94,7 @@ def test_readiness_is_passed_on_and_nothing_else(tmp_path: Path) -> None:
     host.bind(str(tmp_path / "host.sock"))
     host.settimeout(5)
     try:
-        folder = tmp_path / f"criotest-{os.getpid()}-1-alone"
+        folder = tmp_path / f"{MINE}-1-alone"
         (folder / "notify").mkdir(parents=True)
         case = rig.create("/bin/sleep", "1000", options=["--sdnotify-socket", str(tmp_path / "host.sock")]).start()
         inside = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

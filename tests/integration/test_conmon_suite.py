@@ -12,6 +12,7 @@ import pytest
 
 from crio_core.errors import OperationError
 from tests.integration.conmon_suite import MONITORS, Rig, alive, missing_parts, until
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.integration,
@@ -190,7 +191,7 @@ def test_exit_command_runs_after_the_exit_file(rig: Rig) -> None:
     script.write_text('#!/bin/sh\ncp "$1" "$2.tmp" && mv "$2.tmp" "$2"\n')
     script.chmod(0o755)
     mark = rig.folder / "mark"
-    folder = rig.folder / f"criotest-{os.getpid()}-1-{rig.kind}/exits/criotest-{os.getpid()}-1-{rig.kind}"
+    folder = rig.folder / f"{MINE}-1-{rig.kind}/exits/{MINE}-1-{rig.kind}"
     options = ["--exit-command", str(script), "--exit-command-arg", str(folder), "--exit-command-arg", str(mark)]
     case = rig.create("/bin/sh", "-c", "exit 4", options=options).start()
     until(mark.exists, "no exit command")

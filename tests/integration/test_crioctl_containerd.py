@@ -20,9 +20,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
+def place(spared: set[str]) -> Iterator[Place]:
     """The server."""
-    with containerd() as here:
+    with containerd(spared) as here:
         yield here
 
 

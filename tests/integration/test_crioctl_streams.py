@@ -117,9 +117,9 @@ def served(socket: Path, directory: Path, image: str, cgroup: str) -> Iterator[S
 
 
 @pytest.fixture(scope="module")
-def on() -> Iterator[Served]:
+def on(spared: set[str]) -> Iterator[Served]:
     """The pod on a server."""
-    with containerd() as place, served(place.socket, place.directory, place.image, f"/{BRIDGE}") as here:
+    with containerd(spared) as place, served(place.socket, place.directory, place.image, f"/{BRIDGE}") as here:
         yield here
 
 

@@ -17,6 +17,7 @@ from crio_core.cri import PodSandboxConfig
 from crio_core.errors import OperationError
 from crio_io import EngineOptions, open_engine
 from examples import embed, pull_image
+from tests.integration.leftovers import MINE
 from tests.integration.registry_fixture import LocalRegistry, busybox_archive, pack
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.integration
 @pytest.fixture(scope="module")
 def image() -> Iterator[str]:
     with (
-        tempfile.TemporaryDirectory(prefix="criotest-") as directory,
+        tempfile.TemporaryDirectory(prefix=f"{MINE}-") as directory,
         LocalRegistry(Path(directory) / "registry") as registry,
     ):
         yield registry.push("busybox", [pack(busybox_archive())], config={"Env": ["PATH=/bin"]}).reference
@@ -37,7 +38,7 @@ def image() -> Iterator[str]:
 @pytest.fixture
 def directory() -> Iterator[Path]:
     # Not pytest's tmp_path: the sockets of monitors need short paths.
-    with tempfile.TemporaryDirectory(prefix="criotest-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"{MINE}-") as name:
         yield Path(name)
 
 

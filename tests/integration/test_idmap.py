@@ -37,10 +37,11 @@ def users(tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Path]:
-    """A place to mount on."""
+    """A place to mount on; taken off, nothing of the mount is left."""
     place = tmp_path / "criotest-target"
     yield place
     mounts.unmount(str(place))
+    assert mounted_below(place) == []
 
 
 def layer(layers: Path, name: str, files: dict[str, int]) -> None:

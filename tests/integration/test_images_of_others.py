@@ -15,6 +15,7 @@ from crio_core.image.platform import platform_of_machine
 from crio_io.archives import copy_blob, read_images
 from crio_io.image_source import open_source
 from crio_io.storage.store import Store
+from tests.integration.leftovers import MINE
 from tests.integration.registry_fixture import archive, busybox_archive
 from tests.integration.storage_fixture import member, picture, tar_of
 
@@ -43,7 +44,7 @@ def podman(tmp_path: Path) -> Iterator[Callable[..., str]]:
     """Podman with a store of its own, of which nothing stays."""
     if shutil.which("podman") is None:
         pytest.skip("needs podman")
-    top = Path(tempfile.mkdtemp(prefix="criotest-podman-"))  # it takes no longer paths
+    top = Path(tempfile.mkdtemp(prefix=f"{MINE}-"))  # it takes no longer paths
     places = [f"--{name}={top / name}" for name in ("root", "runroot", "tmpdir")]
     argv = ["podman", *places, "--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--events-backend=none"]
 

@@ -25,6 +25,7 @@ from crio_io.runtime import OciRuntime
 from crio_io.witness import ExitRecord
 from crio_io.zygote import ZygoteClient
 from tests.integration.bundle_fixture import CGROUP_PARENT, CONMON, RUNC, Bundles
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.anyio,
@@ -34,7 +35,7 @@ pytestmark = [
     ),
 ]
 
-MONITOR_CGROUP = "/criotest-monitors"
+MONITOR_CGROUP = f"/{MINE}-monitors"
 
 
 KINDS = ("debian", "alone", "zygote")

@@ -35,6 +35,7 @@ from crio_core.oci.facts import CgroupMode, HostFacts
 from crio_core.oci.plan import ContainerPlan
 from crio_core.oci.spec import container_spec, exec_process
 from crio_io.rootfs import gather, prepare
+from tests.integration.leftovers import MINE
 
 pytestmark = [
     pytest.mark.integration,
@@ -269,7 +270,7 @@ def bundle(tmp_path: Path) -> Iterator[Path]:
 
 
 def name_of(path: Path) -> str:
-    return f"criotest-spec-{os.getpid()}-{path.name}"
+    return f"{MINE}-spec-{path.name}"
 
 
 def parent_of(path: Path) -> str:

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, Images, Site
+from tests.integration.harness import Crio, Site
 
 pytestmark = pytest.mark.integration
 
@@ -327,15 +327,11 @@ def test_plugin_that_fails_is_quoted_and_undone(crio: Crio) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--conmon", "--runtimes"])
-def test_missing_program_of_the_node_stops_the_start(images: Images, flag: str) -> None:
+def test_missing_program_of_the_node_stops_the_start(site: Site, flag: str) -> None:
     """A node without its runtime or monitor must say so at once, not with the first pod."""
-    site = Site(images)
     value = "/no/such/conmon" if flag == "--conmon" else f"runc:/no/such/runc:{site.marks.runtime_root}"
     crio = Crio(site, flag, value)
-    try:
-        with pytest.raises(AssertionError, match="the server ended"):
-            crio.start()
-        assert "/no/such" in crio.tail()
-        assert "Traceback" not in crio.tail()
-    finally:
-        site.sweep()
+    with pytest.raises(AssertionError, match="the server ended"):
+        crio.start()
+    assert "/no/such" in crio.tail()
+    assert "Traceback" not in crio.tail()

@@ -170,3 +170,7 @@ def test_images_outlive_a_power_cut_that_took_the_journal_with_it(site: Site, da
             assert crio.ended(container).exit_code == 0
         crio.client(pb.RemoveImageRequest(image=pb.ImageSpec(image=image)))
         crio.end()
+    kept = list(journal.parent.glob("state.db.damaged-*"))
+    assert len(kept) == (damage == "zeroed"), "what cannot be read is kept for whoever wants to know what happened"
+    for path in kept:
+        path.unlink()

@@ -22,8 +22,7 @@ from google.protobuf.message import Message
 
 from crio_io.journal import Journal, Put
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration import residue
-from tests.integration.harness import REPOSITORY, Crio, Refused, Site, wait_for
+from tests.integration.harness import REPOSITORY, Crio, Refused, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -584,22 +583,3 @@ def test_killed_at_random_under_busy_clients_loses_nothing(own_crio: Crio) -> No
     crio.remove_all()
     crio.assert_clean()
     assert_nothing_is_found(crio)
-
-
-def test_containers_of_an_ended_server_and_site_are_all_known(site: Site) -> None:
-    """The residue check itself sees what a server leaves running: a check that finds nothing proves nothing."""
-    with Crio(site) as crio:
-        crio.pull(crio.images.busybox)
-        crio.note_baseline()
-        pod = crio.run_pod(port_mappings=[pb.PortMapping(container_port=80, host_port=38080)])
-        crio.begin(pod, ["sleep", "600"])
-        kinds = {line.split()[0] for line in crio.left()}
-        assert kinds == {"process", "mount", "link", "address", "rule", "cgroup", "file"}
-        crio.end()
-        assert {row.split()[0] for row in residue.journal_rows(site.marks)} == {"sandbox", "container"}
-        crio.start()
-        crio.remove_all()
-        crio.assert_clean()
-        crio.end()
-        assert residue.journal_rows(site.marks) == []
-        assert Path(site.directory).exists()

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, Site
+from tests.integration.harness import Crio
 from tests.integration.test_check import _findings as findings
 
 pytestmark = pytest.mark.integration
@@ -44,20 +43,9 @@ def pulled() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def shared_site(images: Any) -> Iterator[Site]:
-    """A site that others may pass through, as /run and /var/lib are."""
-    site = Site(images)
-    site.directory.chmod(0o711)
-    yield site
-    site.sweep()
-
-
-@pytest.fixture
-def site(images: Any) -> Iterator[Site]:
-    site = Site(images)
-    site.directory.chmod(0o711)
-    yield site
-    site.sweep()
+def site_mode() -> int:
+    """Others may pass through, as through /run and /var/lib."""
+    return 0o711
 
 
 def pid_of(crio: Crio, container_id: str) -> int:

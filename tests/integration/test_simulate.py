@@ -22,6 +22,7 @@ from crio_server.crioctl.client import connect
 from crio_server.crioctl.endpoint import Settings
 from crio_server.simulate import Profile, serving
 from tests.integration.harness import REPOSITORY, Client, Refused, read_log, wait_for
+from tests.integration.leftovers import MINE
 
 NODES = 20
 
@@ -106,7 +107,7 @@ class Simulated:
 
 @contextmanager
 def _simulated(*flags: str, powerless: bool = False) -> Iterator[Simulated]:
-    with tempfile.TemporaryDirectory(prefix="criotest-sim-") as name:
+    with tempfile.TemporaryDirectory(prefix=f"{MINE}-") as name:
         simulated = Simulated(Path(name), *flags, powerless=powerless)
         try:
             wait_for("a simulated server", simulated.serves)
