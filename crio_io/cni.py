@@ -43,7 +43,6 @@ class Deadlines:
     delete_s: float = 60.0
     check_s: float = 30.0
     status_s: float = 5.0
-    gc_s: float = 60.0
 
     def of(self, verb: Verb) -> float:
         """The time of one verb."""
@@ -52,7 +51,6 @@ class Deadlines:
             Verb.DEL: self.delete_s,
             Verb.CHECK: self.check_s,
             Verb.STATUS: self.status_s,
-            Verb.GC: self.gc_s,
         }[verb]
 
 
@@ -130,18 +128,6 @@ class CniRunner:
         """
         _raise_first(await self._drive(self._chain(Verb.STATUS, network), network, Verb.STATUS))
 
-    async def collect(self, network: Network, valid: Sequence[tuple[str, str]]) -> None:
-        """Tell the plugins which attachments are in use, so that they drop all others (GC).
-
-        Args:
-            network: The network.
-            valid: Sandbox id and interface name of each attachment.
-
-        Raises:
-            OperationError: As for `add`.
-        """
-        _raise_first(await self._drive(self._chain(Verb.GC, network, valid=valid), network, Verb.GC))
-
     def _chain(
         self,
         verb: Verb,
@@ -149,9 +135,8 @@ class CniRunner:
         *,
         attachment: Attachment | None = None,
         netns: str = "",
-        valid: Sequence[tuple[str, str]] = (),
     ) -> Chain:
-        return Chain(verb, network, plugin_dirs=self.plugin_dirs, attachment=attachment, netns=netns, valid=valid)
+        return Chain(verb, network, plugin_dirs=self.plugin_dirs, attachment=attachment, netns=netns)
 
     async def _drive(self, chain: Chain, network: Network, verb: Verb) -> Outcome:
         budget_s = self.deadlines.of(verb)

@@ -13,11 +13,10 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from pathlib import Path
 
-import anyio
 from anyio import to_thread
 
 from crio_core.cni import ConfFile, Loaded, Network, choose, load
@@ -30,7 +29,6 @@ from crio_io.cni import find_plugins
 UNSETTLED_NS = 100_000_000
 """A file that changed less than this before it was read may change again without its times showing it (on Linux before
 6.13, which made the times of a file finer once somebody has looked at them)."""
-WATCH_S = 2.0
 
 Signature = tuple[tuple[str, int, int, int, int], ...]
 
@@ -69,32 +67,10 @@ class NetworkConfigs:
         self.default_network = default_network
         self._picture: _Picture | None = None
 
-    async def current(self) -> Network:
-        """The network for pods, as of now.
-
-        Raises:
-            OperationError: CNI_NOT_CONFIGURED or CNI_PLUGIN_NOT_FOUND.
-        """
-        state = await self.state()
-        if state.network is None:
-            raise state.error or not_configured(f"no CNI network for pods in {self.conf_dir}")
-        return state.network
-
     async def state(self) -> NetworkState:
         """The network for pods as of now, or why there is none."""
         self._picture, state = await to_thread.run_sync(self._look, self._picture)
         return state
-
-    async def watch(self, changed: Callable[[NetworkState], None], *, every_s: float = WATCH_S) -> None:
-        """Call `changed` with the state now, and again whenever it is another one. Runs until it is cancelled."""
-        last: tuple[object, ...] | None = None
-        while True:
-            state = await self.state()
-            seen = (state.network, state.error.message if state.error else "", state.faults)
-            if seen != last:
-                last = seen
-                changed(state)
-            await anyio.sleep(every_s)
 
     def _look(self, previous: _Picture | None) -> tuple[_Picture, NetworkState]:
         try:

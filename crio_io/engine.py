@@ -17,7 +17,7 @@ from typing import Any
 import anyio
 
 from crio_core import requests as rq
-from crio_core.cni import Attachment, PodNetwork
+from crio_core.cni import Attachment, Network, PodNetwork
 from crio_core.cni.stats import PluginStats
 from crio_core.cri import AuthConfig, ContainerConfig, Device, ImageSpec, PodSandboxConfig
 from crio_core.errors import Code, OperationError, invalid, not_found
@@ -58,6 +58,10 @@ log = logging.getLogger(__name__)
 
 NS_PER_S = 1_000_000_000
 NETWORK_LOOK_S = 2.0
+READY_ASKED_S = 5.0
+"""How often network plugins that are ready are asked whether they still are: as often as a kubelet asks."""
+UNREADY_ASKED_S = 0.5
+"""How often those are asked that are not: pods wait for them."""
 CHECK_S = 5.0
 """How long a status waits for what network plugins say."""
 BUILT_IN_MONITOR = "conmon"
@@ -135,6 +139,9 @@ class Engine:
         """What was wrong with the journal when the engine was opened, and was mended, in sentences."""
         self._networks = NetworkConfigs("", ())
         self._last_network = ("", "")
+        self._network: Network | None = None
+        self._refusal: tuple[Network, str] | None = None
+        """A network whose plugins have said that they are not ready, and why."""
         self._looks = 0
         self._looking = anyio.Lock()
 
@@ -172,6 +179,25 @@ class Engine:
             await self.refresh_network()
             await anyio.sleep(NETWORK_LOOK_S)
 
+    async def watch_plugins(self) -> None:
+        """Ask the plugins again and again whether they could attach a pod now; runs until it is cancelled.
+
+        They are asked beside everything else, since no status and no pod may wait for a plugin that hangs. Plugins that
+        cannot say so (before CNI 1.1.0) are taken for ready.
+        """
+        while True:
+            if (network := self._network) is not None:
+                refusal = None
+                try:
+                    await self._executor.cni.status(network)
+                except OperationError as error:
+                    refusal = network, error.message
+                if refusal != self._refusal:
+                    self._refusal = refusal
+                    log.warning("network %s: %s", network.name, refusal[1] if refusal else "its plugins are ready")
+                    await self.refresh_network()
+            await anyio.sleep(UNREADY_ASKED_S if self._refusal else READY_ASKED_S)
+
     async def refresh_network(self) -> None:
         """Look at the CNI configuration now, and tell the node which network pods get.
 
@@ -187,8 +213,11 @@ class Engine:
     async def _look_at_network(self) -> None:
         state = await self._networks.state()
         self._executor.cni.known = state.plugins
+        self._network = state.network
         network = state.network.conf if state.network else ""
         reason = state.error.message if state.error else ""
+        if self._refusal is not None and self._refusal[0] == state.network:
+            network, reason = "", self._refusal[1]
         if (network, reason) != self._last_network:
             self._last_network = (network, reason)
             self.driver.feed(NetworkChanged(network=network, reason=reason))
@@ -509,6 +538,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         async with anyio.create_task_group() as tasks:
             await engine.refresh_network()
             tasks.start_soon(engine.watch_network)
+            tasks.start_soon(engine.watch_plugins)
             tasks.start_soon(images.tidy)
             tasks.start_soon(images.tell_progress, driver.feed)
             try:

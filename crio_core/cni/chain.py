@@ -9,7 +9,8 @@ until `next()` returns an `Outcome`. What each verb does with its plugins (CNI S
 | DEL | last to first | stop: what is left is owed | the result of ADD, from 0.4.0 on |
 | CHECK | first to last | stop | the result of ADD; skipped before 0.4.0 and with `disableCheck` |
 | STATUS | first to last | stop | nothing; skipped before 1.1.0 |
-| GC | first to last | go on | the attachments that are valid; skipped before 1.1.0 and with `disableGC` |
+
+GC is not among them (docs/decisions/0029-network-plugins-are-asked-and-collect-nothing.md).
 
 DEL stops where the undoing after a failed ADD goes on, on purpose. Where a pod has run, a later plugin's rules point at
 the address that an earlier one gives back: the address must not be free while the rule still stands. After a failed ADD
@@ -28,8 +29,6 @@ from crio_core.cni.errors import plugin_failed, printable
 from crio_core.errors import LocalError, OperationError
 from crio_core.values import dataclass
 
-VALID_ATTACHMENTS_MAX = 4096
-
 
 class Verb(Enum):
     """CNI_COMMAND."""
@@ -37,7 +36,6 @@ class Verb(Enum):
     ADD = "ADD"
     DEL = "DEL"
     CHECK = "CHECK"
-    GC = "GC"
     STATUS = "STATUS"
 
 
@@ -72,7 +70,6 @@ class Chain:
         plugin_dirs: Sequence[str],
         attachment: Attachment | None = None,
         netns: str = "",
-        valid: Sequence[tuple[str, str]] = (),
     ) -> None:
         """Make a chain that has run nothing yet.
 
@@ -82,18 +79,14 @@ class Chain:
             plugin_dirs: Where plugins look for the ones that they delegate to.
             attachment: For ADD (from `plan`), DEL and CHECK.
             netns: Path of the network namespace; empty for a DEL after it is gone.
-            valid: For GC, pairs of sandbox id and interface name that are in use.
         """
         if attachment is None and verb in (Verb.ADD, Verb.DEL, Verb.CHECK):
             raise LocalError(f"{verb.value} needs an attachment")
-        if len(valid) > VALID_ATTACHMENTS_MAX:
-            raise LocalError(f"{len(valid)} valid attachments: at most {VALID_ATTACHMENTS_MAX} can be told to a plugin")
         self._verb = verb
         self._network = network
         self._path = ":".join(plugin_dirs)
         self._attachment = attachment
         self._netns = netns
-        self._valid = tuple(valid)
         self._capabilities = attachment.capability_args() if attachment else {}
         self._result = _readable(attachment.result) if attachment and verb is not Verb.ADD else None
         if verb is Verb.CHECK and self._result is None:
@@ -154,7 +147,7 @@ class Chain:
         if self._verb is Verb.ADD:
             self._undoing = True
             self._todo = list(reversed(range(len(self._network.plugins))))
-        elif self._verb is not Verb.GC:
+        else:
             self._todo.clear()
         return error
 
@@ -185,10 +178,6 @@ class Chain:
         asked = {key: self._capabilities[key] for key in plugin.capabilities if key in self._capabilities}
         if asked:
             document["runtimeConfig"] = asked
-        if self._verb is Verb.GC:
-            valid = [{"containerID": sandbox_id, "ifname": ifname} for sandbox_id, ifname in self._valid]
-            # Plugins in the field read one of the two: the text of 1.1.0 named the second before it was corrected.
-            document["cni.dev/valid-attachments"] = document["cni.dev/attachments"] = valid
         if self._result is not None and (
             self._verb_now() is not Verb.DEL or version.number(self._network.cni_version) >= version.CHECK_SINCE
         ):
@@ -203,9 +192,7 @@ def _applies(verb: Verb, network: Network) -> bool:
         case Verb.CHECK:
             return speaks >= version.CHECK_SINCE and not network.disable_check
         case Verb.STATUS:
-            return speaks >= version.GC_AND_STATUS_SINCE
-        case Verb.GC:
-            return speaks >= version.GC_AND_STATUS_SINCE and not network.disable_gc
+            return speaks >= version.STATUS_SINCE
         case Verb.ADD | Verb.DEL:
             return True
         case _:

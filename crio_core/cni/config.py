@@ -72,7 +72,6 @@ class Network:
     cni_version: str
     file_name: str
     disable_check: bool
-    disable_gc: bool
     plugins: tuple[Plugin, ...]
     conf: str
     """The whole configuration as a list in JSON, with nothing left to look up; `stored_network` reads it."""
@@ -183,12 +182,11 @@ def _network(source: JsonObject, file: ConfFile, siblings: Sequence[ConfFile]) -
         plugins.extend(_plugins_from_files(name, siblings))
     if not 0 < len(plugins) <= PLUGINS_MAX:
         raise FieldError("plugins", f"{len(plugins)} plugins", f"1 to {PLUGINS_MAX}")
-    disable_check, disable_gc = flag_of(source, "disableCheck"), flag_of(source, "disableGC")
+    disable_check = flag_of(source, "disableCheck")
     conf = {
         "name": name,
         "cniVersion": cni_version,
         "disableCheck": disable_check,
-        "disableGC": disable_gc,
         "loadOnlyInlinedPlugins": True,
         "plugins": [read_object(plugin.conf) for plugin in plugins],
     }
@@ -197,7 +195,6 @@ def _network(source: JsonObject, file: ConfFile, siblings: Sequence[ConfFile]) -
         cni_version=cni_version,
         file_name=file.name,
         disable_check=disable_check,
-        disable_gc=disable_gc,
         plugins=tuple(plugins),
         conf=write(conf),
     )

@@ -133,7 +133,7 @@ def parse(data: bytes | str, implied_version: str) -> Result:
 def convert(result: Result, cni_version: str) -> Result:
     """The same result as a version can say it; `cni_version` is one of `version.SUPPORTED`."""
     target = version.number(cni_version)
-    if target >= version.GC_AND_STATUS_SINCE:
+    if target >= version.STATUS_SINCE:
         return replace(result, cni_version=cni_version)
     routes = tuple(Route(dst=route.dst, gw=route.gw) for route in result.routes)
     if target >= version.INTERFACES_SINCE:

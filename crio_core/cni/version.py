@@ -15,7 +15,7 @@ CHECK_SINCE: Version = (0, 4, 0)
 """CHECK exists, and DEL gets the result of ADD."""
 NO_IP_VERSION_SINCE: Version = (1, 0, 0)
 """Addresses in results no longer say `"version": "4"`."""
-GC_AND_STATUS_SINCE: Version = (1, 1, 0)
+STATUS_SINCE: Version = (1, 1, 0)
 
 
 def number(text: str) -> Version:

@@ -147,47 +147,6 @@ class OciRuntime:
         if done.returncode != 0:
             raise messages.failure(self.name, f"update {container_id}", text)
 
-    async def pids(self, container_id: str) -> tuple[int, ...]:
-        """Every process of a container, in the host's numbers; none when it is absent or stopped.
-
-        Raises:
-            OperationError: With the runtime's own words.
-            RemoteError: The runtime's answer is not a list of numbers.
-        """
-        done, text = await self._call("ps", "--format", "json", container_id)
-        if done.returncode != 0:
-            if messages.says_absent(text) or messages.says_dead(text):
-                return ()
-            raise messages.failure(self.name, f"ps {container_id}", text)
-        numbers = _parsed(self.name, "ps", done.stdout)
-        if numbers is None:
-            return ()
-        if not isinstance(numbers, list) or not all(isinstance(number, int) for number in numbers):
-            raise RemoteError(f"{self.name} ps {container_id}: answer is not a list of numbers")
-        return tuple(numbers)
-
-    async def version(self) -> str:
-        """The first line of `--version`.
-
-        Raises:
-            OperationError: The program cannot be run.
-        """
-        done = await spawn.run((self.path, "--version"), timeout_s=COMMAND_S)
-        if done.returncode != 0:
-            raise messages.failure(self.name, "--version", done.stderr_text())
-        return done.stdout.decode("utf-8", "replace").partition("\n")[0].strip()
-
-    async def features(self) -> Mapping[str, Any] | None:
-        """What `features` says (runtime-spec, "Features"); None when the runtime has no such command."""
-        done = await spawn.run((self.path, "features"), timeout_s=COMMAND_S, output_max_bytes=STATE_MAX_BYTES)
-        if done.returncode != 0:
-            return None
-        try:
-            fields: Any = orjson.loads(done.stdout)
-        except orjson.JSONDecodeError:
-            return None  # Help text: it does not know the command.
-        return fields if isinstance(fields, dict) else None
-
     async def exec_sync(
         self,
         container_id: str,

@@ -163,6 +163,22 @@ class Site:
         """Put a CNI configuration into force, by default the good one."""
         self._replace(self.cni / "10-test.conflist", json.dumps(self.network() if document is None else document))
 
+    def write_plugin(self, command: str, script: str, version: str = "0.4.0") -> Path:
+        """A network plugin that does something of its own at one command and nothing else, put into force."""
+        plugin = self.directory / "plugins" / "strange"
+        plugin.parent.mkdir()
+        plugin.write_text(
+            "#!/bin/sh\n"
+            'case "$CNI_COMMAND" in\n'
+            f'  VERSION) echo \'{{"cniVersion":"{version}","supportedVersions":["{version}"]}}\'; exit 0;;\n'
+            f"  {command}) {script};;\n"
+            "esac\n"
+            f'echo \'{{"cniVersion":"{version}"}}\'\n'
+        )
+        plugin.chmod(0o755)
+        self.write_network({"cniVersion": version, "name": self.marks.name, "plugins": [{"type": "strange"}]})
+        return plugin
+
     def _replace(self, path: Path, text: str) -> None:
         new = path.with_suffix(".new")
         new.write_text(text)

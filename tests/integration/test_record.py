@@ -37,23 +37,6 @@ def _secretive(crio: Crio, pod_id: str) -> str:
     return container_id
 
 
-def _plugin(site: Site, command: str, script: str) -> Path:
-    """A network plugin that does something of its own at one command, in force on this site."""
-    plugin = site.directory / "plugins" / "strange"
-    plugin.parent.mkdir()
-    plugin.write_text(
-        "#!/bin/sh\n"
-        'case "$CNI_COMMAND" in\n'
-        '  VERSION) echo \'{"cniVersion":"0.4.0","supportedVersions":["0.4.0"]}\'; exit 0;;\n'
-        f"  {command}) {script};;\n"
-        "esac\n"
-        'echo \'{"cniVersion":"0.4.0"}\'\n'
-    )
-    plugin.chmod(0o755)
-    site.write_network({"cniVersion": "0.4.0", "name": site.marks.name, "plugins": [{"type": "strange"}]})
-    return plugin
-
-
 def test_a_recorded_server_replays_to_the_same_effects_over_kill_and_reload(site: Site) -> None:
     """F13: what a real server did can be run again elsewhere; a new segment begins with each server."""
     path = site.directory / "recording.jsonl"
@@ -136,7 +119,7 @@ def test_explain_of_a_ready_pod_shows_its_path(crio: Crio) -> None:
 def test_explain_of_a_pod_stuck_in_a_network_plugin_names_plugin_and_pid(site: Site) -> None:
     """F6: a pod that is in no list yet is explained by name, down to the program that it waits for."""
     release = site.directory / "release"
-    plugin = _plugin(site, "ADD", f"while [ ! -e {release} ]; do sleep 0.05; done")
+    plugin = site.write_plugin("ADD", f"while [ ! -e {release} ]; do sleep 0.05; done")
     with Crio(site, "--cni-plugin-dir", str(plugin.parent)) as crio:
         request = pb.RunPodSandboxRequest(config=crio.pod_config("stuck-pod"))
         pending = crio.client.begin(request)
@@ -164,7 +147,7 @@ def test_explain_of_a_pod_stuck_in_a_network_plugin_names_plugin_and_pid(site: S
 def test_explain_of_a_network_that_cannot_be_released_shows_what_is_owed_and_when_it_is_tried(site: Site) -> None:
     """Owed work: a failed DEL is kept; the pod says so, with the error and the time of the next try."""
     release = site.directory / "release"
-    plugin = _plugin(site, "DEL", f"[ -e {release} ] || {{ echo no way >&2; exit 1; }}")
+    plugin = site.write_plugin("DEL", f"[ -e {release} ] || {{ echo no way >&2; exit 1; }}")
     with Crio(site, "--cni-plugin-dir", str(plugin.parent)) as crio:
         pod_id = crio.run_pod(name="owing")
         crio.client(pb.StopPodSandboxRequest(pod_sandbox_id=pod_id))

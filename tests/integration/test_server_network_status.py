@@ -5,9 +5,10 @@ import subprocess
 from typing import Any
 
 import pytest
+from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio
+from tests.integration.harness import Crio, Site, wait_for
 
 pytestmark = pytest.mark.integration
 
@@ -39,6 +40,27 @@ def test_address_that_somebody_took_from_a_pod_is_a_fault_in_its_status(crio: Cr
         # The plugins find what else they made for the pod by its address.
         subprocess.run([word.format("add") for word in change], check=True, timeout=20)
         assert fault != "" and "bridge" in fault
+
+
+def network_ready(crio: Crio) -> pb.RuntimeCondition:
+    """The condition that a kubelet waits for."""
+    status: pb.RuntimeStatus = crio.client(pb.StatusRequest()).status
+    return next(one for one in status.conditions if one.type == "NetworkReady")
+
+
+def test_plugin_that_says_it_is_not_ready_makes_the_node_so_until_it_is(site: Site) -> None:
+    """CNI 1.1.0, STATUS: a node whose plugin waits for its controller must get no pods, for the plugin's own reason."""
+    ready = site.directory / "ready"
+    refusal = '{"cniVersion": "1.1.0", "code": 50, "msg": "no controller yet"}'
+    plugin = site.write_plugin("STATUS", f"[ -e {ready} ] || {{ echo '{refusal}'; exit 1; }}", version="1.1.0")
+    with Crio(site, "--cni-plugin-dir", str(plugin.parent)) as crio:
+        wait_for("the plugin's word", lambda: "no controller yet" in network_ready(crio).message)
+        assert not network_ready(crio).status
+        refused = crio.client.refusal(pb.RunPodSandboxRequest(config=crio.pod_config()))
+        assert (refused.code, "no controller yet" in refused.message) == (StatusCode.UNAVAILABLE, True)
+        ready.touch()
+        wait_for("the plugin's other word", lambda: network_ready(crio).status)
+        crio.remove(crio.run_pod())
 
 
 def test_runs_of_plugins_are_counted_with_their_last_error(crio: Crio) -> None:

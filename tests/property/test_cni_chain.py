@@ -20,8 +20,7 @@ from crio_core.cni import (
     parse_network,
     plan,
 )
-from crio_core.cni.chain import VALID_ATTACHMENTS_MAX
-from crio_core.cni.version import CHECK_SINCE, GC_AND_STATUS_SINCE, SUPPORTED, number
+from crio_core.cni.version import CHECK_SINCE, SUPPORTED, number
 from crio_core.cri import PortMapping
 from crio_core.errors import LocalError, OperationError
 
@@ -174,24 +173,6 @@ def test_check_runs_where_it_exists_and_is_not_disabled(length: int, version: st
     assert outcome.failures == ()
 
 
-@given(length=lengths, version=versions, disabled=st.booleans(), broken=st.integers(0, 5))
-def test_collect_tells_every_plugin_what_is_valid_whatever_others_answer(
-    length: int, version: str, disabled: bool, broken: int
-) -> None:
-    """GC came with 1.1.0; one plugin that fails must not keep the others from dropping what is stale."""
-    chain = Chain(
-        Verb.GC, network_of(length, version, disableGC=disabled), plugin_dirs=DIRS, valid=[("a", "eth0"), ("b", "eth0")]
-    )
-    orders, outcome = drive(chain, failing((Verb.GC, broken)))
-    runs = number(version) >= GC_AND_STATUS_SINCE and not disabled
-    assert places(orders) == [(Verb.GC, index) for index in range(length if runs else 0)]
-    assert len(outcome.failures) == (1 if runs and broken < length else 0)
-    for order in orders:
-        assert order.env == (("CNI_COMMAND", "GC"), ("CNI_PATH", ":".join(DIRS)))
-        valid = json.loads(order.stdin)["cni.dev/valid-attachments"]
-        assert valid == [{"containerID": "a", "ifname": "eth0"}, {"containerID": "b", "ifname": "eth0"}]
-
-
 @pytest.mark.parametrize(("version", "ran"), [("1.0.0", 0), ("1.1.0", 2)])
 def test_status_stops_at_the_first_plugin_that_is_not_ready(version: str, ran: int) -> None:
     """STATUS came with 1.1.0; its code 50 means that ADD would fail now."""
@@ -299,5 +280,3 @@ def test_chain_refuses_answers_to_questions_it_did_not_ask() -> None:
         Chain(Verb.DEL, network_of(1), plugin_dirs=DIRS)
     with pytest.raises(LocalError):
         Chain(Verb.CHECK, network_of(1), plugin_dirs=DIRS, attachment=plan(network_of(1), POD))
-    with pytest.raises(LocalError):
-        Chain(Verb.GC, network_of(1), plugin_dirs=DIRS, valid=[("a", "eth0")] * (VALID_ATTACHMENTS_MAX + 1))

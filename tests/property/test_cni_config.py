@@ -35,7 +35,6 @@ known_keys = st.sampled_from(
         "ipam",
         "capabilities",
         "disableCheck",
-        "disableGC",
         "loadOnlyInlinedPlugins",
     ]
 )
@@ -56,7 +55,6 @@ networks = st.fixed_dictionaries(
     optional={
         "cniVersion": st.sampled_from(SUPPORTED),
         "disableCheck": st.booleans() | st.sampled_from(["true", "False"]),
-        "disableGC": st.booleans(),
     },
 )
 
