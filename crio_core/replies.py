@@ -132,7 +132,6 @@ class NodeStatus:
 
     network_ready: bool
     network_reason: str
-    pod_cidr: str
     quarantined: tuple[tuple[str, str], ...]
     owing: tuple[str, ...]
 

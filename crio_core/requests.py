@@ -191,13 +191,6 @@ class RemoveImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateRuntimeConfig:
-    """Answered with `replies.Done`. The kubelet tells the node's pod address range."""
-
-    pod_cidr: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
     """Answered with `replies.NodeStatus`."""
 
@@ -237,7 +230,6 @@ Request = (
     | ImageStatus
     | ListImages
     | RemoveImage
-    | UpdateRuntimeConfig
     | Status
     | Explain
 )

@@ -18,14 +18,8 @@ from crio_core.node import calls, explain, images, naming, outcomes, pods, queri
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.node.table import take_back
-from crio_core.replies import Done
 
 __all__ = ["QUESTIONS", "Handler", "Node", "Settings"]
-
-
-def _update_config(state: State, call_id: int, request: rq.UpdateRuntimeConfig) -> None:
-    state.pod_cidr = request.pod_cidr
-    state.reply(call_id, Done())
 
 
 _MAKING: Mapping[type, Callable[[State, int, Any, str], None]] = {
@@ -46,7 +40,6 @@ _ACTING: Mapping[type, Callable[[State, int, Any], None]] = {
     rq.OpenStream: streams.open_stream,
     rq.PullImage: images.pull_image,
     rq.RemoveImage: images.remove_image,
-    rq.UpdateRuntimeConfig: _update_config,
 }
 _ASKING: Mapping[type, Callable[[State, Any], Any]] = {
     rq.PodSandboxStatus: queries.sandbox_status,

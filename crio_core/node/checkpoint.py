@@ -7,7 +7,7 @@ from crio_core.node.state import TABLES
 from crio_core.node.table import Table
 from crio_core.values import dataclass
 
-SCALARS = ("next_effect", "at_ns", "wall_ns", "boot_id", "network", "network_reason", "pod_cidr", "last_generation")
+SCALARS = ("next_effect", "at_ns", "wall_ns", "boot_id", "network", "network_reason", "last_generation")
 HISTORY_TABLES = ("paths", "troubles", "inflight", "lanes", "timers", "departed")
 
 

@@ -151,7 +151,6 @@ def status(state: State) -> NodeStatus:
     return NodeStatus(
         network_ready=bool(state.network),
         network_reason=state.network_reason,
-        pod_cidr=state.pod_cidr,
         quarantined=state.quarantined.items(),
         owing=tuple(owing),
     )

@@ -62,7 +62,6 @@ class State:
     network_reason: str = "no CNI configuration has been looked for yet"
     last_generation: int = 0
     """The greatest number that any record was made with: which of two is the newer one, no clock can say."""
-    pod_cidr: str = ""
 
     sandboxes: WatchedTable[str, SandboxRecord] = field(init=False)
     containers: WatchedTable[str, ContainerRecord] = field(init=False)

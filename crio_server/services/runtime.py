@@ -161,7 +161,6 @@ class RuntimeService(StatsMethods):
         )
         if request.verbose:
             node = {
-                "podCIDR": status.pod_cidr,
                 "quarantined": dict(status.quarantined),
                 "owing": list(status.owing),
             }
@@ -175,8 +174,10 @@ class RuntimeService(StatsMethods):
         return pb.RuntimeConfigResponse(linux=pb.LinuxRuntimeConfiguration(cgroup_driver=driver))
 
     async def UpdateRuntimeConfig(self, request: pb.UpdateRuntimeConfigRequest) -> pb.UpdateRuntimeConfigResponse:
-        pod_cidr = request.runtime_config.network_config.pod_cidr
-        await self._driver.call(rq.UpdateRuntimeConfig(pod_cidr=pod_cidr))
+        """Taken, and not kept: a kubelet tells the range of the node's pods, which network plugins learn elsewhere.
+
+        It tells it once, and never reads it back.
+        """
         return pb.UpdateRuntimeConfigResponse()
 
     # --- sandboxes ----------------------------------------------------------------------------------------------

@@ -93,12 +93,11 @@ def test_status_names_conditions_handlers_and_verbose_details(crio: Crio) -> Non
 
 
 def test_runtime_config_tells_the_driver_and_takes_the_pod_cidr(crio: Crio) -> None:
-    """The kubelet takes the cgroup driver from here since 1.28."""
+    """The kubelet takes the cgroup driver from here since 1.28; refused the range, it would tell it for ever."""
     assert crio.client(pb.RuntimeConfigRequest()).linux.cgroup_driver == pb.CGROUPFS
     network = pb.NetworkConfig(pod_cidr="10.77.0.0/24")
-    crio.client(pb.UpdateRuntimeConfigRequest(runtime_config=pb.RuntimeConfig(network_config=network)))
-    info = crio.client(pb.StatusRequest(verbose=True)).info
-    assert json.loads(info["node"])["podCIDR"] == "10.77.0.0/24"
+    answer = crio.client(pb.UpdateRuntimeConfigRequest(runtime_config=pb.RuntimeConfig(network_config=network)))
+    assert answer == pb.UpdateRuntimeConfigResponse()
 
 
 def test_lists_filter_by_id_prefix_state_labels_and_pod(crio: Crio) -> None:
