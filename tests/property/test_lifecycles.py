@@ -1,4 +1,9 @@
-"""Every machine, discovered: each pair of state and event is a row or a refusal that changes nothing."""
+"""Every machine, discovered: each pair of state and event is a row or a refusal that changes nothing.
+
+Here a machine is taken alone, so that a pair needs no story. That each row is taken by `Node.step` too, in races of
+calls, outcomes, timers and restarts, and that no race comes upon a pair without a row, is what `test_simulation` shows
+with random programs and the stories of `test_node_races` and `test_node_layers`: a row that none takes fails it.
+"""
 
 import itertools
 import types
