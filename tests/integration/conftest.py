@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 
 from crio_io.storage.store import Store
 from crio_server.cri.v1 import api_pb2 as pb
+from tests.integration.conmon_suite import hasty_zygote
 from tests.integration.harness import PLUGIN_DIR, Crio, Images, Site, push_images
 from tests.integration.leftovers import MARK, MINE, Lookout
 from tests.integration.registry_fixture import LocalRegistry
@@ -111,6 +113,14 @@ def nothing_is_left(
 # --- a server and what it needs -------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Of the programs that tests start only the first compiles the code, which takes it half of its start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory, spared: set[str]) -> Iterator[Images]:
     """A loopback registry with the images of the tests."""
@@ -197,6 +207,19 @@ def own_crio(site: Site) -> Iterator[Crio]:
         yield crio
         crio.remove_all()
         crio.assert_clean()
+
+
+# --- monitors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shared_zygote(tmp_path_factory: pytest.TempPathFactory, spared: set[str]) -> Iterator[Path]:
+    """The folder of what forks the monitors of a module's tests; what it keeps ready may be another one after each."""
+    folder = tmp_path_factory.mktemp("zygote")
+    spared.add(str(folder))
+    yield folder
+    anyio.run(hasty_zygote(folder).quit)
+    spared.remove(str(folder))
 
 
 # --- storage --------------------------------------------------------------------------------------------------------

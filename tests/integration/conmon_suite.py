@@ -27,6 +27,8 @@ BUSYBOX = "/bin/busybox"
 DEADLINE_S = 20.0
 APPLETS = ("sh", "sleep", "cat", "seq", "stty", "tail", "printf", "yes", "head", "dd", "echo", "true", "test")
 MONITORS = ("debian", "alone", "zygote")
+HASTE = "import conmon.clients, conmon.loop\nconmon.loop.QUIET_S = 0.2\nconmon.clients.STALL_NS //= 5\n"
+"""Monitors rest sooner, and lose patience with a client sooner: tests look at what they do then."""
 NO_PIPES: Mapping[str, int] = MappingProxyType({})
 
 
@@ -149,17 +151,30 @@ class Case:
         return client
 
 
-class Rig:
-    """Makes cases with one kind of monitor and cleans up after them."""
+def hasty_zygote(folder: Path) -> ZygoteClient:
+    """The way to a zygote that many tests share, whose monitors do soon what they do when nothing happens."""
+    *program, code = default_command()
+    return ZygoteClient(folder / "zygote.sock", command=(*program, code.replace("os._exit(", f"{HASTE}os._exit(")))
 
-    def __init__(self, kind: str, folder: Path) -> None:
+
+class Rig:
+    """Makes cases with one kind of monitor and cleans up after them.
+
+    Args:
+        kind: One of `MONITORS`.
+        folder: Everything lies below.
+        shared: Folder of a zygote that is not the rig's own, and lives on.
+    """
+
+    def __init__(self, kind: str, folder: Path, shared: Path | None = None) -> None:
         self.kind = kind
         self.folder = folder
         self.cases: list[Case] = []
         self.environment = {"PATH": os.environ["PATH"]}  # of monitors, for their runtime and exit command
         self.stdout: IO[bytes] | None = None  # of monitors that are started alone
         self._count = 0
-        self.client = ZygoteClient(folder / "zygote.sock")
+        self._owns_zygote = kind == "zygote" and shared is None
+        self.client = hasty_zygote(shared) if shared else ZygoteClient(folder / "zygote.sock")
         self.zygote_pid = anyio.run(self.client.ensure) if kind == "zygote" else 0
         rootfs = folder / "rootfs"
         for name in ("bin", "proc", "dev", "sys", "tmp"):
@@ -292,7 +307,7 @@ class Rig:
 
     def close(self) -> None:
         """Take away every container and monitor that this rig started."""
-        if self.kind == "zygote":
+        if self._owns_zygote:
             anyio.run(self.client.quit)
         for case in self.cases:
             self.runc("delete", "-f", case.cid, check=False)

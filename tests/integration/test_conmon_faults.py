@@ -33,12 +33,16 @@ CHURN = int(os.environ.get("CONMON_CHURN", "40"))
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig("zygote", tmp_path)
+def rig(request: pytest.FixtureRequest, tmp_path: Path, shared_zygote: Path) -> Iterator[Rig]:
+    made = Rig("zygote", tmp_path, None if getattr(request, "param", "") == "own zygote" else shared_zygote)
     try:
         yield made
     finally:
         made.close()
+
+
+OWN_ZYGOTE = pytest.mark.parametrize("rig", ["own zygote"], indirect=True)
+"""It is looked at as a process, or killed."""
 
 
 def children(pid: int) -> list[int]:
@@ -222,6 +226,7 @@ def zygote_connection(rig: Rig) -> socket.socket:
     return connection
 
 
+@OWN_ZYGOTE
 def test_log_that_hangs_and_silent_client_hold_back_no_other_creation(rig: Rig) -> None:
     """A log on a disk that hangs is one container's misfortune; a FIFO without a reader hangs in the same way."""
     log = rig.folder / "fifo"
@@ -277,6 +282,7 @@ def test_client_without_a_descriptor_for_it_does_not_make_the_monitor_spin(rig: 
             assert first.recv(100) == b"\x02y\n"
 
 
+@OWN_ZYGOTE
 @pytest.mark.slow
 def test_idle_monitor_does_not_wake_up(rig: Rig) -> None:
     """R41: nothing happens, so nothing runs; also after a stop and a continue of the process."""
@@ -327,6 +333,7 @@ def test_memory_of_a_monitor_stays_the_same_over_many_clients(rig: Rig) -> None:
     assert second <= first * 1.05
 
 
+@OWN_ZYGOTE
 def test_exit_while_nobody_watches_is_kept_with_code_and_time(rig: Rig) -> None:
     """R18, R19: no server, no zygote, no notification; what was recorded is there to be found."""
     case = rig.create("/bin/sh", "-c", "exit 42").start()
@@ -338,6 +345,7 @@ def test_exit_while_nobody_watches_is_kept_with_code_and_time(rig: Rig) -> None:
     assert abs(record["finished_at_ns"] - before_ns) < 30e9
 
 
+@OWN_ZYGOTE
 def test_zygote_that_dies_is_replaced_and_its_monitors_do_not_notice(rig: Rig) -> None:
     """The server asks again and gets a new one; the containers of the old one live and are recorded."""
     old = rig.create("/bin/sh", "-c", "read x; exit 5", stdin=True).start()
@@ -351,6 +359,7 @@ def test_zygote_that_dies_is_replaced_and_its_monitors_do_not_notice(rig: Rig) -
         assert old.exit_code() == 5
 
 
+@OWN_ZYGOTE
 def test_monitor_that_was_kept_ready_ends_with_its_zygote(rig: Rig) -> None:
     """It listens on a socket that no client will find again."""
     until(lambda: children(rig.zygote_pid), "no monitor is kept ready")
@@ -440,6 +449,7 @@ def test_worker_that_is_killed_is_replaced_and_the_exit_is_not_lost(rig: Rig) ->
     assert case.output() == b"one\ntwo\n"
 
 
+@OWN_ZYGOTE
 def test_second_start_finds_the_zygote_that_runs(rig: Rig) -> None:
     """Servers that start at once end up with one."""
 
@@ -491,6 +501,7 @@ def test_container_whose_monitor_was_killed_ends_with_it_known(rig: Rig) -> None
         assert not path.exists() or path.read_text() == "137"
 
 
+@OWN_ZYGOTE
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_churn_with_random_kills_loses_no_exit(rig: Rig) -> None:

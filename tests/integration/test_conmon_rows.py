@@ -15,8 +15,8 @@ import pytest
 from conmon.oom import OomWatch
 from crio_core.errors import OperationError
 from tests.integration.conmon_suite import Case, Rig, alive, missing_parts, until
-from tests.integration.test_conmon_faults import children, cpu_ticks, rss_kb, worker, workers
 from tests.integration.leftovers import MINE
+from tests.integration.test_conmon_faults import children, cpu_ticks, rss_kb, worker, workers
 
 pytestmark = [
     pytest.mark.integration,
@@ -25,17 +25,22 @@ pytestmark = [
 
 
 @pytest.fixture
-def rig(tmp_path: Path) -> Iterator[Rig]:
-    made = Rig("zygote", tmp_path)
+def rig(request: pytest.FixtureRequest, tmp_path: Path, shared_zygote: Path) -> Iterator[Rig]:
+    made = Rig("zygote", tmp_path, None if getattr(request, "param", "") == "own zygote" else shared_zygote)
     try:
         yield made
     finally:
         made.close()
 
 
+OWN_ZYGOTE = pytest.mark.parametrize("rig", ["own zygote"], indirect=True)
+"""It is looked at as a process, or killed."""
+
+
 # --- the zygote as a process --------------------------------------------------------------------------------------
 
 
+@OWN_ZYGOTE
 def test_zygote_and_monitors_are_sessions_of_their_own_with_one_thread(rig: Rig) -> None:
     """No terminal, no server and no other monitor takes them along when it ends."""
     case = rig.create("/bin/sleep", "1000").start()
@@ -57,6 +62,7 @@ def test_memory_of_a_container_is_not_merged_with_that_of_others(rig: Rig) -> No
     assert merging == {"monitor": True, "container": False}
 
 
+@OWN_ZYGOTE
 def test_ready_monitor_that_is_killed_is_replaced(rig: Rig) -> None:
     """It looks like any process that does nothing; the next request must not find nobody."""
     for _ in range(3):

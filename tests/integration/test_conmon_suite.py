@@ -21,8 +21,8 @@ pytestmark = [
 
 
 @pytest.fixture(params=MONITORS)
-def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
-    made = Rig(request.param, tmp_path)
+def rig(request: pytest.FixtureRequest, tmp_path: Path, shared_zygote: Path) -> Iterator[Rig]:
+    made = Rig(request.param, tmp_path, shared_zygote)
     try:
         yield made
     finally:

@@ -23,8 +23,8 @@ from crio_io.exits import Exit, ExitWatcher
 from crio_io.monitor import ConmonMonitor, Created, MonitorRequest
 from crio_io.runtime import OciRuntime
 from crio_io.witness import ExitRecord
-from crio_io.zygote import ZygoteClient
 from tests.integration.bundle_fixture import CGROUP_PARENT, CONMON, RUNC, Bundles
+from tests.integration.conmon_suite import hasty_zygote
 from tests.integration.leftovers import MINE
 
 pytestmark = [
@@ -46,10 +46,10 @@ FORKED = pytest.mark.parametrize("site", ["zygote"], indirect=True)
 class Site:
     """A runtime, a monitor and an exit watcher with directories of their own."""
 
-    def __init__(self, root: Path, kind: str) -> None:
+    def __init__(self, root: Path, kind: str, zygote: Path) -> None:
         self.root = root
         self.kind = kind
-        self.zygote = ZygoteClient(root / "zygote.sock") if kind == "zygote" else None
+        self.zygote = hasty_zygote(zygote) if kind == "zygote" else None
         self.bundles = Bundles(root=root / "bundles")
         self.groups = Cgroups.detect()
         self.runtime = OciRuntime("runc", RUNC, str(root / "runc"), systemd_cgroup=False, scratch=root / "scratch")
@@ -104,16 +104,14 @@ class Site:
         for path in (MONITOR_CGROUP, CGROUP_PARENT):
             await self.has_pids(path, 0)  # what a monitor made for its work ends with it, a moment later
             self.groups.remove(path)
-        if self.zygote is not None:
-            await self.zygote.quit()
         for directory in ("att", "exits", "runc"):
             assert not (self.root / directory).exists() or os.listdir(self.root / directory) == []
 
 
 @pytest.fixture(params=KINDS)
-async def site(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Site]:
+async def site(request: pytest.FixtureRequest, tmp_path: Path, shared_zygote: Path) -> AsyncIterator[Site]:
     """A site, cleaned and checked for residue afterwards."""
-    made = Site(tmp_path, request.param)
+    made = Site(tmp_path, request.param, shared_zygote)
     try:
         yield made
     finally:

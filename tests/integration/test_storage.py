@@ -133,6 +133,7 @@ async def test_mount_describes_directories_that_a_layer_left_out(store: Store, m
     store.unmount_rootfs("criotest", root)
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # Each of the layers is made durable, which takes its time.
 async def test_128_layers_mount(store: Store, mountpoint: Path) -> None:
     """The options of a mount fit in one page; images with this many layers exist."""
     layers = [pack(archive({f"f{number}": b"%d" % number}), "none") for number in range(128)]
