@@ -17,7 +17,7 @@ NS_PER_MS = 1_000_000
 ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 
 UP = ("netns", "cni add", "mount rootfs", "runc create", "runc start")
-DOWN = ("runc kill", "wait for end", "runc delete", "unmount rootfs", "cni del", "netns del")
+DOWN = ("runc kill", "wait for end", "runc delete", "unmount rootfs", "cni del", "netns del", "remove files")
 
 
 class Floor:
@@ -140,8 +140,10 @@ class FloorPod:
         self._step("unmount rootfs", "umount", f"{self.bundle}/rootfs")
         self._cni("DEL")
         self._step("netns del", "ip", "netns", "delete", self.name)
+        began_ns = time.perf_counter_ns()
         shutil.rmtree(self.bundle)
         shutil.rmtree(self.disk)
+        self._spent("remove files", began_ns)
 
 
 def _ended(pid: int) -> bool:

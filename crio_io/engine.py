@@ -79,6 +79,8 @@ class RuntimeOptions:
     vm: bool = False
     allowed_annotations: tuple[str, ...] = ()
     privileged_without_host_devices: bool = False
+    no_sync_log: bool = True
+    """Whether logs of containers that have ended get to the disk when the kernel likes."""
     monitor_path: str = ""
     """A program with conmon's command line; empty for the monitors that are built in."""
     monitor_env: Mapping[str, str] = field(default_factory=dict)
@@ -404,6 +406,7 @@ def set_up_runtimes(
             cgroups=cgroups,
             cgroup=runtime.monitor_cgroup,
             log_size_max_bytes=options.log_size_max_bytes,
+            no_sync_log=runtime.no_sync_log,
             env=runtime.monitor_env or {"PATH": os.environ.get("PATH", os.defpath)},
             zygote=None if runtime.monitor_path else zygote,
         )

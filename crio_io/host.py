@@ -46,7 +46,7 @@ async def look(driver: CgroupDriver | None = None, *, layers: Path | None = None
 
 def _look(driver: CgroupDriver | None, layers: Path | None) -> Host:
     cgroups = Cgroups.detect()
-    kernel = _kernel_version(os.uname().release)
+    kernel = kernel_version(os.uname().release)
     systemd = Path("/run/systemd/system").is_dir()  # As sd_booted(3) has it.
     capabilities = from_mask(_capability_mask("CapBnd"))
     # The bounding set says what can be given to others; what we may do ourselves needs the effective one as well.
@@ -102,7 +102,7 @@ def _has_swap_limits(cgroups: Cgroups) -> bool:
     return False
 
 
-def _kernel_version(release: str) -> tuple[int, int]:
+def kernel_version(release: str) -> tuple[int, int]:
     numbers = [int("".join(filter(str.isdecimal, part)) or 0) for part in release.split(".")[:2]]
     return (numbers[0], numbers[1]) if len(numbers) == 2 else (numbers[0], 0)
 

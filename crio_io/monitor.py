@@ -91,6 +91,7 @@ class ConmonMonitor:
         cgroups: For moving it into its cgroup.
         cgroup: Its own: an absolute path, or a slice that systemd is to make a scope in; empty leaves it where we are.
         log_size_max_bytes: Where it rotates a log; negative for never.
+        no_sync_log: Not to wait for the disk at the end of a log.
         env: Its environment, besides what it needs to talk to us.
         zygote: Forks monitors of our own, in place of executing `path`.
     """
@@ -105,6 +106,7 @@ class ConmonMonitor:
         cgroups: Cgroups,
         cgroup: str = "",
         log_size_max_bytes: int = -1,
+        no_sync_log: bool = False,
         env: Mapping[str, str] | None = None,
         zygote: ZygoteClient | None = None,
     ) -> None:
@@ -116,6 +118,7 @@ class ConmonMonitor:
         self._cgroups = cgroups
         self._cgroup = cgroup
         self._log_size_max_bytes = log_size_max_bytes
+        self._no_sync_log = no_sync_log
         self._moves = Moves(cgroups)
         self._env = dict(env or {})
 
@@ -230,6 +233,8 @@ class ConmonMonitor:
         ]
         if self.runtime.systemd_cgroup:
             argv.append("-s")
+        if self._no_sync_log:
+            argv.append("--no-sync-log")
         if self._log_size_max_bytes >= 0:
             argv += ("--log-size-max", str(self._log_size_max_bytes))
         if request.terminal:

@@ -78,6 +78,7 @@ def _runtime(config: Config, handler: RuntimeHandler) -> RuntimeOptions:
         vm=handler.runtime_type == "vm",
         allowed_annotations=handler.allowed_annotations,
         privileged_without_host_devices=handler.privileged_without_host_devices,
+        no_sync_log=handler.no_sync_log,
         monitor_path=handler.monitor_path or config.conmon,
         monitor_env=dict(item.split("=", 1) for item in handler.monitor_env or config.conmon_env),
         monitor_cgroup="" if cgroup == "pod" else cgroup,

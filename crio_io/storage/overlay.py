@@ -17,6 +17,7 @@ from pathlib import Path
 from crio_core.errors import Code, OperationError
 from crio_core.values import dataclass
 from crio_io import idmap
+from crio_io.host import kernel_version
 from crio_io.libc import checked, libc
 from crio_io.mounts import MS_PRIVATE, MS_RDONLY, MS_REC, is_mounted, mount
 from crio_io.openat2 import BENEATH, NO_SYMLINKS, openat2
@@ -27,6 +28,9 @@ OPTIONS_BYTES_MAX = 4095
 ROOT_MODE = 0o755
 LOOKUPS_MAX = 1_000_000
 CLONE_FS, CLONE_NEWNS = 0x200, 0x20000
+VOLATILE = ",volatile" if kernel_version(os.uname().release) >= (5, 10) else ""
+"""What containers write is not brought to the disk on purpose: after a crash of the machine nobody reads it again, as
+containers end with it. Without this an unmount waits for the disk."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 
@@ -54,11 +58,12 @@ def mount_writable(layers: Path, lowers: Sequence[Lower], writable: Path, target
     """
     target = target.absolute()
     upper, work = writable / "upper", writable / "work"
-    for directory in (writable, work, target):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.mkdir(mode=0o700, parents=True, exist_ok=True)
     if is_mounted(str(target)):
         return
-    where = f",upperdir={_escape(upper)},workdir={_escape(work)}"
+    deep.delete(work)  # A volatile mount leaves a mark that keeps another from being made.
+    work.mkdir(mode=0o700, parents=True)
+    where = f",upperdir={_escape(upper)},workdir={_escape(work)}{VOLATILE}"
     if users:
         _mount_mapped(layers, lowers, target, users, where, 0, upper)
         return

@@ -71,7 +71,7 @@ _ONLY_FLAGS_SWITCHES = "profile enable_profile_unix_socket"
 _ONLY_FLAGS_VALUES = "profile_cpu profile_mem profile_port"
 _HANDLER_KEYS = (
     "runtime_config_path monitor_exec_cgroup platform_runtime_paths runtime_pull_image container_min_memory "
-    "no_sync_log default_annotations stream_websockets exec_cpu_affinity seccomp_profile container_create_timeout"
+    "default_annotations stream_websockets exec_cpu_affinity seccomp_profile container_create_timeout"
 )
 
 

@@ -51,6 +51,12 @@ class RuntimeHandler:
     allowed_annotations: tuple[str, ...] = _option(
         (), NAMES, "Annotations of this project and of the runtime that pods of this handler may use."
     )
+    no_sync_log: bool = _option(
+        True,
+        Switch(),
+        "Leave it to the kernel when the log of a container that has ended gets to the disk. When false its monitor "
+        "waits for the disk before it ends, and so does the removal of the container.",
+    )
     monitor_path: str = _option(
         "", FilePath(may_be_empty=True), "Monitor program for containers of this handler. Empty: as `conmon` says."
     )

@@ -16,8 +16,8 @@ from crio_core.errors import OperationError
 from crio_core.image.config import LAYERS_MAX
 from crio_core.image.digest import Digest, parse_digest
 from crio_io.layer_check import why_damaged
-from crio_io.mounts import is_mounted
-from crio_io.storage.overlay import OPTIONS_BYTES_MAX, Lower, lowerdir
+from crio_io.mounts import is_mounted, unmount
+from crio_io.storage.overlay import OPTIONS_BYTES_MAX, VOLATILE, Lower, lowerdir, mount_writable
 from crio_io.storage.store import Store, Usage, layer_name
 from tests.integration.registry_fixture import Layer, archive, busybox_archive, pack
 from tests.integration.storage_fixture import apply, descriptor, member, picture, refused, tar_of
@@ -448,3 +448,20 @@ async def test_r30_blob_of_a_layer_that_is_in_place_goes_at_the_next_start(store
     await again.open()
     assert os.listdir(store.root / "ingest") == [other.name]
     await again.aclose()
+
+
+def test_writable_mount_is_volatile_and_can_be_made_again_over_what_it_left(tmp_path: Path) -> None:
+    """A volatile mount that a crash took away leaves a mark, with which the kernel refuses the next one."""
+    layers, writable, target = tmp_path / "layers", tmp_path / "writable", tmp_path / "root"
+    (layers / "empty").mkdir(parents=True)
+    for content in ("first", "second"):
+        mount_writable(layers, (), writable, target)
+        try:
+            options = next(
+                line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {target} " in line
+            )
+            assert ("volatile" in options) == bool(VOLATILE)
+            assert content == "first" or (target / "file").read_text() == "first"
+            (target / "file").write_text(content)
+        finally:
+            unmount(str(target))
