@@ -26,23 +26,23 @@ async def let_run(state: Path, pid: int) -> bool:
     """
     path = state / FIFO
     try:
-        fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        process = os.pidfd_open(pid)  # First: once the pipe is open, the process may be over at any time.
     except OSError:
         return False
     try:
-        process = os.pidfd_open(pid)
+        fifo = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
             if not await _read(fifo, process):
                 return False
         finally:
-            os.close(process)
-        with suppress(FileNotFoundError):
-            path.unlink()
-        return True
-    except ProcessLookupError:
+            os.close(fifo)
+    except FileNotFoundError:
         return False
     finally:
-        os.close(fifo)
+        os.close(process)
+    with suppress(FileNotFoundError):
+        path.unlink()
+    return True
 
 
 async def _read(fifo: int, process: int) -> bool:

@@ -120,6 +120,20 @@ async def test_created_process_is_let_run_without_another_run_of_runc(runtime: O
         await runtime.delete(ID)
 
 
+async def test_process_that_is_over_at_once_was_let_run_all_the_same(runtime: OciRuntime, tmp_path: Path) -> None:
+    """It ends, and is reaped, while its start is still being looked at."""
+    bundles = Bundles(root=tmp_path / "bundles")
+    for round in range(10):
+        name = f"{ID}-{round}"
+        create(bundles.make(name, "true"), runtime, name)
+        try:
+            created = await runtime.state(name)
+            assert created is not None
+            await runtime.start(name, created.pid)
+        finally:
+            await runtime.delete(name)
+
+
 async def test_created_process_that_is_killed_is_not_waited_for(runtime: OciRuntime, tmp_path: Path) -> None:
     create(Bundles(root=tmp_path / "bundles").make(ID, "sleep", "600"), runtime)
     try:
