@@ -10,7 +10,7 @@ until `next()` returns an `Outcome`. What each verb does with its plugins (CNI S
 | CHECK | first to last | stop | the result of ADD; skipped before 0.4.0 and with `disableCheck` |
 | STATUS | first to last | stop | nothing; skipped before 1.1.0 |
 
-GC is not among them (docs/decisions/0029-network-plugins-are-asked-and-collect-nothing.md).
+GC is not among them (docs/decisions/0030-network-plugins-are-asked-and-collect-nothing.md).
 
 DEL stops where the undoing after a failed ADD goes on, on purpose. Where a pod has run, a later plugin's rules point at
 the address that an earlier one gives back: the address must not be free while the rule still stands. After a failed ADD
