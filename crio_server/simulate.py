@@ -167,7 +167,9 @@ class LiveSimulation:
             due_ns = self.sim.due_ns
             wait_s = IDLE_S if due_ns is None else (due_ns - self._offset_ns - time.monotonic_ns()) / 1e9
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._moved.wait(), max(wait_s, 0.0))
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with what it waits for.
+                async with asyncio.timeout(max(wait_s, 0.0)):
+                    await self._moved.wait()
 
 
 def _answer(call: Call) -> Result:

@@ -14,13 +14,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from crio_core.sim import FAULTS, LATENCIES
+from crio_core import requests as rq
+from crio_core.sim import FAULTS, LATENCIES, Simulation
 from crio_server import main
 from crio_server.config import Config, Sources, load
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.crioctl.client import connect
 from crio_server.crioctl.endpoint import Settings
-from crio_server.simulate import Profile, serving
+from crio_server.simulate import LiveSimulation, Profile, serving
 from tests.integration.harness import REPOSITORY, Client, Refused, read_log, wait_for
 from tests.integration.leftovers import MINE
 
@@ -340,3 +341,15 @@ def test_flags_that_do_not_go_together_are_a_usage_error(flags: tuple[str, ...],
     done = subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=REPOSITORY, check=False)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_end_that_comes_together_with_a_call_ends_the_simulation() -> None:
+    """The clock of a simulated node waits for calls; the end must not be taken for one."""
+
+    async def live() -> None:
+        simulation = LiveSimulation(Simulation(0))
+        async with asyncio.timeout(10), simulation.running():
+            await asyncio.sleep(0)  # The clock waits.
+            simulation.ask(rq.Status())
+
+    asyncio.run(live())
