@@ -15,6 +15,7 @@ WORDS = {
     "memory.pod": "each pod with one container (PSS)",
     "cpu.polled": "CPU with 50 pods, polled as by a kubelet",
     "output.ExecSync": "output of a command, by ExecSync",
+    "output.Exec": "output of a command, by Exec (stream)",
     "pull.large": "pull: large image",
     "pull.layered": "pull: 60 layers",
     "pull.same": "pull: large image, ten callers",

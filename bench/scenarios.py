@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from bench import core, pods, processes
+from bench import core, pods, processes, streams
 from bench import floor as floors
 from bench.client import Client
 from bench.images import Images
@@ -24,6 +24,7 @@ AT_ONCE = 20
 AT_ONCE_PULLS = 10
 QUERIES = 40
 OUTPUT_BYTES = 12 * 1024 * 1024
+STREAM_BYTES = 64 * 1024 * 1024
 SAMPLED_PODS = 6
 GROWN_WORKERS = 4
 POLL_S = 1.0
@@ -170,7 +171,10 @@ def _asked(pod: Pod, method: str, request: Any) -> None:
 
 
 def output(run: Run) -> None:
-    """How fast the output of a command comes through, in an answer of ExecSync that is about as large as it may be."""
+    """How fast the output of a command comes through.
+
+    In an answer of ExecSync that is about as large as it may be, and over the stream that Exec offers.
+    """
     command = ["/bin/busybox", "head", "-c", str(OUTPUT_BYTES), "/dev/zero"]
     made = [run.up(peer) for peer in run.peers]
     for number in range(run.size.rounds // 4 + 1):
@@ -183,8 +187,22 @@ def output(run: Run) -> None:
                 raise RuntimeError(f"{peer.name}: {len(answer.stdout)} bytes of output instead of {OUTPUT_BYTES}")
             if number:
                 run.samples.add("output.ExecSync", peer.name, OUTPUT_BYTES / 2**20 / took_s)
+            streamed_s = _stream(peer, pod)
+            if number:
+                run.samples.add("output.Exec", peer.name, STREAM_BYTES / 2**20 / streamed_s)
     for pod in made:
         pods.down(pod)
+
+
+def _stream(peer: Peer, pod: Pod) -> float:
+    """The seconds that a command's output takes over a stream, from the call that offers it."""
+    command = ["/bin/busybox", "head", "-c", str(STREAM_BYTES), "/dev/zero"]
+    began_s = time.perf_counter()
+    offered: Any = peer.client.call("Exec", pb.ExecRequest(container_id=pod.container, cmd=command, stdout=True))
+    size = streams.output_bytes(offered.url)
+    if size != STREAM_BYTES:
+        raise RuntimeError(f"{peer.name}: {size} bytes of output instead of {STREAM_BYTES}")
+    return time.perf_counter() - began_s
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
