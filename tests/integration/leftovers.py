@@ -98,9 +98,10 @@ class Lookout:
                 name, _, stat = Path(entry, "stat").read_text().partition("(")[2].rpartition(")")
                 state, parent = stat.split()[:2]
                 command = Path(entry, "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-                places = f"{command}\n{_link(f'{entry}/cwd')}\n{_link(f'{entry}/root')}\n{_cgroup_paths(entry)}"
-                if self._marked(places) or parent == str(os.getpid()):
-                    found.add(f"process {pid} {state} {command[:300] or name}")
+                places = [command, _link(f"{entry}/cwd"), _link(f"{entry}/root"), *_cgroup_paths(entry).splitlines()]
+                where = [place for place in places if self._marked(place)]
+                if where or parent == str(os.getpid()):
+                    found.add(f"process {pid} {state} {command[:300] or name} of {where[0] if where else 'pytest'}")
         return found
 
 

@@ -126,9 +126,9 @@ PLANTINGS = {
     "link": (plant_link, f"link {MINE}p$"),
     "port": (plant_port, f"link veth-p on {MINE}p"),
     "cgroup": (plant_cgroup, f"cgroup .*/{NAME}"),
-    "process": (plant_process, "process [0-9]+ [RSD] sleep 600"),
-    "process of a cgroup": (plant_process_of_a_cgroup, "process [0-9]+ [RSD] sleep 600"),
-    "child": (plant_child, "process [0-9]+ Z true"),
+    "process": (plant_process, "process [0-9]+ [RSD] sleep 600 of .*"),
+    "process of a cgroup": (plant_process_of_a_cgroup, "process [0-9]+ [RSD] sleep 600 of .*"),
+    "child": (plant_child, "process [0-9]+ Z true of pytest"),
     "file": (plant_file, f"file /run/{NAME}"),
     "loop device": (plant_loop, f"loop device loop[0-9]+ of .*{NAME}/disk.img"),
 }
