@@ -17,6 +17,8 @@ from crio_server.crioctl.streaming import Stream
 from crio_server.crioctl.text import clean
 
 READ_BYTES = 64 << 10
+REASON_S = 1.0
+"""How long the reason for the end of a connection may come after its data."""
 PIECES_MAX = 16
 """Of one connection, that have come and are not written: then all of them wait, as one socket carries them."""
 
@@ -42,14 +44,21 @@ class _Carried:
 
     def __init__(self) -> None:
         self.incoming, self.events = anyio.create_memory_object_stream[ForwardingClientEvent](PIECES_MAX)
-        self.ours_ended = self.theirs_ended = False
+        self._ours_ended = self._theirs_ended = False
+        self._over = anyio.Event()
 
     def end(self, *, ours: bool) -> None:
-        """One side has ended; after both there is nothing to wait for."""
-        self.ours_ended |= ours
-        self.theirs_ended |= not ours
-        if self.ours_ended and self.theirs_ended:
-            self.incoming.close()
+        """One side has ended; after both no data is left to wait for."""
+        self._ours_ended |= ours
+        self._theirs_ended |= not ours
+        if self._ours_ended and self._theirs_ended:
+            self._over.set()
+
+    async def close_when_over(self) -> None:
+        """Wait for the end of both sides, then for a reason, which may come last; a server that has none is silent."""
+        await self._over.wait()
+        await anyio.sleep(REASON_S)
+        self.incoming.close()
 
 
 class _Forwarder:
@@ -117,6 +126,7 @@ class _Forwarder:
 
     async def _carry(self, id: int, connection: SocketStream, carried: _Carried, name: str) -> None:
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(carried.close_when_over)
             async for event in carried.events:
                 match event:
                     case Opened():
