@@ -289,6 +289,7 @@ def test_idle_monitor_does_not_wake_up(rig: Rig) -> None:
     case = rig.create("/bin/sleep", "1000", stdin=True).start()
     terminal = rig.create("/bin/sleep", "1000", terminal=True, stdin=True).start()
     pids = (case.monitor_pid, terminal.monitor_pid, rig.zygote_pid)
+    until(lambda: set(children(rig.zygote_pid)) - set(pids), "the zygote does not make the next monitor")
     for signum, state in ((signal.SIGSTOP, "T"), (signal.SIGCONT, "S")):
         for pid in pids:
             os.kill(pid, signum)
