@@ -259,7 +259,7 @@ def test_client_that_leaves_ends_its_command_and_all_that_it_started(crio: Crio,
 def test_client_that_leaves_while_its_input_is_not_read_ends_its_command(crio: Crio, target: str) -> None:
     """Hanging up is noticed although what came before it cannot be passed on."""
     with command(crio, target, "sleep", "1000", stdin=True) as running:
-        running.send(b"z" * 250_000)  # More than the pipes on the way hold; the rest waits in the kernel, with its end.
+        running.send(b"z" * 100_000)  # More than the pipe on the way holds; the rest waits in the kernel, with its end.
     wait_for("the end of the command", lambda: commands(crio, target) == [])
 
 
