@@ -180,11 +180,10 @@ class CreateContainer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartContainer:
-    """Run the created container's process, `pid`: `ContainerStarted`."""
+    """Run the created container's process: `ContainerStarted`."""
 
     container_id: str
     runtime_handler: str
-    pid: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,7 +108,7 @@ class HostExecutor:
             case fx.CreateContainer():
                 return await self._create(order)
             case fx.StartContainer():
-                await self._monitor(order.runtime_handler).runtime.start(order.container_id, order.pid)
+                await self._monitor(order.runtime_handler).runtime.start(order.container_id)
                 return ev.ContainerStarted(wall_ns=time.time_ns())
             case fx.SignalContainer():
                 return await self._signal(order)

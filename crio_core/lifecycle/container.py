@@ -475,7 +475,7 @@ def _enter(record: ContainerRecord, came_from: Enum, event: Any) -> Arrival[Cont
         case S.STARTING:
             if came_from is S.STARTING:
                 return arrive(record=record)
-            start = fx.StartContainer(container_id=record.id, runtime_handler=record.runtime_handler, pid=record.pid)
+            start = fx.StartContainer(container_id=record.id, runtime_handler=record.runtime_handler)
             return arrive(record=record, orders=(start,))
         case S.RUNNING:
             return _arrive_running(record, came_from, event)

@@ -15,7 +15,7 @@ import orjson
 from crio_core.errors import RemoteError
 from crio_core.values import dataclass
 from crio_io import mounts, spawn
-from crio_io.runtime import fifo, messages
+from crio_io.runtime import messages
 from crio_io.runtime.execs import StreamedExec, check_exec, exec_files, memory_file, read_memory
 
 COMMAND_S = 60.0
@@ -74,18 +74,12 @@ class OciRuntime:
         """
         return Path(self.path).name in _OF_THE_HOST
 
-    async def start(self, container_id: str, pid: int = 0) -> None:
+    async def start(self, container_id: str) -> None:
         """Run the process of a created container; one that runs already is success.
-
-        Args:
-            container_id: Which.
-            pid: Its process, where that is known.
 
         Raises:
             OperationError: With the runtime's own words.
         """
-        if pid and Path(self.path).name == "runc" and await fifo.let_run(Path(self.root) / container_id, pid):
-            return
         done, text = await self._call("start", container_id)
         if done.returncode != 0:
             state = await self.state(container_id)

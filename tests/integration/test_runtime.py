@@ -1,7 +1,6 @@
 """A real runtime's command line: its answers, its complaints, and execs that do not behave."""
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 
 from crio_core.errors import Code, OperationError
 from crio_io.cgroups import Cgroups
-from crio_io.runtime import OciRuntime, fifo, messages, processes
+from crio_io.runtime import OciRuntime, messages, processes
 from tests.integration.bundle_fixture import CGROUP_PARENT, RUNC, Bundles, process
 
 pytestmark = [
@@ -101,55 +100,6 @@ async def test_container_goes_through_its_life(runtime: OciRuntime, tmp_path: Pa
         await runtime.delete(ID)
     await runtime.delete(ID)
     assert await runtime.state(ID) is None
-
-
-async def test_created_process_is_let_run_without_another_run_of_runc(runtime: OciRuntime, tmp_path: Path) -> None:
-    """Done through runc's named pipe, it leaves what `runc start` leaves; what has gone is left to runc to explain."""
-    create(Bundles(root=tmp_path / "bundles").make(ID, "sh", "-c", "kill -STOP $$; sleep 600"), runtime)
-    state = tmp_path / "runc" / ID
-    try:
-        created = await runtime.state(ID)
-        assert created is not None and created.status == "created"
-        assert await fifo.let_run(state, created.pid)
-        started = await runtime.state(ID)
-        assert started is not None and (started.status, started.pid) == ("running", created.pid)
-        assert not (state / fifo.FIFO).exists()
-        assert not await fifo.let_run(state, created.pid)
-        await runtime.start(ID, created.pid)
-    finally:
-        await runtime.delete(ID)
-
-
-async def test_process_that_is_over_at_once_was_let_run_all_the_same(runtime: OciRuntime, tmp_path: Path) -> None:
-    """It ends, and is reaped, while its start is still being looked at."""
-    bundles = Bundles(root=tmp_path / "bundles")
-    for round in range(10):
-        name = f"{ID}-{round}"
-        create(bundles.make(name, "true"), runtime, name)
-        try:
-            created = await runtime.state(name)
-            assert created is not None
-            await runtime.start(name, created.pid)
-        finally:
-            await runtime.delete(name)
-
-
-async def test_created_process_that_is_killed_is_not_waited_for(runtime: OciRuntime, tmp_path: Path) -> None:
-    create(Bundles(root=tmp_path / "bundles").make(ID, "sleep", "600"), runtime)
-    try:
-        created = await runtime.state(ID)
-        assert created is not None
-        handle = os.pidfd_open(created.pid)
-        os.kill(created.pid, signal.SIGKILL)
-        with anyio.fail_after(10):
-            await anyio.wait_readable(handle)
-            assert not await fifo.let_run(tmp_path / "runc" / ID, created.pid)
-        os.close(handle)
-        with pytest.raises(OperationError) as caught:
-            await runtime.start(ID, created.pid)
-        assert caught.value.reason == "CONTAINER_NOT_RUNNING"
-    finally:
-        await runtime.delete(ID)
 
 
 async def test_missing_runtime_is_named(tmp_path: Path) -> None:

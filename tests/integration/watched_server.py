@@ -94,8 +94,6 @@ def _harmless(event: str, path: str, functions: set[str], root: str, runroot: st
         return True  # a module that is first needed now, once in the life of a server
     if event == "open" and functions & {"updatecache", "checkcache"}:
         return True  # the source of a line in a traceback, of our own bug
-    if path.endswith("/exec.fifo"):
-        return True  # in the runtime's state, which lies where `/run` does; opened without waiting
     # Small files that monitors have renamed into place, on the disk that the journal is on.
     return path.startswith(f"{root}/exits/")
 
