@@ -11,6 +11,7 @@ from typing import Any
 
 from bench import processes
 from bench.place import NAME, PLUGIN_DIR, Place
+from crio_io.storage.overlay import VOLATILE
 
 COMMAND_S = 60
 NS_PER_MS = 1_000_000
@@ -118,7 +119,7 @@ class FloorPod:
         """Bring it up."""
         self._step("netns", "ip", "netns", "add", self.name)
         self._cni("ADD")
-        options = f"lowerdir={layer},upperdir={self.disk}/upper,workdir={self.disk}/work"
+        options = f"lowerdir={layer},upperdir={self.disk}/upper,workdir={self.disk}/work{VOLATILE}"
         self._step("mount rootfs", "mount", "-t", "overlay", "-o", options, "overlay", f"{self.bundle}/rootfs")
         pid_file = f"{self.bundle}/pid"
         create = ("create", "--bundle", str(self.bundle), "--pid-file", pid_file, self.name)

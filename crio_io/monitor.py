@@ -284,7 +284,7 @@ class ConmonMonitor:
     async def _fork(self, request: MonitorRequest, pipes: "_Pipes") -> tuple[bytes, bytes]:
         """Have the zygote fork a monitor; returns its report."""
         assert self._zygote is not None
-        # Where it has nowhere to be moved to it need not wait for us.
+        # One that is not moved to a cgroup has nothing to wait for.
         start = {"start": pipes.start_read} if self._cgroup else {}
         process = await self._zygote.spawn(
             self._argv(request)[1:],
@@ -293,7 +293,10 @@ class ConmonMonitor:
             pipes={"sync": pipes.sync_write, **start},
         )
         try:
-            await self._let_go(request, pipes, process.pid)
+            if start:
+                await self._let_go(request, pipes, process.pid)
+            else:
+                pipes.close_theirs()
             return await _read_line(pipes.sync_read), b""
         except BaseException:
             with suppress(ProcessLookupError):

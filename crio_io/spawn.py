@@ -148,7 +148,8 @@ class Child:
         output_max_bytes: int,
         output_shared: bool = False,
     ) -> None:
-        self.popen = start(argv, env=env, pass_fds=pass_fds, cwd=cwd, stdin_pipe=bool(stdin), output_pipes=True)
+        stdio = (subprocess.PIPE if stdin else subprocess.DEVNULL, subprocess.PIPE, subprocess.PIPE)
+        self.popen = start(argv, env=env, pass_fds=pass_fds, cwd=cwd, stdio=stdio)
         self.returncode: int | None = None
         self._unsent = memoryview(stdin)
         self._stack = ExitStack()
@@ -260,13 +261,11 @@ def start(
     env: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
     cwd: str | None = None,
-    stdin_pipe: bool = False,
-    output_pipes: bool = False,
-    stdio: tuple[int, int, int] | None = None,
+    stdio: tuple[int, int, int] = (subprocess.DEVNULL,) * 3,
 ) -> "subprocess.Popen[bytes]":
     """Start a program in a process group of its own; it must be reaped by the caller.
 
-    With `stdio` it gets these descriptors, which stay the caller's.
+    Descriptors in `stdio` stay the caller's.
 
     Neither `preexec_fn` nor a change of user is used, so that CPython takes vfork: cost does not grow with the server.
 
@@ -275,8 +274,7 @@ def start(
     """
     if not argv:
         raise LocalError("a program to run needs at least a name")
-    output = subprocess.PIPE if output_pipes else subprocess.DEVNULL
-    stdin, stdout, stderr = stdio or (subprocess.PIPE if stdin_pipe else subprocess.DEVNULL, output, output)
+    stdin, stdout, stderr = stdio
     try:
         return subprocess.Popen(
             argv,

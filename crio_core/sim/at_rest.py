@@ -6,6 +6,7 @@ from crio_core.cri import ImageSpec
 from crio_core.errors import OperationError
 from crio_core.node import quarantine
 from crio_core.node.recovery import rest
+from crio_core.node.state import TABLES
 from crio_core.records import (
     ContainerRecord,
     ContainerState,
@@ -209,19 +210,7 @@ class AtRest:
             self._say("I4", f"left when everything was removed: {thing}")
         for key in self._sim.world.rows:
             self._say("I4", f"record left when everything was removed: {key}")
-        tables = (
-            "sandboxes",
-            "containers",
-            "images",
-            "pulls",
-            "layers",
-            "sessions",
-            "sandbox_names",
-            "container_names",
-        )
-        memory = {
-            name: getattr(state, name) for name in (*tables, "members", "waiters", "calls", "infra_pulls", "unsaved")
-        }
+        memory = {name: getattr(state, name) for name in TABLES if name not in ("quarantined", "strays")}
         for name, table in {**memory, "inflight": state.history.inflight, "lanes": state.history.lanes}.items():
             left = table.keys()
             if left:

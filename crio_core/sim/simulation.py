@@ -31,20 +31,15 @@ from crio_core.sim.hands import Hands, Steps, steps_of
 from crio_core.sim.images import REGISTRY
 from crio_core.sim.lives import SIGKILL_CODE
 from crio_core.sim.profiles import MS, NO_FAULTS, ORDINARY, Faults, Latency, S
+from crio_core.sim.watches import Watches
 from crio_core.sim.world import GARBLED, NEVER_NS, Row, World
 from crio_core.values import maker
 
 NETWORK = "simulated network"
 ASK_TICKS_MAX = 10_000
 """Things that may happen until `ask` gives up waiting for its answer."""
-RECONCILE_NS = 60 * S
-"""How long an exit of which nobody heard stays unseen."""
 PROGRESS_PARTS = 4
 TIMER_LATE_NS = 20 * MS
-EXIT_GRACE_NS = 500 * MS
-"""How long the exit file of a container without process and monitor is waited for."""
-MONITOR_NS = 30 * S
-"""How long a monitor that outlives its container's process is waited for."""
 WALL_EPOCH_NS = 1_700_000_000 * S
 BOOT_NS = 20 * S
 
@@ -156,7 +151,7 @@ class Simulation:
         self._lanes: dict[str, deque[fx.Effect]] = {}
         self._running: dict[int, _Running] = {}
         self._timers: dict[str, int] = {}
-        self._watches: dict[str, fx.Effect] = {}
+        self._watches = Watches(self.world, self, self._fault_chance)
         self.start_server()
 
     # --- clock ------------------------------------------------------------------------------------------------
@@ -182,6 +177,14 @@ class Simulation:
     def later(self, after_ns: int, what: Callable[[], None]) -> None:
         """Have something happen in the world, whatever becomes of the server."""
         self._push(after_ns, 0, what)
+
+    def schedule(self, after_ns: int, what: Callable[..., None], *arguments: object) -> None:
+        """Have the server do something later, if it lives then."""
+        self._push(after_ns, self._life, what, *arguments)
+
+    def noticed(self, container_id: str) -> None:
+        """There is news of a container's end for whoever waits for it."""
+        self._watches.noticed(container_id)
 
     def _push(self, after_ns: int, life: int, what: Callable[..., None], *arguments: object) -> None:
         self._count += 1
@@ -255,7 +258,7 @@ class Simulation:
         self.world.orphan_execs()
         self._lanes.clear()
         self._timers.clear()
-        self._watches.clear()
+        self._watches.forget()
         for call in self.calls.values():
             if call.open:
                 call.died = True
@@ -396,7 +399,7 @@ class Simulation:
     def _arm(self, order: fx.ArmTimer) -> None:
         self._count += 1
         mark = self._timers[order.timer_id] = self._count
-        self._push(order.after_ns, self._life, self._fire, order.timer_id, mark)
+        self.schedule(order.after_ns, self._fire, order.timer_id, mark)
 
     def _fire(self, timer_id: str, mark: int) -> None:
         if self._timers.get(timer_id) == mark:
@@ -408,7 +411,7 @@ class Simulation:
         if armed is not None and self._fault_chance.happens(self.faults.timer_late):
             # It had fired already, and its event is on its way.
             event = ev.TimerFired(timer_id=order.timer_id, at_ns=self.at_ns, wall_ns=self.wall_ns)
-            self._push(self._fault_chance.below(TIMER_LATE_NS), self._life, self.feed, event)
+            self.schedule(self._fault_chance.below(TIMER_LATE_NS), self.feed, event)
 
     def _next(self, lane: str) -> None:
         """Begin what stands first in a lane."""
@@ -425,8 +428,7 @@ class Simulation:
     def _begin(self, running: _Running) -> None:
         effect = running.effect
         if isinstance(effect.order, fx.WatchContainer):
-            self._watches[effect.order.container_id] = effect
-            self._push(1 * MS, self._life, self._look, effect)
+            self._watches.begin(effect, effect.order)
             return
         self._running[effect.id] = running
         if self._fault_chance.happens(self.faults.hang) or (self.stuck_lanes and self._is_stuck(effect.lane)):
@@ -440,13 +442,13 @@ class Simulation:
         if slow or self._latency_chance.happens(self.latency.halves):
             # Others see it half done, as they would see a program of several system calls, or done and not told.
             steps = self._latency_chance.below(steps_of(type(effect.order)) + 1)
-            self._push(1 if slow else time_ns >> 1, self._life, self._advance, running, steps)
+            self.schedule(1 if slow else time_ns >> 1, self._advance, running, steps)
         match effect.order:
             case fx.FetchLayer() | fx.ProveLayer() as download:
                 self._tell_progress(running, download, time_ns)
             case fx.ServeExec():
-                self._push(2 * MS, self._life, self._let_begin, running)
-        self._push(time_ns, self._life, self._finish, running)
+                self.schedule(2 * MS, self._let_begin, running)
+        self.schedule(time_ns, self._finish, running)
 
     def _is_stuck(self, lane: str) -> bool:
         return any(lane.startswith(one) for one in self.stuck_lanes)
@@ -467,7 +469,7 @@ class Simulation:
                 bytes_per_s=order.size_bytes * S // time_ns,
                 host="simulated",
             )
-            self._push(time_ns * part // PROGRESS_PARTS, self._life, self._tell, running.effect.id, told)
+            self.schedule(time_ns * part // PROGRESS_PARTS, self._tell, running.effect.id, told)
 
     def _tell(self, effect_id: int, told: ev.LayerProgressed) -> None:
         if effect_id in self._running:
@@ -492,7 +494,7 @@ class Simulation:
         for running in self._running.values():
             order = running.effect.order
             if isinstance(order, _SERVED) and order.session_id == session_id and not running.hung:
-                self._push(1 * MS, self._life, self._finish, running)
+                self.schedule(1 * MS, self._finish, running)
 
     def _finish(self, running: _Running) -> None:
         effect = running.effect
@@ -510,9 +512,10 @@ class Simulation:
                 self.world.unsaved[effect.order.record.id] = True
             elif isinstance(effect.order, fx.DeleteRecord):
                 self.world.unsaved[effect.order.record_id] = True
-        self._ended(effect, outcome)
+        self.ended(effect, outcome)
 
-    def _ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
+    def ended(self, effect: fx.Effect, outcome: ev.Outcome) -> None:
+        """Tell the server that an effect has ended."""
         self.feed(_effect_ended(effect_id=effect.id, outcome=outcome, at_ns=self.at_ns, wall_ns=self.wall_ns))
         lane = self._lanes[effect.lane]
         lane.popleft()
@@ -554,55 +557,6 @@ class Simulation:
         name = type(running.effect.order).__name__
         message = f"{name} failed after {running.done} steps"
         return _failed(failure=Failure(code=Code.INTERNAL.value, reason="INJECTED", message=message))
-
-    # --- ends of containers -----------------------------------------------------------------------------------
-
-    def noticed(self, container_id: str) -> None:
-        """Whoever waits for a container's end looks again, at once or, if the news is lost, at the next look."""
-        effect = self._watches.get(container_id)
-        if effect is not None:
-            lost = self._fault_chance.happens(self.faults.exit_unheard)
-            self._push(RECONCILE_NS if lost else 1, self._life, self._look, effect)
-            if self._fault_chance.happens(self.faults.exit_twice):
-                self._push(self._fault_chance.below(RECONCILE_NS), self._life, self._look_again, container_id)
-
-    def _look_again(self, container_id: str) -> None:
-        effect = self._watches.get(container_id)
-        if effect is not None:
-            self._look(effect)
-
-    def _look(self, effect: fx.Effect, last: bool = False) -> None:
-        order = effect.order
-        assert isinstance(order, fx.WatchContainer)
-        key = order.container_id
-        if self._watches.get(key) is not effect:
-            return
-        if self._fault_chance.happens(self.faults.watch_fails):
-            del self._watches[key]
-            failure = Failure(code=Code.INTERNAL.value, reason="INJECTED", message=f"container {key}: watch failed")
-            self._ended(effect, ev.Failed(failure=failure))
-            return
-        process = self.world.processes.get(key)
-        if (
-            process is not None
-            and process.alive
-            and process.pid == order.pid
-            and process.start_ticks == order.pid_start_ticks
-        ):
-            return
-        found = self.world.exits.get(key)
-        if found is None and not last:
-            gone = self.world.monitors.get(key) != order.monitor_pid or order.monitor_pid == 0
-            self._push(EXIT_GRACE_NS if gone else MONITOR_NS, self._life, self._look, effect, True)
-            return
-        del self._watches[key]
-        if found is None:
-            outcome = ev.ProcessExited(code=None, finished_at_ns=self.wall_ns, reason="Unknown")
-        else:
-            # The kernel may have killed a child only: a first process that was itself killed counts.
-            reason = "OOMKilled" if found.oom and found.code == SIGKILL_CODE else ""
-            outcome = ev.ProcessExited(code=found.code, finished_at_ns=found.at_ns, reason=reason)
-        self._ended(effect, outcome)
 
     # --- rest -------------------------------------------------------------------------------------------------
 

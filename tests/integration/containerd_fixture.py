@@ -15,8 +15,7 @@ import socket
 import subprocess
 import sys
 import tarfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from typing import Any
 import yaml
 
 from tests.integration import residue
+from tests.integration.harness import wait_for
 from tests.integration.leftovers import MINE
 
 BRIDGE = f"{MINE}c"
@@ -97,13 +97,6 @@ class Place:
         }
         path.write_text(yaml.safe_dump(config))
         return path
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline_s = time.monotonic() + WAIT_S
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {WAIT_S} s: {what}"
-        time.sleep(0.05)
 
 
 def free_port() -> int:
@@ -270,15 +263,17 @@ def containerd(spared: set[str]) -> Iterator[Place]:
                 f"oci:{directory}/layout:1",
                 f"docker://{image}",
             ]
-            wait_until(
-                lambda: subprocess.run(copy, capture_output=True, check=False).returncode == 0, "image is pushed"
+            wait_for(
+                "the image is pushed",
+                lambda: subprocess.run(copy, capture_output=True, check=False).returncode == 0,
+                timeout_s=WAIT_S,
             )
             with process(["containerd", "-c", str(configuration)], directory / "containerd.log"):
-                wait_until(lambda: here.run("version").code == 0, "containerd answers")
+                wait_for("containerd answers", lambda: here.run("version").code == 0, timeout_s=WAIT_S)
                 yield here
                 here.run("rm", "-fa")
                 here.run("rmp", "-fa")
-                wait_until(lambda: not left_of_pods(directory), "nothing of the pods is left")
+                wait_for("nothing of the pods is left", lambda: not left_of_pods(directory), timeout_s=WAIT_S)
     finally:
         sweep(directory)
         shutil.rmtree(directory, ignore_errors=True)

@@ -83,7 +83,55 @@ def _agreed(sock: socket.socket, path: str, wire: Wire, endpoint: Endpoint) -> t
             raise NotUpgraded(status, body)
 
 
-class Command:
+class _Client:
+    """One upgraded connection, read until something holds; `_take` is told of what has come."""
+
+    _client: cl.CommandClient | cl.ForwardingClient
+
+    def __init__(self, sock: socket.socket, early: bytes) -> None:
+        self.sock = sock
+        self.left = False
+        self._early = early
+
+    def _take(self, events: Iterable[object]) -> None:
+        raise NotImplementedError
+
+    def _seen(self) -> str:
+        """What there was before the server left."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        if data := self._client.take():
+            self.sock.sendall(data)
+
+    def step(self) -> None:
+        """Read once."""
+        data, self._early = self._early, b""
+        self._take(self._client.receive(data or self.sock.recv(READ_BYTES)))
+        self._flush()
+
+    def until(self, holds: Any, timeout_s: float = CALL_S) -> None:
+        """Read until something holds."""
+        deadline_s = time.monotonic() + timeout_s
+        while not holds():
+            assert not self.left, f"the server left: {self._seen()}"
+            self.sock.settimeout(max(0.01, deadline_s - time.monotonic()))
+            self.step()
+
+    def close(self) -> None:
+        """Hang up."""
+        self.sock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Command(_Client):
     """One exec or attach.
 
     Args:
@@ -92,25 +140,21 @@ class Command:
         streams: Which streams to ask for, as they were asked for in the CRI.
     """
 
+    _client: cl.CommandClient
+
     def __init__(
         self, url: str, wire: Wire = Wire.SPDY, context: ssl.SSLContext | None = None, /, **streams: bool
     ) -> None:
         wants = {"stdin": False, "stdout": True, "stderr": True, "tty": False} | streams
-        self.sock, protocol, early = upgraded(url, wire, Endpoint.COMMAND, context)
+        sock, protocol, early = upgraded(url, wire, Endpoint.COMMAND, context)
+        super().__init__(sock, early)
         self._client = cl.CommandClient(protocol, Wants(**wants))
         self.output: dict[Stream, bytearray] = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
         self.ended: Exited | Failed | None = None
-        self.left = False
         self.ready = False
         self._take(self._client.start())
         self._flush()
-        if early:
-            self._take(self._client.receive(early))
         self.until(lambda: self.ready)
-
-    def _flush(self) -> None:
-        if data := self._client.take():
-            self.sock.sendall(data)
 
     def _take(self, events: Iterable[object]) -> None:
         for event in events:
@@ -124,18 +168,8 @@ class Command:
                 case Left():
                     self.left = True
 
-    def step(self) -> None:
-        """Read once."""
-        self._take(self._client.receive(self.sock.recv(READ_BYTES)))
-        self._flush()
-
-    def until(self, holds: Any, timeout_s: float = CALL_S) -> None:
-        """Read until something holds."""
-        deadline_s = time.monotonic() + timeout_s
-        while not holds():
-            assert not self.left, f"the server left: {self.ended} {self.output}"
-            self.sock.settimeout(max(0.01, deadline_s - time.monotonic()))
-            self.step()
+    def _seen(self) -> str:
+        return f"{self.ended} {self.output}"
 
     def send(self, data: bytes) -> None:
         """Write to the command's input."""
@@ -166,20 +200,8 @@ class Command:
     def stderr(self) -> bytes:
         return bytes(self.output[Stream.STDERR])
 
-    def close(self) -> None:
-        """Hang up."""
-        self.sock.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Forwarding:
+class Forwarding(_Client):
     """Forwarded ports of one pod.
 
     Args:
@@ -188,19 +210,16 @@ class Forwarding:
         ports: Those that were asked for in the CRI.
     """
 
+    _client: cl.ForwardingClient
+
     def __init__(self, url: str, wire: Wire = Wire.SPDY, ports: tuple[int, ...] = ()) -> None:
-        self.sock, protocol, early = upgraded(url, wire, Endpoint.FORWARDING)
+        sock, protocol, early = upgraded(url, wire, Endpoint.FORWARDING)
+        super().__init__(sock, early)
         self._client = cl.ForwardingClient(protocol, ports)
         self.opened: set[int] = set()
         self.data: dict[int, bytearray] = {}
         self.ended: set[int] = set()
         self.broken: dict[int, str] = {}
-        self.left = False
-        self._early = early
-
-    def _flush(self) -> None:
-        if data := self._client.take():
-            self.sock.sendall(data)
 
     def connect(self, port: int) -> int:
         """A connection to a port; returns its id when the server has taken it, or could not make it."""
@@ -223,19 +242,8 @@ class Forwarding:
                 case Left():
                     self.left = True
 
-    def step(self) -> None:
-        """Read once."""
-        data, self._early = self._early, b""
-        self._take(self._client.receive(data or self.sock.recv(READ_BYTES)))
-        self._flush()
-
-    def until(self, holds: Any, timeout_s: float = CALL_S) -> None:
-        """Read until something holds."""
-        deadline_s = time.monotonic() + timeout_s
-        while not holds():
-            assert not self.left, f"the server left: {self.broken} {self.data}"
-            self.sock.settimeout(max(0.01, deadline_s - time.monotonic()))
-            self.step()
+    def _seen(self) -> str:
+        return f"{self.broken} {self.data}"
 
     def send(self, number: int, data: bytes) -> None:
         """Write to a connection."""
@@ -252,15 +260,3 @@ class Forwarding:
         """Give a connection up."""
         self._client.drop(number)
         self._flush()
-
-    def close(self) -> None:
-        """Hang up."""
-        self.sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

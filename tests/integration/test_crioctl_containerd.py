@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 import yaml
 
-from tests.integration.containerd_fixture import TOOLS, WAIT_S, Place, containerd, wait_until
+from tests.integration.containerd_fixture import TOOLS, WAIT_S, Place, containerd
+from tests.integration.harness import wait_for
 
 pytestmark = [
     pytest.mark.integration,
@@ -144,7 +145,7 @@ def test_logs_show_streams_tail_time_and_follow_to_the_end(place: Place, running
         text=True,
     )
     try:
-        wait_until(lambda: "tick 5\n" in place.run("logs", container).out, "the container writes")
+        wait_for("the container writes", lambda: "tick 5\n" in place.run("logs", container).out, timeout_s=WAIT_S)
         result = place.run("logs", container)
         assert result.out.startswith("started\ntick 1\n") and result.err == "warned\n"
         assert len(place.ok("logs", "--tail", "2", container).splitlines()) == 2

@@ -26,8 +26,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.containerd_fixture import BRIDGE, TOOLS, WAIT_S, Result, containerd, free_port, wait_until
-from tests.integration.harness import Crio, Site
+from tests.integration.containerd_fixture import BRIDGE, TOOLS, WAIT_S, Result, containerd, free_port
+from tests.integration.harness import Crio, Site, wait_for
 
 pytestmark = [
     pytest.mark.integration,
@@ -113,7 +113,7 @@ def served(socket: Path, directory: Path, image: str, cgroup: str) -> Iterator[S
     try:
         web = here.begin("web", SERVE)
         for port in (HTTP_PORT, ECHO_PORT):
-            wait_until(functools.partial(here.listens, web, port), f"something listens on {port}")
+            wait_for(f"something listens on {port}", functools.partial(here.listens, web, port), timeout_s=WAIT_S)
         yield here
     finally:
         here.run("rmp", "-f", here.pod)
@@ -182,7 +182,9 @@ class Terminal:
 
     def becomes_raw(self) -> None:
         """Wait until keys are passed on as they are: before, the terminal obeys some of them."""
-        wait_until(lambda: not termios.tcgetattr(self._theirs)[3] & termios.ICANON, "the terminal is raw")
+        wait_for(
+            "the terminal is raw", lambda: not termios.tcgetattr(self._theirs)[3] & termios.ICANON, timeout_s=WAIT_S
+        )
 
 
 def test_exec_keeps_streams_apart_and_exits_as_the_command(on: Served) -> None:
