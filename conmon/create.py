@@ -260,10 +260,13 @@ class Creation:
         except OSError as error:
             os.kill(self._runtime_pid, SIGKILL)
             os.waitpid(self._runtime_pid, 0)
-            self._feed(monitor.RuntimeFailed(1, f"bundle {self._options.bundle}: {error.strerror}"))
+            where = error.filename or f"bundle {self._options.bundle}"
+            self._feed(monitor.RuntimeFailed(1, f"{where}: {error.strerror}"))
 
     def _open_bundle(self) -> None:
         options, made = self._options, self.made
+        if self._watcher_wake is not None and options.conmon_pidfile:
+            sync.write_file(options.conmon_pidfile, b"%d" % self._watcher_pid)
         if not options.bundle or self._passthrough:
             return
         folder = options.bundle

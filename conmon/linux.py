@@ -8,15 +8,17 @@ import ctypes
 import os
 from sys import byteorder
 
-from conmon.low import SIGKILL
+from conmon.low import SIGKILL, Suppress
 
+MADV_POPULATE_READ = 22
 MADV_POPULATE_WRITE = 23
 PR_SET_PDEATHSIG = 1
 PR_SET_NAME = 15
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_MEMORY_MERGE = 67
 PAGEMAP_ENTRY_BYTES = 8
-PAGE_OWN = 1 << 63 | 1 << 56  # present, and mapped by this process alone
+PAGE_PRESENT = 1 << 63
+PAGE_OWN = PAGE_PRESENT | 1 << 56  # mapped by this process alone
 GAP_PAGES_MAX = 4  # a call for an area costs about as much as a page
 TASK_NAME_BYTES = 15  # TASK_COMM_LEN without its NUL
 
@@ -54,22 +56,30 @@ def allow_page_merging(allowed: bool) -> None:
     _prctl(PR_SET_MEMORY_MERGE, int(allowed), 0, 0, 0)
 
 
-def writable_areas() -> tuple[tuple[int, int], ...]:
-    """Address and size of each private writable mapping of this process (proc(5), `maps`)."""
-    found = []
+Areas = tuple[tuple[int, int], ...]  # address and size each
+
+
+def private_areas() -> tuple[Areas, Areas]:
+    """The private mappings of this process (proc(5), `maps`): those that it may write to, and the others."""
+    written: list[tuple[int, int]] = []
+    read: list[tuple[int, int]] = []
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
             area, mode = line.split()[:2]
-            if mode == b"rw-p" and not line.endswith(b"[stack]\n"):
+            if mode.endswith(b"p") and not line.endswith((b"[stack]\n", b"[vsyscall]\n")):
                 start, end = (int(number, 16) for number in area.split(b"-"))
-                found.append((start, end - start))
-    return tuple(found)
+                (written if mode == b"rw-p" else read).append((start, end - start))
+    return tuple(written), tuple(read)
 
 
-def own_areas(areas: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
-    """What this forked process has written to of these areas: pages that nobody else has (proc(5), `pagemap`).
+def touched_areas(areas: Areas, mark: int) -> Areas:
+    """What of these areas this process has touched since it was forked (proc(5), `pagemap`).
 
     Pages with few others between them are one area.
+
+    Args:
+        mark: `PAGE_OWN` for what it has written to; `PAGE_PRESENT` for what it has read of files, of which a fork
+            inherits nothing.
     """
     page_bytes = os.sysconf("SC_PAGE_SIZE")
     found: list[tuple[int, int]] = []
@@ -79,7 +89,7 @@ def own_areas(areas: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]
             entries = pagemap.read(size // page_bytes * PAGEMAP_ENTRY_BYTES)
             for at in range(0, len(entries), PAGEMAP_ENTRY_BYTES):
                 entry = int.from_bytes(entries[at : at + PAGEMAP_ENTRY_BYTES], byteorder)
-                if entry & PAGE_OWN == PAGE_OWN:
+                if entry & mark == mark:
                     page = start + at // PAGEMAP_ENTRY_BYTES * page_bytes
                     if found and 0 <= page - sum(found[-1]) <= GAP_PAGES_MAX * page_bytes:
                         found[-1] = (found[-1][0], page + page_bytes - found[-1][0])
@@ -88,10 +98,13 @@ def own_areas(areas: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]
     return tuple(found)
 
 
-def populate(areas: tuple[tuple[int, int], ...]) -> None:
-    """Have the pages of a forked process copied now instead of one by one when they are written to (Linux 5.14)."""
-    for start, size in areas:
+def populate(written: Areas, read: Areas) -> None:
+    """Have the pages of a forked process copied, or mapped, now instead of one by one when they are touched
+    (Linux 5.14)."""
+    for start, size in written:
         _madvise(start, size, MADV_POPULATE_WRITE)
+    for start, size in read:
+        _madvise(start, size, MADV_POPULATE_READ)
 
 
 def set_task_name(name: bytes) -> None:
@@ -108,20 +121,19 @@ def argument_area() -> tuple[int, int]:
     return start, end - start
 
 
-def set_title_of(pid: int, area: tuple[int, int], title: bytes) -> None:
-    """`set_title` for another process, which was forked from this one or from the same.
-
-    One that is gone needs none; and where the kernel denies it (Yama, a security module) the old title stays.
-    """
-    start, size = area
+def open_memory(pid: int) -> int:
+    """The memory of a process (proc(5), `mem`); -1 where the kernel denies it (Yama, a security module)."""
     try:
-        fd = os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            os.pwrite(fd, title[: size - 1].ljust(size, b"\0"), start)
-        finally:
-            os.close(fd)
+        return os.open(f"/proc/{pid}/mem", os.O_WRONLY | os.O_CLOEXEC)
     except OSError:
-        return
+        return -1
+
+
+def set_title_in(memory_fd: int, area: tuple[int, int], title: bytes) -> None:
+    """`set_title` for another process, which was forked from this one or from the same; one that is gone needs none."""
+    start, size = area
+    with Suppress(OSError):
+        os.pwrite(memory_fd, title[: size - 1].ljust(size, b"\0"), start)
 
 
 def set_title(area: tuple[int, int], title: bytes) -> None:

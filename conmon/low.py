@@ -17,6 +17,7 @@ from _socket import (
     SOCK_STREAM,
     SOL_SOCKET,
     socket,
+    socketpair,
 )
 
 TYPE_CHECKING = False
@@ -50,6 +51,7 @@ __all__ = (
     "pause",
     "set_wakeup_fd",
     "socket",
+    "socketpair",
 )
 
 SIGINT: int = _signal.SIGINT

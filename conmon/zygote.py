@@ -32,7 +32,7 @@ import sys
 
 from conmon import linux, watcher
 from conmon.cli import START_BYTES_MAX, Complaining, open_logs, prepare
-from conmon.create import Creation, Inherited, run_exit_command
+from conmon.create import Creation, Inherited, run_exit_command, wake_pipe
 from conmon.handover import Handover
 from conmon.logs import STDOUT, FileLog
 from conmon.loop import Loop
@@ -51,6 +51,7 @@ from conmon.low import (
     ignore_signal,
     pause,
     socket,
+    socketpair,
 )
 from conmon.options import Options, UsageError
 from conmon.runtime import read_oom_score, stdio_null, write_oom_score
@@ -85,6 +86,23 @@ class Request:
         self.words = words
 
 
+class Parent:
+    """What a request needs of the watcher, opened before there is one: its pid, a pidfd, and its memory, or -1."""
+
+    __slots__ = ("memory_fd", "pid", "pidfd")
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.pidfd = os.pidfd_open(pid)
+        self.memory_fd = linux.open_memory(pid)
+
+    def release(self) -> None:
+        """Close the descriptors."""
+        for fd in (self.pidfd, self.memory_fd):
+            if fd >= 0:
+                os.close(fd)
+
+
 def parse_request(packet: bytes, descriptors: int) -> Request:
     """Read a `spawn` packet that came with this many descriptors.
 
@@ -106,53 +124,6 @@ def parse_request(packet: bytes, descriptors: int) -> Request:
     return Request(fields[1], pipes, environment, fields[end:])
 
 
-def rehearse() -> None:
-    """Run a whole monitor around a child that ends at once, so that the forked ones find every page as it will be."""
-    folder = f"/tmp/crio-conmon-{os.urandom(8).hex()}"
-    os.mkdir(folder, 0o700)
-    try:
-        child = os.fork()
-        if child == 0:
-            pause()
-            os._exit(0)
-        words = ["-c", "rehearsal", "-u", "rehearsal", "-r", "/bin/true", "-b", folder, "-p", f"{folder}/pid"]
-        words += ["--full-attach", "-l", f"{folder}/log", "--no-sync-log"]
-        words += ["--exit-dir", folder, "--persist-dir", folder]
-        write_file(f"{folder}/pid", b"%d" % child)
-        reader, writer = os.pipe()
-        request = Request(folder, ("sync",), {}, words)
-        creation, _ = make_creation(request, prepare(words, folder), [writer], b"", None)
-        creation.begin()
-        given = creation.run()
-        assert given is not None, "the rehearsal failed"
-        Loop(Handover.unpack(given.pack())).rehearse()
-        os.close(reader)
-        log = FileLog(f"{folder}/log")
-        log.write(STDOUT, b"a line\n")
-        log.finish()
-        log.close()
-    finally:
-        for name in os.listdir(folder):
-            os.unlink(f"{folder}/{name}")
-        os.rmdir(folder)
-
-
-def touched() -> tuple[tuple[int, int], ...]:
-    """The areas of memory that a forked monitor writes to, as one finds that has just been rehearsed."""
-    areas = linux.writable_areas()
-    reader, writer = os.pipe()
-    if os.fork() == 0:
-        try:
-            rehearse()
-            os.write(writer, marshal.dumps(linux.own_areas(areas)))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with open(reader, "rb") as answer:
-        found: tuple[tuple[int, int], ...] = marshal.load(answer)
-    return found
-
-
 class Zygote:
     """The listening process.
 
@@ -165,9 +136,10 @@ class Zygote:
     """
 
     def __init__(self, path: str) -> None:
+        self._path = path
         self._pid = os.getpid()
         self._area = linux.argument_area()
-        self._areas: tuple[tuple[int, int], ...] = ()
+        self._touched: tuple[linux.Areas, linux.Areas] = ((), ())
         self._oom_score = read_oom_score()
         write_oom_score(b"-1000")
         self._lock_fd = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -181,8 +153,8 @@ class Zygote:
         finally:
             os.umask(mask)
         self._server.listen(BACKLOG)
+        self._packet = bytearray(REQUEST_BYTES_MAX)
         self._life = os.pipe()  # hangs up when this process ends
-        linux.set_title(self._area, f"crio-conmon zygote {path}".encode())
 
     def serve(self) -> "NoReturn":
         """Keep one monitor ready for the next request, and do nothing else.
@@ -192,7 +164,8 @@ class Zygote:
         pipe: it writes once it has a client, and closes it when its runtime starts, or dies. Then, or `TURN_MS` after
         it got the client, it is time for the next.
         """
-        self._areas = touched()
+        linux.set_title(self._area, f"crio-conmon zygote {self._path}".encode())
+        self._touched = self._learn()
         fork, watch, create = watcher.fork, watcher.watch, self._create
         used = select.poll()
         while True:
@@ -210,6 +183,68 @@ class Zygote:
             used.unregister(reader)
             os.close(reader)
 
+    def rehearse(self, wake: tuple[int, int] | None = None) -> None:
+        """Do the whole work of a monitor for a child that ends at once, so that the forked ones find every page as it
+        will be.
+
+        Args:
+            wake: The wake-up pipe of the parent of this process, which then stands for the watcher.
+        """
+        folder = f"/tmp/crio-conmon-{os.urandom(8).hex()}"
+        os.mkdir(folder, 0o700)
+        try:
+            child = os.fork()
+            if child == 0:
+                pause()
+                os._exit(0)
+            write_file(f"{folder}/pid", b"%d" % child)
+            entries = [f"{name}={value}" for name, value in os.environ.items()]
+            words = ["-c", "rehearsal", "-u", "rehearsal", "-n", "rehearsal", "-r", "/bin/true", "-b", folder]
+            words += ["-p", f"{folder}/pid", "--full-attach", "-l", f"{folder}/log", "--no-sync-log"]
+            words += ["--exit-dir", folder, "--persist-dir", folder]
+            packet = "\0".join(["spawn", folder, "sync", str(len(entries)), *entries, *words])
+            reader, writer = os.pipe()
+            near, far = socketpair(AF_UNIX, SOCK_SEQPACKET)
+            rights = writer.to_bytes(4, sys.byteorder)
+            far.sendmsg([packet.encode(errors="surrogateescape")], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+            os.close(writer)
+            request, fds = self._receive(near)
+            assert request is not None, "the rehearsal is a request"
+            creation, _ = self._open(near, request, fds, wake, os.dup(reader), Parent(os.getpid()))
+            given = creation.run()
+            assert given is not None, "the rehearsal failed"
+            far.close()
+            Loop(Handover.unpack(given.pack())).rehearse()
+            os.close(reader)
+            log = FileLog(f"{folder}/log")
+            log.write(STDOUT, b"a line\n")
+            log.finish()
+            log.close()
+        finally:
+            os.chdir("/")
+            for name in os.listdir(folder):
+                os.unlink(f"{folder}/{name}")
+            os.rmdir(folder)
+
+    def _learn(self) -> tuple[linux.Areas, linux.Areas]:
+        """What of its memory a forked monitor writes to, and what it reads, as one finds that has just rehearsed."""
+        written, read = linux.private_areas()
+        reader, writer = os.pipe()
+        if os.fork() == 0:
+            try:
+                self.rehearse(wake_pipe())
+                found = (
+                    linux.touched_areas(written, linux.PAGE_OWN),
+                    linux.touched_areas(read, linux.PAGE_PRESENT),
+                )
+                os.write(writer, marshal.dumps(found))
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with open(reader, "rb") as answer:
+            learnt: tuple[linux.Areas, linux.Areas] = marshal.load(answer)
+        return learnt
+
     def _create(
         self,
         watcher_pid: int,
@@ -226,7 +261,9 @@ class Zygote:
         for fd in (self._lock_fd, self._life[1], turn[0]):
             os.close(fd)
         linux.allow_page_merging(False)
-        linux.populate(self._areas)
+        write_oom_score(self._oom_score)
+        parent = Parent(watcher_pid)
+        linux.populate(*self._touched)
         connection_fd = self._accept()
         os.close(self._life[0])
         if connection_fd < 0:
@@ -239,7 +276,7 @@ class Zygote:
             request, fds = self._receive(connection)
             if request is None:
                 return 1
-            creation, options = self._open(connection, request, fds, wake, turn[1])
+            creation, options = self._open(connection, request, fds, wake, turn[1], parent)
         except Refused as refusal:
             connection.send(f"refused {refusal}".encode(errors="replace"))
             return 1
@@ -260,7 +297,8 @@ class Zygote:
             OSError: The client left or sent nothing in time.
         """
         credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
-        packet, control, flags, _ = connection.recvmsg(REQUEST_BYTES_MAX, CMSG_SPACE(4 * DESCRIPTORS_MAX))
+        size, control, flags, _ = connection.recvmsg_into([self._packet], CMSG_SPACE(4 * DESCRIPTORS_MAX))
+        packet = bytes(memoryview(self._packet)[:size])
         fds = _descriptors(control)
         if int.from_bytes(credentials[4:8], sys.byteorder) not in (0, os.getuid()):
             raise Refused("this zygote serves its own user")
@@ -288,7 +326,13 @@ class Zygote:
             self._server.close()
 
     def _open(
-        self, connection: socket, request: Request, fds: list[int], wake: tuple[int, int], turn_fd: int
+        self,
+        connection: socket,
+        request: Request,
+        fds: list[int],
+        wake: tuple[int, int] | None,
+        turn_fd: int,
+        parent: Parent,
     ) -> tuple[Creation, Options]:
         """Open what a request needs, have the runtime begin as soon as the client lets us, and tell the client.
 
@@ -298,23 +342,19 @@ class Zygote:
         try:
             os.chdir(request.cwd)
             options = prepare(request.words, request.cwd)
-            watcher_pid = os.getppid()
             title = f"conmon -c {options.cid} -n {options.name}".encode(errors="replace")
             linux.set_title(self._area, title)
-            linux.set_title_of(watcher_pid, self._area, title)
-            creation, start_fd = make_creation(request, options, fds, self._oom_score, wake)
-            if options.conmon_pidfile:
-                write_file(options.conmon_pidfile, b"%d" % watcher_pid)
-            pidfd = os.pidfd_open(watcher_pid)
+            linux.set_title_in(parent.memory_fd, self._area, title)
+            creation, start_fd = make_creation(request, options, fds, wake)
         except (UsageError, OSError) as error:
             raise Refused(str(error)) from error
         if start_fd < 0:
             creation.close_once_started(turn_fd)
             creation.begin()
-        rights = pidfd.to_bytes(4, sys.byteorder)
+        rights = parent.pidfd.to_bytes(4, sys.byteorder)
         with Suppress(OSError):  # the client has left, and finds the container by looking
-            connection.sendmsg([b"spawned %d" % watcher_pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
-        os.close(pidfd)
+            connection.sendmsg([b"spawned %d" % parent.pid], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+        parent.release()
         connection.close()
         if start_fd >= 0:
             os.close(turn_fd)
@@ -337,7 +377,7 @@ def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def make_creation(
-    request: Request, options: Options, fds: list[int], oom_score: bytes, wake: tuple[int, int] | None
+    request: Request, options: Options, fds: list[int], wake: tuple[int, int] | None
 ) -> tuple[Creation, int]:
     """What a request asks for, and the pipe that has to be waited on before it begins, or -1.
 
@@ -362,7 +402,7 @@ def make_creation(
         held_fds=held_fds,
     )
     creation = Creation(
-        options, inherited, request.environment, logs, passthrough=False, oom_score=oom_score, watcher_wake=wake
+        options, inherited, request.environment, logs, passthrough=False, oom_score=b"", watcher_wake=wake
     )
     return creation, start_fd
 
@@ -378,11 +418,10 @@ def main(words: list[str]) -> int:
     try:
         watcher.check()
         zygote = Zygote(words[0])
-        os.chdir("/")
         linux.set_task_name(b"conmon")
         linux.allow_page_merging(True)
         for _ in range(REHEARSALS):
-            rehearse()
+            zygote.rehearse()
     except BlockingIOError:
         return 0
     except OSError as error:
