@@ -41,6 +41,15 @@ def sandboxes_of(containers: Path) -> dict[str, str]:
     return found
 
 
+def cgroup_of(bundle: Path) -> str:
+    """The cgroup of a container, as its spec names it; empty for a scope, which systemd ends, and without a spec."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        path = str(orjson.loads((bundle / "config.json").read_bytes())["linux"]["cgroupsPath"])
+        if path.startswith("/") and path.endswith(bundle.name):
+            return path
+    return ""
+
+
 def make_mount_sources(spec: bytes, targets: Iterable[str]) -> None:
     """Make the host paths that are to be bound to `targets`, where they do not exist.
 

@@ -25,6 +25,7 @@ import orjson
 from crio_core.errors import Code, OperationError, RemoteError
 from crio_core.values import dataclass
 from crio_io import mounts, spawn
+from crio_io.bundle import cgroup_of
 from crio_io.cgroups import Cgroups, systemd_scope
 from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime, messages, processes
@@ -189,9 +190,12 @@ class ConmonMonitor:
         Raises:
             OperationError: The runtime's complaint.
         """
-        if recorded(bundle) is None:
+        unfinished = recorded(bundle) is None
+        if unfinished:
             await self._end_creation(container_id, bundle)
         await self.runtime.delete(container_id)
+        if unfinished:
+            await self._end_cgroup(container_id, bundle)
         await self.stop(container_id, bundle)
 
     async def _end_creation(self, container_id: str, bundle: Path) -> None:
@@ -342,6 +346,17 @@ class ConmonMonitor:
         if request.log_path and not had_log:
             await mounts.in_thread(f"remove log {request.log_path}", Path(request.log_path).unlink, True)
         await self.runtime.delete(request.container_id)
+        await self._end_cgroup(request.container_id, request.bundle)
+
+    async def _end_cgroup(self, container_id: str, bundle: Path) -> None:
+        """A runtime killed half-way leaves a cgroup that it does not know, and for a moment a process in it."""
+
+        def end() -> None:
+            if path := cgroup_of(bundle):
+                self._cgroups.kill(path)
+                self._cgroups.remove(path)
+
+        await mounts.in_thread(f"remove the cgroup of {container_id}", end)
 
     def _clear(self, container_id: str, bundle: Path) -> None:
         link = self._socket_dir / container_id

@@ -285,6 +285,7 @@ async def test_creation_cut_short_at_any_moment_leaves_nothing(site: Site, after
         assert failure.reason == "TIMEOUT"
         assert await site.runtime.state("criotest-cut") is None
         assert site.groups.pids(MONITOR_CGROUP) == () and site.groups.pids(CGROUP_PARENT) == ()
+        assert not site.groups.exists(f"{CGROUP_PARENT}/criotest-cut")
     created = await site.monitor.create(request)
     assert psutil.pid_exists(created.pid)
 
