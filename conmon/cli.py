@@ -4,7 +4,7 @@ import os
 import sys
 
 from conmon import linux
-from conmon.create import Creation, Inherited, run_exit_command
+from conmon.create import Creation, Inherited, Means, run_exit_command
 from conmon.diagnostics import Diagnostics
 from conmon.journald import SHORT_ID_LETTERS, JournalLog
 from conmon.logs import FileLog
@@ -132,7 +132,7 @@ def _start(options: Options) -> int:
     inherited = Inherited(sync_fd=sync_fd, start_fd=start_fd, attach_fd=attach_fd, held_fds=held_fds)
     oom_score = read_oom_score()
     write_oom_score(b"-1000")
-    creation = Creation(options, inherited, environment, logs, passthrough=passthrough, oom_score=oom_score)
+    creation = Creation(options, inherited, Means(), environment, logs, passthrough=passthrough, oom_score=oom_score)
     if not passthrough:
         null = stdio_null()
         for target in range(3):

@@ -107,12 +107,34 @@ def wake_pipe() -> tuple[int, int]:
     return wake
 
 
+class Means:
+    """What a creation needs whatever is asked for, so that it can be made before anything is: signals that wake, and
+    stdio.
+
+    Attributes:
+        wake: The wake-up pipe: reader and writer.
+        null: /dev/null.
+        output: A pipe for the runtime's output, which the container inherits.
+        error: A pipe for its errors.
+    """
+
+    __slots__ = ("error", "null", "output", "wake")
+
+    def __init__(self) -> None:
+        self.wake = wake_pipe()
+        catch_signals(self.wake[1])
+        self.null = runtime.stdio_null()
+        self.output = _output_pipe()
+        self.error = _output_pipe()
+
+
 class Creation:
     """One container in the making.
 
     Args:
         options: Checked by `options.check`.
         inherited: What the caller passed.
+        means: Made for it alone; its signals are caught already.
         environment: For the runtime and the exit command.
         logs: Open log drivers.
         oom_score: The OOM score adjustment that the runtime gets, as text; empty to leave it.
@@ -127,6 +149,7 @@ class Creation:
         self,
         options: Options,
         inherited: Inherited,
+        means: Means,
         environment: dict[str, str],
         logs: tuple[FileLog | JournalLog, ...],
         *,
@@ -136,6 +159,7 @@ class Creation:
     ) -> None:
         self._options = options
         self._inherited = inherited
+        self._means = means
         self._environment = environment
         self._passthrough = passthrough
         self._oom_score = oom_score
@@ -148,7 +172,7 @@ class Creation:
         self._error_fd = -1
         self._runtime_pid = 0
         self._theirs: tuple[int, ...] = ()
-        self._wake = wake_pipe()
+        self._wake = means.wake
         self._ready = False
         self._over = False
         self.code = 0
@@ -172,7 +196,6 @@ class Creation:
 
     def begin(self) -> None:
         """Have the runtime run."""
-        catch_signals(self._wake[1])
         if self._options.exec_attach and self._inherited.attach_fd >= 0:
             sync.write_all(self._inherited.attach_fd, sync.sync_message(self._key(), 0))
         self._runtime_pid = self._child.spawn() if self._watcher_wake is None else self._child.start()
@@ -236,22 +259,25 @@ class Creation:
 
     def _make_stdio(self) -> tuple[tuple[int, int, int], int]:
         """Descriptors for the runtime's stdio, and our end of its input or -1."""
+        means = self._means
         if self._passthrough:
+            self._close((means.null, *means.output, *means.error))
             return (-1, -1, -1), -1
-        null = runtime.stdio_null()
-        self._error_fd, error_write = _output_pipe()
+        self._error_fd, error_write = means.error
+        out_read, out_write = means.output
         if self._options.terminal:
+            self._close(means.output)
             self._console = runtime.ConsoleSocket(self._environment.get("TMPDIR") or "/tmp")
-            self._theirs = (error_write, null)
-            return (null, null, error_write), -1
-        out_read, out_write = _output_pipe()
+            self._theirs = (error_write, means.null)
+            return (means.null, means.null, error_write), -1
         self.made.outputs[out_read] = STDOUT
-        in_read = in_write = -1
+        in_read, in_write = means.null, -1
+        self._theirs = (error_write, out_write, means.null)
         if self._options.stdin:
             in_read, in_write = os.pipe()
             os.set_blocking(in_write, False)
-        self._theirs = (error_write, out_write, null) + ((in_read,) if in_read >= 0 else ())
-        return (in_read if in_read >= 0 else null, out_write, error_write), in_write
+            self._theirs += (in_read,)
+        return (in_read, out_write, error_write), in_write
 
     def _open_bundle_meanwhile(self) -> None:
         """Open what clients need while the runtime works; without it there is no container."""

@@ -19,7 +19,6 @@ PR_SET_MEMORY_MERGE = 67
 PAGEMAP_ENTRY_BYTES = 8
 PAGE_PRESENT = 1 << 63
 PAGE_OWN = PAGE_PRESENT | 1 << 56  # mapped by this process alone
-GAP_PAGES_MAX = 4  # a call for an area costs about as much as a page
 TASK_NAME_BYTES = 15  # TASK_COMM_LEN without its NUL
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -75,8 +74,6 @@ def private_areas() -> tuple[Areas, Areas]:
 def touched_areas(areas: Areas, mark: int) -> Areas:
     """What of these areas this process has touched since it was forked (proc(5), `pagemap`).
 
-    Pages with few others between them are one area.
-
     Args:
         mark: `PAGE_OWN` for what it has written to; `PAGE_PRESENT` for what it has read of files, of which a fork
             inherits nothing.
@@ -91,7 +88,7 @@ def touched_areas(areas: Areas, mark: int) -> Areas:
                 entry = int.from_bytes(entries[at : at + PAGEMAP_ENTRY_BYTES], byteorder)
                 if entry & mark == mark:
                     page = start + at // PAGEMAP_ENTRY_BYTES * page_bytes
-                    if found and 0 <= page - sum(found[-1]) <= GAP_PAGES_MAX * page_bytes:
+                    if found and page == sum(found[-1]):
                         found[-1] = (found[-1][0], page + page_bytes - found[-1][0])
                     else:
                         found.append((page, page_bytes))

@@ -9,6 +9,8 @@ import _signal  # type: ignore[import-not-found]  # typeshed has no stub for it
 from _socket import (
     AF_UNIX,
     CMSG_SPACE,
+    MSG_PEEK,
+    MSG_TRUNC,
     SCM_RIGHTS,
     SO_PEERCRED,
     SOCK_CLOEXEC,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = (
     "AF_UNIX",
     "CMSG_SPACE",
+    "MSG_PEEK",
+    "MSG_TRUNC",
     "SCM_RIGHTS",
     "SIGCHLD",
     "SIGINT",

@@ -32,13 +32,15 @@ import sys
 
 from conmon import linux, watcher
 from conmon.cli import START_BYTES_MAX, Complaining, open_logs, prepare
-from conmon.create import Creation, Inherited, run_exit_command, wake_pipe
+from conmon.create import Creation, Inherited, Means, run_exit_command, wake_pipe
 from conmon.handover import Handover
 from conmon.logs import STDOUT, FileLog
 from conmon.loop import Loop
 from conmon.low import (
     AF_UNIX,
     CMSG_SPACE,
+    MSG_PEEK,
+    MSG_TRUNC,
     SCM_RIGHTS,
     SIGCHLD,
     SIGKILL,
@@ -153,7 +155,7 @@ class Zygote:
         finally:
             os.umask(mask)
         self._server.listen(BACKLOG)
-        self._packet = bytearray(REQUEST_BYTES_MAX)
+        self._byte = bytearray(1)
         self._life = os.pipe()  # hangs up when this process ends
 
     def serve(self) -> "NoReturn":
@@ -210,7 +212,7 @@ class Zygote:
             os.close(writer)
             request, fds = self._receive(near)
             assert request is not None, "the rehearsal is a request"
-            creation, _ = self._open(near, request, fds, wake, os.dup(reader), Parent(os.getpid()))
+            creation, _ = self._open(near, request, fds, wake, os.dup(reader), Parent(os.getpid()), Means())
             given = creation.run()
             assert given is not None, "the rehearsal failed"
             far.close()
@@ -262,7 +264,7 @@ class Zygote:
             os.close(fd)
         linux.allow_page_merging(False)
         write_oom_score(self._oom_score)
-        parent = Parent(watcher_pid)
+        parent, means = Parent(watcher_pid), Means()
         linux.populate(*self._touched)
         connection_fd = self._accept()
         os.close(self._life[0])
@@ -276,7 +278,7 @@ class Zygote:
             request, fds = self._receive(connection)
             if request is None:
                 return 1
-            creation, options = self._open(connection, request, fds, wake, turn[1], parent)
+            creation, options = self._open(connection, request, fds, wake, turn[1], parent, means)
         except Refused as refusal:
             connection.send(f"refused {refusal}".encode(errors="replace"))
             return 1
@@ -297,8 +299,9 @@ class Zygote:
             OSError: The client left or sent nothing in time.
         """
         credentials = connection.getsockopt(SOL_SOCKET, SO_PEERCRED, 12)
-        size, control, flags, _ = connection.recvmsg_into([self._packet], CMSG_SPACE(4 * DESCRIPTORS_MAX))
-        packet = bytes(memoryview(self._packet)[:size])
+        # A buffer for the longest request would be mapped and unmapped each time.
+        size = connection.recv_into(self._byte, 1, MSG_PEEK | MSG_TRUNC)
+        packet, control, flags, _ = connection.recvmsg(min(size, REQUEST_BYTES_MAX), CMSG_SPACE(4 * DESCRIPTORS_MAX))
         fds = _descriptors(control)
         if int.from_bytes(credentials[4:8], sys.byteorder) not in (0, os.getuid()):
             raise Refused("this zygote serves its own user")
@@ -333,6 +336,7 @@ class Zygote:
         wake: tuple[int, int] | None,
         turn_fd: int,
         parent: Parent,
+        means: Means,
     ) -> tuple[Creation, Options]:
         """Open what a request needs, have the runtime begin as soon as the client lets us, and tell the client.
 
@@ -345,7 +349,7 @@ class Zygote:
             title = f"conmon -c {options.cid} -n {options.name}".encode(errors="replace")
             linux.set_title(self._area, title)
             linux.set_title_in(parent.memory_fd, self._area, title)
-            creation, start_fd = make_creation(request, options, fds, wake)
+            creation, start_fd = make_creation(request, options, fds, means, wake)
         except (UsageError, OSError) as error:
             raise Refused(str(error)) from error
         if start_fd < 0:
@@ -377,7 +381,7 @@ def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
 
 
 def make_creation(
-    request: Request, options: Options, fds: list[int], wake: tuple[int, int] | None
+    request: Request, options: Options, fds: list[int], means: Means, wake: tuple[int, int] | None
 ) -> tuple[Creation, int]:
     """What a request asks for, and the pipe that has to be waited on before it begins, or -1.
 
@@ -402,7 +406,7 @@ def make_creation(
         held_fds=held_fds,
     )
     creation = Creation(
-        options, inherited, request.environment, logs, passthrough=False, oom_score=b"", watcher_wake=wake
+        options, inherited, means, request.environment, logs, passthrough=False, oom_score=b"", watcher_wake=wake
     )
     return creation, start_fd
 
