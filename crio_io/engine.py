@@ -20,7 +20,7 @@ from crio_core import requests as rq
 from crio_core.cni import Attachment, Network, PodNetwork
 from crio_core.cni.stats import PluginStats
 from crio_core.cri import AuthConfig, ContainerConfig, Device, ImageSpec, PodSandboxConfig
-from crio_core.errors import Code, OperationError, invalid, not_found
+from crio_core.errors import Code, CrioError, OperationError, invalid, not_found
 from crio_core.events import JournalLoaded, NetworkChanged
 from crio_core.image.reference import parse_image_id
 from crio_core.layout import Layout
@@ -63,6 +63,8 @@ READY_ASKED_S = 5.0
 UNREADY_ASKED_S = 0.5
 """How often those are asked that are not: pods wait for them."""
 CHECK_S = 5.0
+RECURSIVE_READ_ONLY_KERNEL_MIN = (5, 12)
+"""The first kernel that can: it has mount_setattr(2)."""
 """How long a status waits for what network plugins say."""
 BUILT_IN_MONITOR = "conmon"
 """What a forked monitor calls itself in place of a program's path."""
@@ -144,6 +146,8 @@ class Engine:
         self._network: Network | None = None
         self._refusal: tuple[Network, str] | None = None
         """A network whose plugins have said that they are not ready, and why."""
+        self._recursive_read_only: frozenset[str] = frozenset()
+        self._configured = anyio.Event()
         self._looks = 0
         self._looking = anyio.Lock()
 
@@ -174,6 +178,31 @@ class Engine:
         if self.recorder is not None:
             self.recorder.reloaded(settings)
         self._networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
+        self._configured.set()
+
+    @property
+    def recursive_read_only(self) -> frozenset[str]:
+        """Names of the handlers known to mount read-only with all that is mounted below; "" is the default's."""
+        return self._recursive_read_only
+
+    async def watch_features(self) -> None:
+        """Ask the runtimes what they know, now and after each configuration; runs until it is cancelled.
+
+        They are asked beside everything else: no start waits for a program that hangs.
+        """
+        while True:
+            await self._configured.wait()
+            self._configured = anyio.Event()
+            able = set()
+            for name in self.handlers if self._host.kernel >= RECURSIVE_READ_ONLY_KERNEL_MIN else ():
+                try:
+                    if "rro" in await self._executor.monitors[name].runtime.mount_options():
+                        able.add(name)
+                except CrioError as error:
+                    log.warning("runtime handler %s does not say what it knows: %s", name, error)
+            if self.driver.node.settings.default_handler in able:
+                able.add("")
+            self._recursive_read_only = frozenset(able)
 
     async def watch_network(self) -> None:
         """Look at the CNI configuration again and again; runs until it is cancelled."""
@@ -542,6 +571,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
             await engine.refresh_network()
             tasks.start_soon(engine.watch_network)
             tasks.start_soon(engine.watch_plugins)
+            tasks.start_soon(engine.watch_features)
             tasks.start_soon(images.tidy)
             tasks.start_soon(images.tell_progress, driver.feed)
             try:

@@ -197,6 +197,7 @@ class _Serving:
             systemd_cgroup=config.cgroup_manager == "systemd",
             handlers=lambda: engine.handlers,
             user_namespaces=lambda: user_namespaces_of(engine.driver.node.settings),
+            recursive_read_only=lambda: engine.recursive_read_only,
             verbose=self._verbose,
             witness=engine.witness,
             stream_url=lambda: stream_url,

@@ -304,6 +304,7 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
         systemd_cgroup=False,
         handlers=lambda: tuple(one.name for one in config.runtimes),
         user_namespaces=lambda: user_namespaces_of(live.sim.settings),
+        recursive_read_only=lambda: frozenset({"", *live.sim.settings.handlers}),
         verbose=verbose,
     )
     figures = SimulatedUsage(live.sim)

@@ -131,6 +131,15 @@ class OciRuntime:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise RemoteError(f"{self.name} state {container_id}: answer without {error}") from error
 
+    async def mount_options(self) -> frozenset[str]:
+        """The mount options that it says it knows (runtime-spec, "features"); none of one that does not say."""
+        done, _ = await self._call("features")
+        if done.returncode != 0:
+            return frozenset()
+        found = _parsed(self.name, "features", done.stdout)
+        options = found.get("mountOptions") if isinstance(found, dict) else None
+        return frozenset(one for one in options or () if isinstance(one, str))
+
     async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
         """Change the limits of a container (runtime-spec, "LinuxResources").
 

@@ -52,6 +52,8 @@ class NodeFacts:
     """Names of the runtime handlers; a reload may change them."""
     user_namespaces: Callable[[], frozenset[str]]
     """Those of the handlers with which a pod can have a user namespace of its own; the default one has no name too."""
+    recursive_read_only: Callable[[], frozenset[str]]
+    """Those with which a mount can be read-only together with all that is mounted below it."""
     verbose: Callable[[], Mapping[str, Any]]
     """What verbose Status adds, by name; each value is sent as JSON."""
     witness: Callable[[str], Mapping[str, Any]] = lambda container_id: {}
@@ -149,9 +151,14 @@ class RuntimeService(StatsMethods):
         ]
         # The default handler is listed twice, once without a name (CRI, RuntimeHandler).
         names = ("", *self._facts.handlers())
-        able = self._facts.user_namespaces()
+        mapping, recursive = self._facts.user_namespaces(), self._facts.recursive_read_only()
         handlers = [
-            pb.RuntimeHandler(name=name, features=pb.RuntimeHandlerFeatures(user_namespaces=name in able))
+            pb.RuntimeHandler(
+                name=name,
+                features=pb.RuntimeHandlerFeatures(
+                    recursive_read_only_mounts=name in recursive, user_namespaces=name in mapping
+                ),
+            )
             for name in names
         ]
         answer = pb.StatusResponse(

@@ -417,6 +417,31 @@ def test_mounts_are_read_only_or_writable_as_asked(crio: Crio, pod: str) -> None
     assert (source / "new").read_text() == "back\n"
 
 
+def test_read_only_reaches_what_is_mounted_below_when_that_is_asked(crio: Crio, pod: str) -> None:
+    """CRI, Mount.recursive_read_only: else a file system below stays writable. A kubelet asks only who says so."""
+    wait_for(
+        "the runtime to say what it knows",
+        lambda: (
+            {
+                one.name: one.features.recursive_read_only_mounts
+                for one in crio.client(pb.StatusRequest()).runtime_handlers
+            }
+            == {"": True, "runc": True}
+        ),
+    )
+    with shared_directory(crio.site.directory / "tree") as tree:
+        (tree / "below").mkdir()
+        subprocess.run(["mount", "-t", "tmpfs", "criotest", tree / "below"], check=True, timeout=10)
+        mounts = [
+            pb.Mount(container_path="/top", host_path=str(tree), readonly=True),
+            pb.Mount(container_path="/all", host_path=str(tree), readonly=True, recursive_read_only=True),
+        ]
+        script = "touch /top/x; touch /top/below/x && echo written; touch /all/below/y"
+        _, text = crio.run(pod, script, mounts=mounts)
+    assert sorted(line.split()[0] for line in text.splitlines()) == ["touch:", "touch:", "written"]
+    assert text.count("Read-only file system") == 2
+
+
 def test_mount_source_that_is_missing_is_made(crio: Crio, pod: str) -> None:
     """CRI, Mount.host_path: a missing one is made as a directory."""
     source = crio.site.directory / "made" / "here"
