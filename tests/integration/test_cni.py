@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from crio_core.cni import Attachment, ConfFile, Network, PodNetwork, parse_netwo
 from crio_core.cri import PortMapping
 from crio_core.errors import OperationError
 from crio_io.cni import CniRunner, Deadlines
+from tests.integration.harness import wait_for
 from tests.integration.leftovers import MINE
 
 PLUGIN_DIR = "/usr/lib/cni"
@@ -190,7 +190,9 @@ async def test_port_mapping_reaches_the_pod_and_ends_with_the_attachment(site: S
     command = ["ip", "netns", "exec", site.netns, "python3", "-m", "http.server", "8000"]
     with subprocess.Popen(command, cwd=site.data_dir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            await anyio.to_thread.run_sync(until, lambda: reach(attachment.ips()[0], 8000))
+            await anyio.to_thread.run_sync(
+                wait_for, "the server in the pod to answer", lambda: reach(attachment.ips()[0], 8000)
+            )
             assert await anyio.to_thread.run_sync(reach, "127.0.0.1", host_port)
             await runner.delete(attachment, pod)
             assert not await anyio.to_thread.run_sync(reach, "127.0.0.1", host_port)
@@ -261,7 +263,7 @@ async def test_add_with_a_hanging_plugin_ends_in_time_kills_its_group_and_is_und
     assert (caught.value.code.name, caught.value.reason) == ("DEADLINE_EXCEEDED", "CNI_TIMEOUT")
     assert "'slow' did not finish ADD" in str(caught.value) and "after that" not in str(caught.value)
     pid = int(pid_file.read_text())
-    await anyio.to_thread.run_sync(until, lambda: is_dead(pid))
+    await anyio.to_thread.run_sync(wait_for, "the plugin to be dead", lambda: is_dead(pid))
     assert site.residue() == []
 
 
@@ -273,10 +275,10 @@ async def test_cancelled_add_kills_the_plugin_and_can_be_undone(site: Site, tmp_
     network = site.conf("1.0.0", {"type": "slow"})
     async with anyio.create_task_group() as group:
         group.start_soon(runner.add, network, site.pod)
-        await anyio.to_thread.run_sync(until, pid_file.exists)
+        await anyio.to_thread.run_sync(wait_for, "the plugin to run", pid_file.exists)
         group.cancel_scope.cancel()
     pid = int(pid_file.read_text())
-    await anyio.to_thread.run_sync(until, lambda: is_dead(pid))
+    await anyio.to_thread.run_sync(wait_for, "the plugin to be dead", lambda: is_dead(pid))
     await runner.delete(network, site.pod)
     assert site.residue() == []
 
@@ -343,14 +345,6 @@ async def test_status_of_1_1_reaches_the_plugin(tmp_path: Path) -> None:
         ("STATUS", 1, True)
     ]
     assert json.loads((tmp_path / "STATUS").read_text())["name"] == "n"
-
-
-def until(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
-    """Wait for something that is about to become true."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "the condition never became true"
-        time.sleep(0.01)
 
 
 def reach(host: str, port: int) -> bool:
