@@ -439,7 +439,10 @@ def _arrive_owing(record: ContainerRecord, came_from: Enum, event: Any) -> Arriv
                 fx.Ask(what="stuck"),
             )
             return arrive(record=record, orders=orders)
-        case PartReleased() | RetryDue() | Resumed():
+        case Resumed():
+            # A power cut may have brought back what had gone, such as an exit file.
+            return _release(replace(record, holds=EVERYTHING), event)
+        case PartReleased() | RetryDue():
             return _release(record, event)
         case _:
             return arrive(record=record)

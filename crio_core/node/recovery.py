@@ -55,6 +55,7 @@ def load(state: State, event: JournalLoaded) -> None:
         except LocalError as error:
             state.quarantined.put(f"{kind}/{record_id}", str(error))
     _forget_old_boot(state, event)
+    _stop_unready(state)
     _note_strays(state, event)
     _name(state)
     for container in state.containers.values():
@@ -87,6 +88,17 @@ def _forget_old_boot(state: State, event: JournalLoaded) -> None:
             state.containers.put(container.id, replace(container, pid=0, monitor_pid=0))
 
 
+def _stop_unready(state: State) -> None:
+    """A pod that has containers was ready, and the journal did not get that; nor did it get what the pod is made of. So
+    it cannot be ready again, and is removed with its containers, which have to be dead first."""
+    for container in state.containers.values():
+        pod = state.sandboxes.get(container.sandbox_id)
+        made = container.state not in (ContainerState.RESERVED, ContainerState.OWING) and not container.infra
+        if pod is not None and pod.state is SandboxState.RESERVED and made:
+            stopping = replace(pod, state=SandboxState.STOPPING, holds=pod.plan, doomed=True)
+            state.sandboxes.put(pod.id, stopping)
+
+
 def sweep(state: State) -> None:
     """Have removed what a crash left and no record owns."""
     order = fx.SweepStorage(containers=state.containers.keys(), sandboxes=state.sandboxes.keys())
@@ -109,6 +121,8 @@ def rest(record: SandboxRecord | ContainerRecord) -> SandboxRecord | ContainerRe
         found = _SANDBOX_REST.get(record.state)
         return record if found is None else replace(record, state=found)
     state = _CONTAINER_REST.get(record.state, record.state)
+    if state is ContainerState.RUNNING and not record.started_at_ns:
+        state = ContainerState.CREATED  # It was being stopped, and its start had failed or was never asked for.
     # A removal goes on where every process is dead; where one lives its client has to ask again.
     doomed = record.doomed and state is ContainerState.EXITED
     if record.state is state and record.doomed is doomed and not record.cancelled and not record.kill_at_ns:

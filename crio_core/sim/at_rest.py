@@ -173,7 +173,9 @@ class AtRest:
     def _has_images(self, record: ContainerRecord) -> None:
         if any(layer in self._sim.world.damaged for layer in record.every_layer):
             return
-        if any(one in self._sim.world.struck for one in record.every_image):
+        world = self._sim.world
+        # A crash between a removal that failed, and did its work, and the next writing of the record loses the image.
+        if any(one in world.struck or one in world.unsaved for one in record.every_image):
             return
         for image_id in record.every_image:
             if image_id not in self._inspector.state.images:

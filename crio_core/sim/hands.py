@@ -292,6 +292,7 @@ class Hands:
             if order.signal == "SIGKILL":
                 self.processes.kill(process)
             elif process.running and not process.life.deaf:
+                process.leaving = True
                 self._host.later(process.life.term_ns, lambda: self.processes.end(process, SIGTERM_CODE))
         yield
         return ev.SignalSent()

@@ -147,7 +147,10 @@ class Inspector:
         left = naming.find_among(kept, request.image)
         # One that has lost a layer is no image to the next server either.
         whole = left is not None and all(layer in world.layers for layer in left.layers)
-        if left is not None and whole and left.id not in self.state.images and left.id not in world.unsaved:
+        if left is None or not whole or left.id in self.state.images or left.id in world.unsaved:
+            return
+        # One that a pull is recording comes after the removal.
+        if not self.sim.is_saving(left.id):
             self.say("I3", f"{request!r} was answered while the journal has the image")
 
     def _sandbox_exists(self, sandbox_id: str) -> None:

@@ -15,6 +15,7 @@ from crio_core.sim.hands import steps_of
 from crio_core.sim.profiles import MS, S
 from crio_core.sim.programs import CONTAINERS, PODS, REFERENCES, WEIGHTS, Action, container_config, pod_config
 from crio_core.sim.simulation import NETWORK, Call, Simulation
+from crio_core.sim.world import GARBLED
 
 GRACES_NS = (0, 1 * S, 30 * S, 300 * S)
 WAITS_NS = (1 * MS, 10 * MS, 100 * MS, 1 * S, 15 * S, 120 * S)
@@ -422,7 +423,9 @@ class Players:
     def _damage(self, action: Action, *, lose: bool) -> None:
         """Both files of the journal are damaged in the same place while the server is away."""
         self.sim.crash_server()
-        rows = tuple(row for row in self.sim.world.rows if row not in self.sim.world.aside)
+        world = self.sim.world
+        # A power cut may have brought back a garbled row over which something was written.
+        rows = tuple(row for row, data in world.rows.items() if row not in world.aside and data != GARBLED)
         if rows:
             self.sim.damage(rows[action.a % len(rows)], lose=lose)
         self.sim.start_server()

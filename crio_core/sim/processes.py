@@ -91,7 +91,7 @@ class Processes:
         if process.life.stuck_ns == 0:
             self.end(process, SIGKILL_CODE)
             return
-        process.doomed = True
+        process.doomed = process.leaving = True
         if process.life.stuck_ns < NEVER_NS:
             self._host.later(process.life.stuck_ns, lambda: self.end(process, SIGKILL_CODE))
 

@@ -60,8 +60,16 @@ class Survivors:
                     self._kept[key] = _Kept(sandbox_id=key, record=sandbox)
             case rq.StartContainer(container_id=key), rp.Done():
                 container = state.containers.get(key)
-                # One of an earlier boot has no process id, and is on its way to be seen ended.
-                if container is not None and container.state is ContainerState.RUNNING and container.pid:
+                # One of an earlier boot has no process id, and is on its way to be seen ended. One that was stopped
+                # because its start had failed is on its way out, though a crash has made the server forget both.
+                process = self._sim.world.processes.get(key)
+                leaving = process is not None and process.leaving
+                if (
+                    container is not None
+                    and container.state is ContainerState.RUNNING
+                    and container.pid
+                    and not leaving
+                ):
                     self._kept[key] = _Kept(sandbox_id=container.sandbox_id, record=container)
 
     def problems(self, state: State) -> Iterator[str]:

@@ -62,7 +62,7 @@ class End:
 class Process:
     """A container's first process."""
 
-    __slots__ = ("alive", "code", "container_id", "doomed", "life", "pid", "running", "start_ticks")
+    __slots__ = ("alive", "code", "container_id", "doomed", "leaving", "life", "pid", "running", "start_ticks")
 
     def __init__(self, container_id: str, pid: int, start_ticks: int, life: Life) -> None:
         self.container_id = container_id
@@ -72,8 +72,10 @@ class Process:
         self.running = False
         """False while the runtime holds it before the exec."""
         self.alive = True
+        self.leaving = False
+        """A signal was delivered of which it will end."""
         self.doomed = False
-        """SIGKILL was delivered and will work when the kernel lets it."""
+        """That was SIGKILL, and will work when the kernel lets it."""
         self.code: int | None = None
 
 

@@ -12,12 +12,13 @@ from crio_core import replies as rp
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import OperationError
-from crio_core.records import Failure, SandboxState
+from crio_core.records import ContainerRecord, ContainerState, Failure, SandboxState, decode, encode
 from crio_core.sim import Simulation
 from crio_core.sim.checks import run_program
 from crio_core.sim.images import APP, BASE, OTHER
 from crio_core.sim.profiles import MS, STEADY, Faults, S
 from crio_core.sim.programs import Action, Program, container_config, pod_config
+from crio_core.values import replace
 
 
 def simulation() -> Simulation:
@@ -240,6 +241,59 @@ def test_a_container_of_a_pod_that_is_only_owed_is_removed_at_the_start() -> Non
     sim.release()
     sim.run()
     assert [kind for kind, _ in sim.world.rows] == ["image"]
+
+
+def test_a_pod_that_was_never_recorded_as_ready_goes_with_its_containers() -> None:
+    """R8, R27: the journal did not get that it was ready; it was taken back alone, and its containers had no pod."""
+    sim = simulation()
+    sim.call(rq.RunPodSandbox(config=pod_config(0)))
+    run_until(sim, lambda: bool(sim.world.rows))
+    (key, reserved), *_ = sim.world.rows.items()
+    sim.run()
+    container = run_container(sim, key[1])
+    sim.crash_server()
+    sim.world.rows[key] = reserved
+    sim.start_server()
+    sim.ask(rq.RemovePodSandbox(sandbox_id=key[1]))
+    assert not sim.world.alive(container)
+    sim.run()
+    assert [kind for kind, _ in sim.world.rows] == ["image"]
+
+
+def test_a_container_that_is_killed_and_was_never_started_is_not_called_running() -> None:
+    """R17: its start had failed, and the journal had the kill of what a restart then took for a running container."""
+    sim = simulation()
+    config = container_config(0, 0)
+    sim.ask(rq.PullImage(image=config.image))
+    created = sim.ask(rq.CreateContainer(sandbox_id=run_pod(sim), config=config))
+    assert isinstance(created, rp.Created)
+    sim.crash_server()
+    row = ("container", created.id)
+    record = decode(row[0], sim.world.rows[row])
+    assert isinstance(record, ContainerRecord)
+    sim.world.rows[row] = encode(replace(record, state=ContainerState.KILLING))
+    sim.start_server()
+    sim.run()
+    found = sim.ask(rq.ContainerStatus(container_id=created.id))
+    assert isinstance(found, rp.ContainerFound)
+    assert found.container.state is ContainerState.CREATED
+
+
+def test_an_exit_file_that_a_power_cut_brings_back_goes_with_what_is_owed() -> None:
+    """R4, R8: the root filesystem was still owed, and nothing else was looked for."""
+    sim = simulation()
+    key = run_container(sim, run_pod(sim))
+    sim.ask(rq.StopContainer(container_id=key, grace_ns=0))
+    sim.run()
+    end = sim.world.exits[key]
+    sim.fail_next.append((fx.ReleaseRootfs, 0))
+    sim.ask(rq.RemoveContainer(container_id=key))
+    assert key not in sim.world.exits and ("container", key) in sim.world.rows
+    sim.crash_server()
+    sim.world.exits[key] = end
+    sim.start_server()
+    sim.run()
+    assert key not in sim.world.exits and ("container", key) not in sim.world.rows
 
 
 def test_a_container_in_the_making_when_its_pod_breaks_is_refused() -> None:
