@@ -327,8 +327,8 @@ def _infra_moved(state: State, record: ContainerRecord) -> None:
         case ContainerState.RUNNING if sandbox is not None and sandbox.state is SandboxState.INFRA:
             advance_sandbox(state, sandbox.id, sb.InfraStarted())
             return
-    if sandbox is None:
-        return
+    if sandbox is None or sandbox.state is SandboxState.RESERVED:
+        return  # One that is about to be taken back asks for the end of its infra container by itself.
     if record.state in (ContainerState.EXITED, ContainerState.OWING, ContainerState.GONE):
         gone = record.state is not ContainerState.EXITED
         if sandbox.state is SandboxState.INFRA:
