@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from crio_io.zygote import default_command
@@ -89,7 +90,14 @@ def podman(request: pytest.FixtureRequest) -> Iterator[Podman]:
         finally:
             made("rm", "-a", "-f", "-t", "0")
     finally:
+        # The monitor of a health check has podman clean up after it, which may be making files here even now.
+        until(lambda: not processes_in(folder), "podman is still at work")
         shutil.rmtree(folder)
+
+
+def processes_in(folder: Path) -> list[psutil.Process]:
+    """Processes whose arguments name something in a directory."""
+    return [one for one in psutil.process_iter(["cmdline"]) if str(folder) in " ".join(one.info["cmdline"] or ())]
 
 
 @pytest.mark.parametrize("podman", ["bare", "installed"], indirect=True)
