@@ -43,6 +43,7 @@ from crio_io.images import ImageStore
 from crio_io.journal import Journal
 from crio_io.journal_open import LoadResult
 from crio_io.monitor import ConmonMonitor
+from crio_io.moves import Moves
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles
 from crio_io.recorder import Recorder
@@ -410,6 +411,7 @@ def set_up_runtimes(
         OperationError: PROGRAM_NOT_FOUND, the default runtime's or a monitor's.
     """
     monitors = {}
+    moves = Moves(cgroups)
     usable = dict(options.runtimes)
     for name, runtime in options.runtimes.items():
         path = runtime.path
@@ -426,6 +428,7 @@ def set_up_runtimes(
             runtime.root,
             systemd_cgroup=options.systemd_cgroup,
             scratch=Path(layout.scratch),
+            moves=moves,
         )
         monitors[name] = ConmonMonitor(
             _program(runtime.monitor_path, f"monitor of runtime {name}") if runtime.monitor_path else BUILT_IN_MONITOR,

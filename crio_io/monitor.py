@@ -27,7 +27,6 @@ from crio_core.values import dataclass
 from crio_io import mounts, spawn
 from crio_io.bundle import cgroup_of
 from crio_io.cgroups import Cgroups, systemd_scope
-from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime, messages, processes
 from crio_io.zygote import ZygoteClient
 
@@ -120,7 +119,6 @@ class ConmonMonitor:
         self._cgroup = cgroup
         self._log_size_max_bytes = log_size_max_bytes
         self._no_sync_log = no_sync_log
-        self._moves = Moves(cgroups)
         self._env = dict(env or {})
 
     async def create(
@@ -262,7 +260,7 @@ class ConmonMonitor:
             self._cgroups.create(self._cgroup)
 
     async def _create(self, request: MonitorRequest) -> Created:
-        self._moves.expect()
+        self.runtime.moves.expect()
         with _Pipes() as pipes:
             report, said = await (self._fork if self._zygote else self._execute)(request, pipes)
         return _record(request.bundle, self._pid_of(request, report, said))

@@ -15,6 +15,7 @@ import orjson
 from crio_core.errors import RemoteError
 from crio_core.values import dataclass
 from crio_io import mounts, spawn
+from crio_io.moves import Moves
 from crio_io.runtime import messages
 from crio_io.runtime.execs import StreamedExec, check_exec, exec_files, memory_file, read_memory
 
@@ -57,14 +58,16 @@ class OciRuntime:
         root: Where it keeps its state (`--root`).
         systemd_cgroup: Whether systemd manages the cgroups.
         scratch: A directory of ours for pid files of running execs; made when needed.
+        moves: Told when the runtime is about to put a process into a container's control group.
     """
 
-    def __init__(self, name: str, path: str, root: str, *, systemd_cgroup: bool, scratch: Path) -> None:
+    def __init__(self, name: str, path: str, root: str, *, systemd_cgroup: bool, scratch: Path, moves: Moves) -> None:
         self.name = name
         self.path = path
         self.root = root
         self.systemd_cgroup = systemd_cgroup
         self._scratch = scratch
+        self.moves = moves
 
     @property
     def runs_on_the_host(self) -> bool:
@@ -173,6 +176,7 @@ class OciRuntime:
             OperationError: The process could not be started; EXECUTABLE_NOT_FOUND when it is missing.
         """
         spec = process if isinstance(process, bytes) else orjson.dumps(process)
+        self.moves.expect()
         with exec_files(self._scratch, spec) as files:
             argv = self._argv(files.log_fd, "exec", *files.options, container_id)
             child = spawn.Child(argv, pass_fds=files.fds, output_max_bytes=output_max_bytes, output_shared=True)
@@ -210,6 +214,7 @@ class OciRuntime:
         Raises:
             OperationError: The runtime's program could not be started.
         """
+        self.moves.expect()
         with exec_files(self._scratch, process) as files:
             argv = self._argv(files.log_fd, "exec", *files.options, container_id)
             with StreamedExec(self.name, container_id, argv, files, stdio) as running:

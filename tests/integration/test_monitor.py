@@ -21,6 +21,7 @@ from crio_io import exits, monitor, witness
 from crio_io.cgroups import Cgroups
 from crio_io.exits import Exit, ExitWatcher
 from crio_io.monitor import ConmonMonitor, Created, MonitorRequest
+from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime
 from crio_io.witness import ExitRecord
 from tests.integration.bundle_fixture import CGROUP_PARENT, CONMON, RUNC, Bundles
@@ -52,7 +53,10 @@ class Site:
         self.zygote = hasty_zygote(zygote) if kind == "zygote" else None
         self.bundles = Bundles(root=root / "bundles")
         self.groups = Cgroups.detect()
-        self.runtime = OciRuntime("runc", RUNC, str(root / "runc"), systemd_cgroup=False, scratch=root / "scratch")
+        moves = Moves(self.groups)
+        self.runtime = OciRuntime(
+            "runc", RUNC, str(root / "runc"), systemd_cgroup=False, scratch=root / "scratch", moves=moves
+        )
         self.monitor = self.monitor_of(
             str(Path(sys.executable).with_name("crio-conmon")) if kind == "alone" else CONMON
         )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from crio_core.errors import Code, OperationError
 from crio_io.cgroups import Cgroups
+from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime, messages, processes
 from tests.integration.bundle_fixture import CGROUP_PARENT, RUNC, Bundles, process
 
@@ -26,10 +27,16 @@ pytestmark = [
 ID = "criotest-runtime"
 
 
+def runtime_at(tmp_path: Path, name: str, path: str) -> OciRuntime:
+    """A runtime with a state directory of its own."""
+    moves = Moves(Cgroups.detect())
+    return OciRuntime(name, path, str(tmp_path / name), systemd_cgroup=False, scratch=tmp_path / "scratch", moves=moves)
+
+
 @pytest.fixture
 def runtime(tmp_path: Path) -> OciRuntime:
-    """runc with a state directory of its own."""
-    return OciRuntime("runc", RUNC, str(tmp_path / "runc"), systemd_cgroup=False, scratch=tmp_path / "scratch")
+    """The runtime of the tests."""
+    return runtime_at(tmp_path, "runc", RUNC)
 
 
 def create(bundle: Path, runtime: OciRuntime, name: str = ID) -> None:
@@ -104,7 +111,7 @@ async def test_container_goes_through_its_life(runtime: OciRuntime, tmp_path: Pa
 
 async def test_missing_runtime_is_named(tmp_path: Path) -> None:
     """A handler whose program is not installed must say which program."""
-    other = OciRuntime("other", "/nowhere/runtime", str(tmp_path), systemd_cgroup=False, scratch=tmp_path / "scratch")
+    other = runtime_at(tmp_path, "other", "/nowhere/runtime")
     with pytest.raises(OperationError) as caught:
         await other.state(ID)
     assert caught.value.reason == "EXECUTABLE_NOT_FOUND" and "/nowhere/runtime" in caught.value.message
@@ -255,9 +262,7 @@ def test_absence_is_understood_in_every_runtimes_words(text: str) -> None:
 @pytest.mark.skipif(not Path("/usr/bin/runsc").exists(), reason="needs runsc")
 async def test_commands_on_nothing_agree_between_runtimes(tmp_path: Path) -> None:
     """The same calls on runsc: absent is success, or has the same reason."""
-    other = OciRuntime(
-        "runsc", "/usr/bin/runsc", str(tmp_path / "runsc"), systemd_cgroup=False, scratch=tmp_path / "scratch"
-    )
+    other = runtime_at(tmp_path, "runsc", "/usr/bin/runsc")
     assert await other.state(ID) is None
     await other.delete(ID)
     await other.kill(ID, "KILL")
