@@ -91,7 +91,8 @@ class AtRest:
         names: dict[tuple[object, ...], str] = {}
         for record in state.sandboxes.values():
             self._sandbox_is_true(record)
-            if record.state is not SandboxState.OWING:
+            # One with a container that cannot be read has to stay, and had given its name away before.
+            if record.state is not SandboxState.OWING and not quarantine.stray_of(state, record.id):
                 meta = record.metadata
                 other = names.setdefault((meta.namespace, meta.name, meta.uid, meta.attempt), record.id)
                 if other != record.id:
