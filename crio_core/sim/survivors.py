@@ -86,7 +86,9 @@ class Survivors:
         world = self._sim.world
         ids = (key, infra_id(key)) if isinstance(kept.record, SandboxRecord) else (key,)
         asked = key in self._ended or kept.sandbox_id in self._ended
-        return asked or any(one in world.struck or one in world.unsaved for one in ids)
+        # A pod of which the journal does not know that it was ready is removed with what is in it.
+        lost = kept.sandbox_id in world.unsaved
+        return asked or lost or any(one in world.struck or one in world.unsaved for one in ids)
 
     def _of_sandbox(self, before: SandboxRecord, now: SandboxRecord | None) -> Iterator[str]:
         world, key = self._sim.world, before.id
