@@ -66,6 +66,7 @@ def test_memory_of_a_container_is_not_merged_with_that_of_others(rig: Rig) -> No
 def test_ready_monitor_that_is_killed_is_replaced(rig: Rig) -> None:
     """It looks like any process that does nothing; the next request must not find nobody."""
     for _ in range(3):
+        until(lambda: len(children(rig.zygote_pid)) == 1, "monitors of other tests are still there")
         (ready,) = children(rig.zygote_pid)
         os.kill(ready, signal.SIGKILL)
         until(lambda: children(rig.zygote_pid) not in ([], [ready]), "no other is ready")  # noqa: B023
