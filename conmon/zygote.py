@@ -200,15 +200,14 @@ class Zygote:
                 pause()
                 os._exit(0)
             write_file(f"{folder}/pid", b"%d" % child)
-            entries = [f"{name}={value}" for name, value in os.environ.items()]
             words = ["-c", "rehearsal", "-u", "rehearsal", "-n", "rehearsal", "-r", "/bin/true", "-b", folder]
             words += ["-p", f"{folder}/pid", "--full-attach", "-l", f"{folder}/log", "--no-sync-log"]
             words += ["--exit-dir", folder, "--persist-dir", folder]
-            packet = "\0".join(["spawn", folder, "sync", str(len(entries)), *entries, *words])
+            packet = "\0".join(["spawn", folder, "sync", "1", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", *words])
             reader, writer = os.pipe()
             near, far = socketpair(AF_UNIX, SOCK_SEQPACKET)
             rights = writer.to_bytes(4, sys.byteorder)
-            far.sendmsg([packet.encode(errors="surrogateescape")], [(SOL_SOCKET, SCM_RIGHTS, rights)])
+            far.sendmsg([packet.encode()], [(SOL_SOCKET, SCM_RIGHTS, rights)])
             os.close(writer)
             request, fds = self._receive(near)
             assert request is not None, "the rehearsal is a request"
