@@ -20,8 +20,9 @@ from crio_core.sim.inspector import SWEPT, Inspector
 from crio_core.sim.simulation import NETWORK
 from crio_core.sim.world import GARBLED, row_of
 
-TRIES_MAX = 8
-"""Times that a client asks for a removal before it is called refused: a process can take a minute to die."""
+TRIES_MAX = 24
+"""Times that a client asks for a removal before it is called refused: a process can take a minute to die, a refusal
+comes every 10 s, and each of a pod's containers is a reason of its own."""
 REST_TICKS_MAX = 20_000
 """Things that may happen until a node that is left alone comes to rest."""
 
