@@ -13,6 +13,7 @@ from crio_core.records import (
     ContainerState,
     Failure,
     ImageRecord,
+    ImageState,
     Part,
     SandboxState,
     SessionState,
@@ -150,7 +151,8 @@ class Inspector:
         if left is None or not whole or left.id in self.state.images or left.id in world.unsaved:
             return
         # One that a pull is recording comes after the removal.
-        if not self.sim.is_saving(left.id):
+        pulls = self.state.pulls.values()
+        if not any(one.state is ImageState.RECORDING and one.image and one.image.id == left.id for one in pulls):
             self.say("I3", f"{request!r} was answered while the journal has the image")
 
     def _sandbox_exists(self, sandbox_id: str) -> None:

@@ -570,11 +570,6 @@ class Simulation:
         """The kinds of the effects that were begun and have not ended."""
         return tuple([type(running.effect.order) for running in self._running.values()])
 
-    def is_saving(self, record_id: str) -> bool:
-        """Whether a record is being written now."""
-        orders = (running.effect.order for running in self._running.values())
-        return any(isinstance(order, fx.SaveRecord) and order.record.id == record_id for order in orders)
-
     @property
     def timers(self) -> tuple[str, ...]:
         """Timers that are armed."""
