@@ -41,7 +41,9 @@ def test_lists_and_status_answer_while_every_look_hangs_and_no_program_was_start
         programs.unlink()
 
         crio.start()
-        assert programs.read_text() == ""
+        # What a runtime knows is asked beside everything else, once.
+        started = [line for line in programs.read_text().splitlines() if "'features']" not in line]
+        assert started == []
         assert len(crio.client(pb.ListContainersRequest()).containers) == RECORDED + 1
         assert len(crio.client(pb.ListPodSandboxRequest()).items) == RECORDED + 1
         running = json.loads(crio.client(pb.StatusRequest(verbose=True)).info["running"])
