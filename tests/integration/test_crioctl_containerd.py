@@ -140,20 +140,23 @@ def test_logs_show_streams_tail_time_and_follow_to_the_end(place: Place, running
     _, container = running
     command = place.command("ctr", "logs", "--follow", "--id", container)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
-        wait_for("the container writes", lambda: "tick 5\n" in place.run("logs", container).out, timeout_s=WAIT_S)
-        result = place.run("logs", container)
-        assert result.out.startswith("started\ntick 1\n") and result.err == "warned\n"
-        # Another line may come while it reads.
-        assert len(place.ok("logs", "--tail", "2", container).splitlines()) in (2, 3)
-        assert re.match(
-            r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d) started\n", place.ok("logs", "--timestamps", container)
-        )
-        assert place.ok("logs", "--since", "1h", container).startswith("started")
-        assert place.ok("logs", "--since", "2999-01-01T00:00:00Z", container) == ""
-        place.ok("stop", "-t", "5", container)
-        out, err = follower.communicate(timeout=WAIT_S)
-        assert follower.returncode == 0
-        assert out.startswith("started\ntick 1\n") and out.endswith("bye\n") and err == "warned\n"
+        try:
+            wait_for("the container writes", lambda: "tick 5\n" in place.run("logs", container).out, timeout_s=WAIT_S)
+            result = place.run("logs", container)
+            assert result.out.startswith("started\ntick 1\n") and result.err == "warned\n"
+            # Another line may come while it reads.
+            assert len(place.ok("logs", "--tail", "2", container).splitlines()) in (2, 3)
+            assert re.match(
+                r"\d{4}-\d\d-\d\dT[0-9:.]+(Z|[+-]\d\d:\d\d) started\n", place.ok("logs", "--timestamps", container)
+            )
+            assert place.ok("logs", "--since", "1h", container).startswith("started")
+            assert place.ok("logs", "--since", "2999-01-01T00:00:00Z", container) == ""
+            place.ok("stop", "-t", "5", container)
+            out, err = follower.communicate(timeout=WAIT_S)
+            assert follower.returncode == 0
+            assert out.startswith("started\ntick 1\n") and out.endswith("bye\n") and err == "warned\n"
+        finally:
+            follower.kill()
 
 
 def test_tree_shows_pods_containers_monitors_and_processes(place: Place, running: tuple[str, str]) -> None:
