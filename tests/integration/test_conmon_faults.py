@@ -295,6 +295,7 @@ def test_idle_monitor_does_not_wake_up(rig: Rig) -> None:
             os.kill(pid, signum)
         until(partial(all_are, pids, state), f"not all are {state}")
     until(lambda: not workers(case) and not workers(terminal), "somebody works although nothing happens")
+    until(partial(all_are, pids, "S"), "somebody who has just reaped a worker does not go to sleep")
     before = [wakeups(pid) for pid in pids]
     end = time.monotonic() + float(os.environ.get("CONMON_IDLE_S", "3"))
     until(lambda: time.monotonic() > end, "the clock stands still", 120)
