@@ -175,6 +175,8 @@ class Inspector:
         world, record = self.sim.world, self.state.containers.get(container_id)
         if record is not None and record.state is ContainerState.EXITED:
             return  # A repeated request; a crash may have interrupted the removal that another client had asked for.
+        if container_id in world.unsaved:
+            return  # Its end could not be written down before a crash: the look after the restart finds that out.
         if container_id not in world.runtime and container_id not in world.unknowable:
             self.say("I9", f"container {container_id} was answered and does not exist")
 
