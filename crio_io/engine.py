@@ -64,9 +64,9 @@ READY_ASKED_S = 5.0
 UNREADY_ASKED_S = 0.5
 """How often those are asked that are not: pods wait for them."""
 CHECK_S = 5.0
+"""How long a status waits for what network plugins say."""
 RECURSIVE_READ_ONLY_KERNEL_MIN = (5, 12)
 """The first kernel that can: it has mount_setattr(2)."""
-"""How long a status waits for what network plugins say."""
 BUILT_IN_MONITOR = "conmon"
 """What a forked monitor calls itself in place of a program's path."""
 DRAIN_S = 10.0
@@ -147,7 +147,8 @@ class Engine:
         self._network: Network | None = None
         self._refusal: tuple[Network, str] | None = None
         """A network whose plugins have said that they are not ready, and why."""
-        self._recursive_read_only: frozenset[str] = frozenset()
+        self.recursive_read_only: frozenset[str] = frozenset()
+        """Names of the handlers known to mount read-only with all that is mounted below; "" is the default's."""
         self._configured = anyio.Event()
         self._looks = 0
         self._looking = anyio.Lock()
@@ -181,11 +182,6 @@ class Engine:
         self._networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
         self._configured.set()
 
-    @property
-    def recursive_read_only(self) -> frozenset[str]:
-        """Names of the handlers known to mount read-only with all that is mounted below; "" is the default's."""
-        return self._recursive_read_only
-
     async def watch_features(self) -> None:
         """Ask the runtimes what they know, now and after each configuration; runs until it is cancelled.
 
@@ -203,7 +199,7 @@ class Engine:
                     log.warning("runtime handler %s does not say what it knows: %s", name, error)
             if self.driver.node.settings.default_handler in able:
                 able.add("")
-            self._recursive_read_only = frozenset(able)
+            self.recursive_read_only = frozenset(able)
 
     async def watch_network(self) -> None:
         """Look at the CNI configuration again and again; runs until it is cancelled."""
