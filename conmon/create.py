@@ -18,29 +18,21 @@ from conmon.journald import JournalLog
 from conmon.logs import STDERR, STDOUT, FileLog
 from conmon.low import (
     SIGCHLD,
-    SIGINT,
     SIGKILL,
-    SIGQUIT,
-    SIGTERM,
     SIGUSR1,
     SOCK_SEQPACKET,
     Suppress,
-    default_signal,
-    handle_signal,
-    set_wakeup_fd,
 )
 from conmon.notify import listen_notify
 from conmon.options import Options
+from conmon.signals import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals, wake_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-SIGNAL_BYTES = 64
 PIPE_BYTES = 256 * 1024
 PIDFILE_BYTES_MAX = 32
-FORWARDED = (SIGTERM, SIGINT, SIGQUIT)
-CAUGHT = (SIGCHLD, SIGUSR1, *FORWARDED)
 
 
 class Inherited:
@@ -58,24 +50,6 @@ class Inherited:
         self.start_fd = start_fd
         self.attach_fd = attach_fd
         self.held_fds = held_fds
-
-
-def heard(signum: int, frame: object) -> None:
-    """The number is in the wake-up pipe already; the handler exists so that it gets there."""
-
-
-def catch_signals(wake_fd: int) -> None:
-    """Have the signals that a monitor acts on written to its wake-up pipe."""
-    set_wakeup_fd(wake_fd)
-    for number in CAUGHT:
-        handle_signal(number, heard)
-
-
-def forget_signals() -> None:
-    """Undo `catch_signals`."""
-    set_wakeup_fd(-1)
-    for number in CAUGHT:
-        default_signal(number)
 
 
 def run_exit_command(options: Options, environment: dict[str, str]) -> None:
@@ -97,14 +71,6 @@ def run_exit_command(options: Options, environment: dict[str, str]) -> None:
     with Suppress(ChildProcessError):
         while True:
             os.wait()
-
-
-def wake_pipe() -> tuple[int, int]:
-    """A pipe for `catch_signals`: reader and writer, neither of which blocks."""
-    wake = os.pipe()
-    for fd in wake:
-        os.set_blocking(fd, False)
-    return wake
 
 
 class Means:
@@ -172,14 +138,13 @@ class Creation:
         self._error_fd = -1
         self._runtime_pid = 0
         self._theirs: tuple[int, ...] = ()
-        self._wake = means.wake
         self._ready = False
         self._over = False
         self.code = 0
         self.made = Handover(
             options,
             environment,
-            wake=watcher_wake or self._wake,
+            wake=watcher_wake or means.wake,
             sync_fd=inherited.sync_fd,
             held_fds=inherited.held_fds,
         )
@@ -227,7 +192,7 @@ class Creation:
         if not self._ready:
             return None
         if self._watcher_wake is not None:
-            self._close(self._wake)
+            self._close(self._means.wake)
             if self.made.timeout_at_ns:
                 self._watcher_signals.append(SIGUSR1)  # asks for nothing, and has the watcher set its timer
             with Suppress(BlockingIOError):  # so many that the pipe is full: the watcher wakes anyway
@@ -310,7 +275,7 @@ class Creation:
 
     def _wait(self) -> None:
         poll = select.epoll()
-        poll.register(self._wake[0], select.EPOLLIN)
+        poll.register(self._means.wake[0], select.EPOLLIN)
         if self._watcher_wake is not None:
             poll.register(self._watcher_wake[0], select.EPOLLIN)
         if self._console is not None:
@@ -319,7 +284,7 @@ class Creation:
             for fd, _ in poll.poll():
                 if self._decided():
                     break  # what is in the pipes now is the watcher's to see
-                if fd == self._wake[0]:
+                if fd == self._means.wake[0]:
                     numbers = os.read(fd, SIGNAL_BYTES)
                     if SIGUSR1 in numbers and self._watcher_wake is not None:
                         self._end_unwatched()

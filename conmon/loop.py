@@ -15,7 +15,7 @@ from sys import byteorder
 
 from conmon import attach, linux, monitor, oom, runtime, sync
 from conmon.control import ControlLines, ReopenLogs
-from conmon.create import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals, remove, run_exit_command
+from conmon.create import remove, run_exit_command
 from conmon.diagnostics import Diagnostics
 from conmon.handover import Handover
 from conmon.journald import JournalLog
@@ -23,6 +23,7 @@ from conmon.logs import LINE_BYTES_MAX, FileLog
 from conmon.low import SIGKILL, Suppress, socket
 from conmon.notify import NotifyRelay
 from conmon.options import Options
+from conmon.signals import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

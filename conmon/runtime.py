@@ -125,12 +125,10 @@ class Child:
         """Run it without a copy of this process, which takes longer than all else (posix_spawn(3)); the pid.
 
         The kernel does not let it die with this process: the creation and its watcher see to that. Where only a
-        process of ours can do what is asked, or say what is wrong, this is `spawn`. Our OOM score becomes its own.
+        process of ours can do what is asked, or say what is wrong, this is `spawn`. It has our OOM score.
         """
         if self.start_fd >= 0 or "LISTEN_PID" in self.environment:
             return self.spawn()
-        if self.oom_score:
-            write_oom_score(self.oom_score)
         stdio = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in enumerate(self.stdio) if fd >= 0]
         defaults = (SIGPIPE, SIGXFSZ)
         try:

@@ -16,10 +16,10 @@ import select
 from _signal import set_wakeup_fd, signal  # type: ignore[import-not-found]  # typeshed has no stub for it
 
 from conmon import linux
-from conmon.create import heard
 from conmon.handover import BYTES_MAX, Handover
 from conmon.loop import Loop
 from conmon.low import SIGCHLD, SIGKILL, Suppress
+from conmon.signals import heard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ import sys
 
 from conmon import linux, watcher
 from conmon.cli import START_BYTES_MAX, Complaining, open_logs, prepare
-from conmon.create import Creation, Inherited, Means, run_exit_command, wake_pipe
+from conmon.create import Creation, Inherited, Means, run_exit_command
 from conmon.handover import Handover
 from conmon.logs import STDOUT, FileLog
 from conmon.loop import Loop
@@ -56,7 +56,9 @@ from conmon.low import (
     socketpair,
 )
 from conmon.options import Options, UsageError
+from conmon.request import PIPES, Refused, Request, descriptors, parse_request
 from conmon.runtime import read_oom_score, stdio_null, write_oom_score
+from conmon.signals import wake_pipe
 from conmon.sync import write_file
 
 TYPE_CHECKING = False
@@ -69,23 +71,6 @@ CLIENT_WAIT_S = 2.0
 TURN_MS = 20  # a creation comes to its runtime in less; one that hangs has the next monitor made beside it
 BACKLOG = 128
 REHEARSALS = 24  # the interpreter settles the form of a function in its first dozens of calls
-PIPES = ("sync", "start", "attach")
-
-
-class Refused(Exception):
-    """A request that this zygote does not carry out; the text says why."""
-
-
-class Request:
-    """What a `spawn` packet says."""
-
-    __slots__ = ("cwd", "environment", "pipes", "words")
-
-    def __init__(self, cwd: str, pipes: tuple[str, ...], environment: dict[str, str], words: list[str]) -> None:
-        self.cwd = cwd
-        self.pipes = pipes
-        self.environment = environment
-        self.words = words
 
 
 class Parent:
@@ -103,27 +88,6 @@ class Parent:
         for fd in (self.pidfd, self.memory_fd):
             if fd >= 0:
                 os.close(fd)
-
-
-def parse_request(packet: bytes, descriptors: int) -> Request:
-    """Read a `spawn` packet that came with this many descriptors.
-
-    Raises:
-        Refused: It is not one.
-    """
-    fields = packet.decode(errors="surrogateescape").split("\0")
-    if fields[0] != "spawn" or len(fields) < 4 or not fields[3].isdigit():
-        raise Refused("not a request that this monitor knows")
-    pipes = tuple(fields[2].split(",")) if fields[2] else ()
-    if len(pipes) != descriptors:
-        raise Refused(f"{len(pipes)} descriptors are named, {descriptors} came")
-    if any(pipe not in (*PIPES, "hold") for pipe in pipes) or any(pipes.count(pipe) > 1 for pipe in PIPES):
-        raise Refused(f"descriptors {fields[2]!r}")
-    end = 4 + int(fields[3])
-    if end > len(fields):
-        raise Refused("the environment is cut off")
-    environment = dict(entry.split("=", 1) for entry in fields[4:end] if "=" in entry)
-    return Request(fields[1], pipes, environment, fields[end:])
 
 
 class Zygote:
@@ -209,9 +173,9 @@ class Zygote:
             rights = writer.to_bytes(4, sys.byteorder)
             far.sendmsg([packet.encode()], [(SOL_SOCKET, SCM_RIGHTS, rights)])
             os.close(writer)
-            request, fds = self._receive(near)
+            request = self._receive(near)
             assert request is not None, "the rehearsal is a request"
-            creation, _ = self._open(near, request, fds, wake, os.dup(reader), Parent(os.getpid()), Means())
+            creation, _ = self._open(near, request, wake, os.dup(reader), Parent(os.getpid()), Means())
             given = creation.run()
             assert given is not None, "the rehearsal failed"
             far.close()
@@ -274,10 +238,10 @@ class Zygote:
         connection = socket(AF_UNIX, SOCK_SEQPACKET, 0, connection_fd)
         connection.settimeout(CLIENT_WAIT_S)
         try:
-            request, fds = self._receive(connection)
+            request = self._receive(connection)
             if request is None:
                 return 1
-            creation, options = self._open(connection, request, fds, wake, turn[1], parent, means)
+            creation, options = self._open(connection, request, wake, turn[1], parent, means)
         except Refused as refusal:
             connection.send(f"refused {refusal}".encode(errors="replace"))
             return 1
@@ -290,7 +254,7 @@ class Zygote:
             watcher.leave(given, state_fd, poll_fd)
         return 0
 
-    def _receive(self, connection: socket) -> tuple[Request | None, list[int]]:
+    def _receive(self, connection: socket) -> Request | None:
         """A request for a monitor; None when it was something else and is answered.
 
         Raises:
@@ -301,7 +265,7 @@ class Zygote:
         # A buffer for the longest request would be mapped and unmapped each time.
         size = connection.recv_into(self._byte, 1, MSG_PEEK | MSG_TRUNC)
         packet, control, flags, _ = connection.recvmsg(min(size, REQUEST_BYTES_MAX), CMSG_SPACE(4 * DESCRIPTORS_MAX))
-        fds = _descriptors(control)
+        fds = descriptors(control)
         if int.from_bytes(credentials[4:8], sys.byteorder) not in (0, os.getuid()):
             raise Refused("this zygote serves its own user")
         if flags:
@@ -313,8 +277,8 @@ class Zygote:
                 os.kill(self._pid, SIGTERM)
             connection.send(b"bye")
         else:
-            return parse_request(packet, len(fds)), fds
-        return None, fds
+            return parse_request(packet, fds)
+        return None
 
     def _accept(self) -> int:
         """The next connection, or -1 when the zygote has died: another one serves those to come."""
@@ -331,7 +295,6 @@ class Zygote:
         self,
         connection: socket,
         request: Request,
-        fds: list[int],
         wake: tuple[int, int] | None,
         turn_fd: int,
         parent: Parent,
@@ -348,7 +311,7 @@ class Zygote:
             title = f"conmon -c {options.cid} -n {options.name}".encode(errors="replace")
             linux.set_title(self._area, title)
             linux.set_title_in(parent.memory_fd, self._area, title)
-            creation, start_fd = make_creation(request, options, fds, means, wake)
+            creation, start_fd = make_creation(request, options, means, wake)
         except (UsageError, OSError) as error:
             raise Refused(str(error)) from error
         if start_fd < 0:
@@ -368,19 +331,8 @@ class Zygote:
         return creation, options
 
 
-def _descriptors(control: list[tuple[int, int, bytes]]) -> list[int]:
-    fds: list[int] = []
-    for level, kind, data in control:
-        if level == SOL_SOCKET and kind == SCM_RIGHTS:
-            whole = len(data) - len(data) % 4
-            fds += [int.from_bytes(data[at : at + 4], sys.byteorder) for at in range(0, whole, 4)]
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return fds
-
-
 def make_creation(
-    request: Request, options: Options, fds: list[int], means: Means, wake: tuple[int, int] | None
+    request: Request, options: Options, means: Means, wake: tuple[int, int] | None
 ) -> tuple[Creation, int]:
     """What a request asks for, and the pipe that has to be waited on before it begins, or -1.
 
@@ -392,9 +344,7 @@ def make_creation(
         UsageError: There is no such log driver here.
         OSError: A file, folder or socket that the monitor needs cannot be had.
     """
-    pipes = dict(zip(request.pipes, fds, strict=True))
-    sync_fd, start_fd, attach_fd = (pipes.get(name, -1) for name in PIPES)
-    held_fds = tuple(fd for name, fd in zip(request.pipes, fds, strict=True) if name == "hold")
+    sync_fd, start_fd, attach_fd = (request.pipes.get(name, -1) for name in PIPES)
     logs, passthrough = open_logs(options)
     if passthrough:
         raise UsageError("the passthrough driver needs a monitor that its caller started")
@@ -402,7 +352,7 @@ def make_creation(
         sync_fd=sync_fd,
         start_fd=start_fd if options.exec_attach else -1,
         attach_fd=attach_fd,
-        held_fds=held_fds,
+        held_fds=request.held_fds,
     )
     creation = Creation(
         options, inherited, means, request.environment, logs, passthrough=False, oom_score=b"", watcher_wake=wake

@@ -12,8 +12,8 @@ from conmon.cli import open_logs
 from conmon.control import LINE_BYTES_MAX, ControlLines, ReopenLogs, Resize
 from conmon.logs import STDERR, STDOUT, Formatter, Stamps
 from conmon.options import UsageError, check, help_text, parse
+from conmon.request import Refused, parse_request
 from conmon.sync import exit_record, result_key, sync_message
-from conmon.zygote import Refused, parse_request
 
 STAMP = b"2026-11-22T10:00:00.000000001+00:00"
 CHUNKS = st.lists(
@@ -244,17 +244,17 @@ def test_oom_kills_are_read_from_both_versions() -> None:
 def test_request_to_the_zygote_is_read_or_refused(packet: bytes, descriptors: int) -> None:
     """Whatever arrives, the zygote answers and lives."""
     try:
-        request = parse_request(packet, descriptors)
+        request = parse_request(packet, list(range(descriptors)))
     except Refused:
         return
-    assert len(request.pipes) == descriptors
+    assert sorted((*request.pipes.values(), *request.held_fds)) == list(range(descriptors))
 
 
 def test_request_to_the_zygote_keeps_every_word() -> None:
     """Arguments and environment come through as they were."""
     fields = ["spawn", "/cwd", "sync,hold,hold", "2", "A=b=c", "D=", "-c", "x", ""]
-    request = parse_request("\0".join(fields).encode(), 3)
-    assert (request.cwd, request.pipes) == ("/cwd", ("sync", "hold", "hold"))
+    request = parse_request("\0".join(fields).encode(), [7, 8, 9])
+    assert (request.cwd, request.pipes, request.held_fds) == ("/cwd", {"sync": 7}, (8, 9))
     assert request.environment == {"A": "b=c", "D": ""}
     assert request.words == ["-c", "x", ""]
 
