@@ -12,8 +12,7 @@ import os
 import re
 import signal
 import stat
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +23,7 @@ import orjson
 
 from crio_core.errors import Code, OperationError, RemoteError
 from crio_core.values import dataclass
-from crio_io import mounts, spawn
+from crio_io import creations, mounts, spawn
 from crio_io.bundle import cgroup_of
 from crio_io.cgroups import Cgroups, systemd_scope
 from crio_io.runtime import OciRuntime, messages, processes
@@ -203,9 +202,9 @@ class ConmonMonitor:
         """
         step = f"look for the creation of {container_id}"
         with anyio.move_on_after(STOP_S):
-            while await mounts.in_thread(step, _is_creating, container_id, bundle):
+            while await mounts.in_thread(step, creations.under_way, container_id, bundle):
                 await anyio.sleep(POLL_S)
-        await mounts.in_thread(f"end the creation of {container_id}", _kill_creation, container_id, bundle)
+        await mounts.in_thread(f"end the creation of {container_id}", creations.kill, container_id, bundle)
 
     async def stop(self, container_id: str, bundle: Path) -> None:
         """End a monitor whose container is gone, and remove what it left, its exit file too; absent is success.
@@ -216,7 +215,7 @@ class ConmonMonitor:
         if created is not None:
             monitors: Mapping[int, int] = {created.monitor_pid: created.monitor_start_ticks}
         else:
-            monitors = await mounts.in_thread(f"look for the monitor of {container_id}", _monitors, bundle)
+            monitors = await mounts.in_thread(f"look for the monitor of {container_id}", creations.monitors, bundle)
         for pid, start_ticks in monitors.items():
             with anyio.move_on_after(STOP_S):
                 await _wait_gone(pid, start_ticks)
@@ -338,7 +337,7 @@ class ConmonMonitor:
     async def _abandon(self, request: MonitorRequest, had_log: bool) -> None:
         """Kill and remove everything that a failed creation may have started."""
         step = f"kill the monitor of {request.container_id}"
-        await mounts.in_thread(step, _kill_monitors, *(request.container_id, request.bundle, self._argv(request)))
+        await mounts.in_thread(step, creations.kill, request.container_id, request.bundle)
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
         await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
         if request.log_path and not had_log:
@@ -459,82 +458,6 @@ def _existing(bundle: Path) -> Created | None:
         return None
     facts = processes.look(created.pid)
     return created if facts is not None and facts.start_ticks == created.pid_start_ticks else None
-
-
-def _monitors(bundle: Path) -> Mapping[int, int]:
-    """Start times, by pid, of the monitors that serve a bundle which has no record of them: by looking at processes."""
-    wanted = os.fsencode(bundle)
-    return {
-        pid: start
-        for pid, start, words in _command_lines()
-        if (wanted in words and b"--exit-dir" in words) or _has_title(words, bundle)
-    }
-
-
-def _has_title(words: Sequence[bytes], bundle: Path) -> bool:
-    """Whether a command line is the title of a forked monitor, which says no more than container and name."""
-    return words[0].startswith(b"conmon -c " + os.fsencode(bundle.name) + b" ")
-
-
-def _kill_monitors(container_id: str, bundle: Path, argv: Sequence[str]) -> None:
-    """Kill every process with exactly these arguments, or that has the container's title, and runtimes that create it.
-
-    The container's id among them makes it nobody else's. The monitor forks and leaves its parent's group, so between
-    two looks there may be one more: look until none is.
-    """
-    wanted = [os.fsencode(word) for word in argv[1:]]  # The program itself may run by way of an interpreter.
-    deadline_s = time.monotonic() + STOP_S
-    while time.monotonic() < deadline_s:
-        found = [
-            (pid, start)
-            for pid, start, words in _command_lines()
-            if words[-len(wanted) :] == wanted or _has_title(words, bundle)
-        ]
-        found += _runtimes(container_id, bundle).items()
-        if not found:
-            return
-        for pid, start in found:
-            processes.kill(pid, start)
-
-
-def _is_creating(container_id: str, bundle: Path) -> bool:
-    """Whether a runtime makes this container, or its monitor is about to have one do so."""
-    return bool(_runtimes(container_id, bundle)) or (not (bundle / "pidfile").exists() and bool(_monitors(bundle)))
-
-
-def _runtimes(container_id: str, bundle: Path) -> Mapping[int, int]:
-    """Start times, by pid, of the runtimes that create a container: their arguments end with its id."""
-    wanted = {b"create", os.fsencode(bundle)}
-    return {
-        pid: start
-        for pid, start, words in _command_lines()
-        if words[-1] == os.fsencode(container_id) and wanted.issubset(words)
-    }
-
-
-def _kill_creation(container_id: str, bundle: Path) -> None:
-    """Kill the monitors of a container without a record, then the runtimes, until no look finds one."""
-    deadline_s = time.monotonic() + STOP_S
-    while time.monotonic() < deadline_s:
-        found = {**_monitors(bundle), **_runtimes(container_id, bundle)}
-        if not found:
-            return
-        for pid, start in found.items():
-            processes.kill(pid, start)
-
-
-def _command_lines() -> Iterator[tuple[int, int, list[bytes]]]:
-    """Pid, start time and command line of every live process."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal():
-            pid = int(entry.name)
-            try:
-                words = (entry / "cmdline").read_bytes().removesuffix(b"\0").split(b"\0")
-            except OSError:
-                continue  # Ended meanwhile.
-            facts = processes.look(pid)
-            if facts is not None and processes.is_alive(facts):
-                yield pid, facts.start_ticks, words
 
 
 async def _wait_gone(pid: int, start_ticks: int) -> None:
