@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ import anyio
 
 from crio_io.zygote import ZygoteClient, default_command
 from tests.integration.leftovers import MINE
+from tests.integration.waiting import look_until
 
 RUNC = "/usr/sbin/runc"
 BUSYBOX = "/bin/busybox"
@@ -34,11 +34,7 @@ NO_PIPES: Mapping[str, int] = MappingProxyType({})
 
 def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
     """Wait for a condition; fail with `what` at the deadline."""
-    end = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > end:
-            raise AssertionError(f"after {deadline_s:g} s: {what}")
-        time.sleep(0.005)
+    assert look_until(bool, condition, deadline_s), f"after {deadline_s:g} s: {what}"
 
 
 def missing_parts() -> str:

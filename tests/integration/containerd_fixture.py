@@ -23,8 +23,8 @@ from typing import Any
 import yaml
 
 from tests.integration import residue
-from tests.integration.harness import wait_for
 from tests.integration.leftovers import MINE
+from tests.integration.waiting import wait_for
 
 BRIDGE = f"{MINE}c"
 TOOLS = ("containerd", "runc", "skopeo", "docker-registry", "busybox", "ip")

@@ -36,7 +36,7 @@ def hang_while(file: Path) -> None:
 
     async def run(self: HostExecutor, order: fx.Order) -> ev.Outcome:
         while isinstance(order, LOOKS) and file.exists():
-            await anyio.sleep(0.01)
+            await anyio.sleep(0.01)  # Nobody tells it: the file is taken away by another process.
         return await inner(self, order)
 
     HostExecutor.run = run  # type: ignore[method-assign]

@@ -12,13 +12,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import psutil
@@ -35,33 +34,19 @@ from tests.integration.registry_fixture import (
     pack,
     redis_archive,
 )
+from tests.integration.waiting import WAIT_S, look_until, wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 PLUGIN_DIR = "/usr/lib/cni"
-WAIT_S = 20.0
 CALL_S = 40.0
 MESSAGE_BYTES_MAX = 64 * 1024 * 1024
 PATH_ENV = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PAUSE_COMMAND = "/usr/bin/catatonit -P"
 
-T = TypeVar("T")
-
-
-def wait_for(what: str, look: Callable[[], T], *, timeout_s: float = WAIT_S) -> T:
-    """Look again and again until there is something; returns it."""
-    deadline_s = time.monotonic() + timeout_s
-    while not (found := look()):
-        if time.monotonic() > deadline_s:
-            raise AssertionError(f"waited {timeout_s:g} s in vain for: {what}")
-        time.sleep(0.01)
-    return found
-
 
 def wait_until_clean(look: Callable[[], frozenset[str]], log: Callable[[], str] = str) -> None:
     """Look again and again until nothing is left; what still is after a while is an error, with the log's end."""
-    deadline_s = time.monotonic() + GONE_S
-    while (left := look()) and time.monotonic() < deadline_s:
-        time.sleep(0.02)
+    left = look_until(lambda found: not found, look, GONE_S)
     said = log() if left else ""
     assert not left, "residue:\n" + "\n".join(sorted(left)) + (f"\nlog:\n{said}" if said else "")
 

@@ -9,13 +9,13 @@ started, and control groups further down are looked for once a module.
 import os
 import re
 import subprocess
-import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.integration.residue import CGROUP_DEPTH_MAX, CGROUP_ROOT
+from tests.integration.waiting import look_until
 
 MARK = "criotest"
 MINE = f"{MARK}{os.getpid() % 100_000:05d}"
@@ -64,9 +64,7 @@ class Lookout:
         yield
         if not asked():
             return
-        deadline_s = time.monotonic() + wait_s
-        while (left := self.since(before, spared)) and time.monotonic() < deadline_s:
-            time.sleep(0.02)
+        left = look_until(lambda found: not found, lambda: self.since(before, spared), wait_s)
         assert not left, "left on the machine:\n" + "\n".join(sorted(left))
 
     def everything(self) -> frozenset[str]:

@@ -19,8 +19,8 @@ from crio_core.cni import Attachment, ConfFile, Network, PodNetwork, parse_netwo
 from crio_core.cri import PortMapping
 from crio_core.errors import OperationError
 from crio_io.cni import CniRunner, Deadlines
-from tests.integration.harness import wait_for
 from tests.integration.leftovers import MINE
+from tests.integration.waiting import wait_meanwhile
 
 PLUGIN_DIR = "/usr/lib/cni"
 
@@ -190,9 +190,7 @@ async def test_port_mapping_reaches_the_pod_and_ends_with_the_attachment(site: S
     command = ["ip", "netns", "exec", site.netns, "python3", "-m", "http.server", "8000"]
     with subprocess.Popen(command, cwd=site.data_dir, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
         try:
-            await anyio.to_thread.run_sync(
-                wait_for, "the server in the pod to answer", lambda: reach(attachment.ips()[0], 8000)
-            )
+            await wait_meanwhile("the server in the pod to answer", lambda: reach(attachment.ips()[0], 8000))
             assert await anyio.to_thread.run_sync(reach, "127.0.0.1", host_port)
             await runner.delete(attachment, pod)
             assert not await anyio.to_thread.run_sync(reach, "127.0.0.1", host_port)
@@ -263,7 +261,7 @@ async def test_add_with_a_hanging_plugin_ends_in_time_kills_its_group_and_is_und
     assert (caught.value.code.name, caught.value.reason) == ("DEADLINE_EXCEEDED", "CNI_TIMEOUT")
     assert "'slow' did not finish ADD" in str(caught.value) and "after that" not in str(caught.value)
     pid = int(pid_file.read_text())
-    await anyio.to_thread.run_sync(wait_for, "the plugin to be dead", lambda: is_dead(pid))
+    await wait_meanwhile("the plugin to be dead", lambda: is_dead(pid))
     assert site.residue() == []
 
 
@@ -275,10 +273,10 @@ async def test_cancelled_add_kills_the_plugin_and_can_be_undone(site: Site, tmp_
     network = site.conf("1.0.0", {"type": "slow"})
     async with anyio.create_task_group() as group:
         group.start_soon(runner.add, network, site.pod)
-        await anyio.to_thread.run_sync(wait_for, "the plugin to run", pid_file.exists)
+        await wait_meanwhile("the plugin to run", pid_file.exists)
         group.cancel_scope.cancel()
     pid = int(pid_file.read_text())
-    await anyio.to_thread.run_sync(wait_for, "the plugin to be dead", lambda: is_dead(pid))
+    await wait_meanwhile("the plugin to be dead", lambda: is_dead(pid))
     await runner.delete(network, site.pod)
     assert site.residue() == []
 

@@ -14,7 +14,8 @@ import pytest
 
 from crio_io.zygote import ZygoteClient
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, wait_for
+from tests.integration.harness import Crio
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -27,7 +27,8 @@ from typing import Any
 import pytest
 
 from tests.integration.containerd_fixture import BRIDGE, TOOLS, WAIT_S, Result, containerd, free_port
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
+from tests.integration.waiting import wait_for
 
 pytestmark = [
     pytest.mark.integration,

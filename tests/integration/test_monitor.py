@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import psutil
 import pytest
 
@@ -27,6 +28,7 @@ from crio_io.witness import ExitRecord
 from tests.integration.bundle_fixture import CGROUP_PARENT, CONMON, RUNC, Bundles
 from tests.integration.conmon_suite import hasty_zygote
 from tests.integration.leftovers import MINE
+from tests.integration.waiting import wait_meanwhile
 
 pytestmark = [
     pytest.mark.anyio,
@@ -94,9 +96,8 @@ class Site:
 
     async def has_pids(self, path: str, count: int) -> None:
         """Wait until a cgroup has this many processes."""
-        with anyio.fail_after(20):
-            while len(self.groups.pids(path)) != count:
-                await anyio.sleep(0.005)
+        what = f"{count} processes in {path}"
+        await wait_meanwhile(what, lambda: len(self.groups.pids(path)) == count)
 
     async def clean(self) -> None:
         """Remove everything that a test made, and prove it."""
@@ -386,9 +387,7 @@ async def test_monitor_that_is_killed_is_noticed_while_the_container_runs(
         await anyio.wait_all_tasks_blocked()
         kill_and_wait(created.monitor_pid)
         assert witness.is_unwatched(bundle)
-        with anyio.fail_after(10):
-            while "its monitor" not in caplog.text:
-                await anyio.sleep(0.005)
+        await wait_meanwhile("a warning", lambda: "its monitor" in caplog.text)
         os.kill(created.pid, signal.SIGKILL)
     assert caplog.text.count("its monitor") == 1
 
@@ -440,16 +439,20 @@ async def test_exit_is_not_lost_when_the_watch_has_taken_the_last_descriptors(
     created = await site.started(site.request("criotest-last", "sleep", "600"))
     opened: list[int] = []
     refused: list[object] = []
+    has_both, has_no_more = anyio.Event(), anyio.Event()
     pidfd_open = os.pidfd_open
 
     def refuse(*what: object) -> int:
         refused.append(what)
+        has_no_more.set()
         raise OSError(24, "Too many open files")
 
     def two_only(pid: int, flags: int = 0) -> int:
         if len(opened) == 2:
             refuse(pid)
         opened.append(pid)
+        if len(opened) == 2:
+            has_both.set()
         return pidfd_open(pid, flags)
 
     monkeypatch.setattr("crio_io.exits.os.pidfd_open", two_only)
@@ -464,11 +467,9 @@ async def test_exit_is_not_lost_when_the_watch_has_taken_the_last_descriptors(
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(wait)
         with anyio.fail_after(20):
-            while len(opened) < 2:
-                await anyio.sleep(0.005)
+            await has_both.wait()
             os.kill(created.pid, signal.SIGKILL)
-            while not refused:
-                await anyio.sleep(0.005)
+            await has_no_more.wait()
         os.kill(created.monitor_pid, signal.SIGCONT)
     monkeypatch.undo()
     assert opened == [created.pid, created.monitor_pid]
@@ -497,15 +498,11 @@ async def test_reopened_log_goes_on_in_a_new_file(site: Site) -> None:
     request = site.request("criotest-reopen", "sh", "-c", script)
     await site.started(request)
     log, old = Path(request.log_path), Path(request.log_path + ".1")
-    with anyio.fail_after(10):
-        while not log.read_text().endswith("one\n"):
-            await anyio.sleep(0.005)
+    await wait_meanwhile("the first line", lambda: log.read_text().endswith("one\n"))
     log.rename(old)
     await site.monitor.reopen_log(request.bundle, request.log_path)
     (request.bundle / "rootfs/tmp").rmdir()
-    with anyio.fail_after(10):
-        while not log.read_text().endswith("two\n"):
-            await anyio.sleep(0.005)
+    await wait_meanwhile("the second line", lambda: log.read_text().endswith("two\n"))
     assert old.read_text().endswith("one\n")
 
 
@@ -529,8 +526,7 @@ async def test_reopen_ends_when_the_monitor_does(site: Site, monkeypatch: pytest
 
     async def end() -> None:
         fifo = os.open(request.bundle / "ctl", os.O_RDWR | os.O_NONBLOCK)
-        while fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)) == bytes(4):  # until it was told
-            await anyio.sleep(0.005)
+        await wait_meanwhile("word for it", lambda: fcntl.ioctl(fifo, termios.FIONREAD, bytes(4)) != bytes(4))
         os.close(fifo)
         kill_and_wait(created.monitor_pid)
 

@@ -10,7 +10,8 @@ import pytest
 
 from crio_core.replay import explanations, replay
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import REPOSITORY, Crio, Site, wait_for
+from tests.integration.harness import REPOSITORY, Crio, Site
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 SECRET = "hunter2-of-the-test"

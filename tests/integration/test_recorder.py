@@ -19,7 +19,7 @@ from crio_core.sim.images import BASE
 from crio_core.sim.programs import container_config, pod_config
 from crio_io import recorder as module
 from crio_io.recorder import DUMPS_MAX, Recorder
-from tests.integration.harness import wait_for
+from tests.integration.waiting import wait_for
 
 ROUNDS = 12
 

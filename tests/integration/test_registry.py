@@ -29,6 +29,7 @@ from crio_io.storage.store import Store, layer_name
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
 from tests.integration.registry_fixture import LocalRegistry, archive, busybox_archive, digest, pack
 from tests.integration.storage_fixture import descriptor
+from tests.integration.waiting import wait_meanwhile
 
 pytestmark = [
     pytest.mark.integration,
@@ -337,8 +338,10 @@ async def test_r13_trickling_pulls_do_not_hold_up_others(store: Store) -> None:
             for reference in references:
                 group.start_soon(crawl, reference)
             with anyio.fail_after(20):
-                while sum(layer.digest in path for path, _ in slow.requests for layer in layers) < 6:
-                    await anyio.sleep(0.01)
+                await wait_meanwhile(
+                    "six slow layers",
+                    lambda: sum(layer.digest in path for path, _ in slow.requests for layer in layers) >= 6,
+                )
                 image = await patient.resolve(places(healthy), PLATFORM)
                 await patient.fetch_blob(image.sources, image.layers[0], store, lambda _: None)
                 await store.apply_layer(image.layers[0])
@@ -503,6 +506,11 @@ async def test_pull_of_many_layers_at_once_keeps_its_bounds(client: RegistryClie
     assert len(store.list_layers()) == 30
 
 
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs, and is no zombie."""
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+
+
 PULLER = """
 import os, sys, anyio
 from pathlib import Path
@@ -548,9 +556,7 @@ async def test_r12_killed_server_leaves_no_process_and_its_blob_is_gone_on_with(
         puller.wait()
         puller.stdout.close()
         assert helpers
-        with anyio.fail_after(10):
-            while any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers):
-                await anyio.sleep(0.01)
+        await wait_meanwhile("the end of its helpers", lambda: not any(is_alive(helper) for helper in helpers))
         assert store.list_layers() == ()
         again = Store(store.root)
         await again.open()

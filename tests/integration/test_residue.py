@@ -14,8 +14,9 @@ import pytest
 from crio_io.cgroups import Cgroups
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
 from tests.integration.leftovers import MARK, MINE, Lookout
+from tests.integration.waiting import wait_for
 
 pytestmark = [
     pytest.mark.integration,

@@ -10,8 +10,9 @@ from grpc import StatusCode
 from crio_core.streaming.protocol import Wire
 from crio_core.streaming.status import Exited
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
 from tests.integration.streaming_client import Command
+from tests.integration.waiting import wait_for
 
 WIRES = (Wire.SPDY, Wire.WEBSOCKET)
 ECHO = "echo ready; while read line; do echo got $line; echo told $line >&2; done; echo over; exit 6"

@@ -13,7 +13,8 @@ import pytest
 from google.protobuf.message import Message
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import CALL_S, Crio, Site, wait_for
+from tests.integration.harness import CALL_S, Crio, Site
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

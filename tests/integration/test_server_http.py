@@ -17,10 +17,11 @@ import pytest
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.http1 import CONNECTIONS_MAX, HEAD_BYTES_MAX
 from crio_server.listener import FIRST_BYTES_S, SILENT_MAX
-from tests.integration.harness import Client, Crio, wait_for
+from tests.integration.harness import Client, Crio
 from tests.integration.test_server_pulls import LAYER, Held
 from tests.integration.test_server_pulls import held as held
 from tests.integration.test_simulate import Simulated, _simulated
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

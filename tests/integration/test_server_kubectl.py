@@ -12,7 +12,8 @@ import pytest
 
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.fake_apiserver import FakeApiServer
-from tests.integration.harness import Crio, wait_for
+from tests.integration.harness import Crio
+from tests.integration.waiting import wait_for
 
 KUBECTL = shutil.which("kubectl")
 KUBECTL_S = 40.0

@@ -15,7 +15,8 @@ from crio_io.cgroups import Cgroups
 from crio_io.exits import BEGINNINGS_MAX, ExitWatcher
 from crio_io.runtime import processes
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
+from tests.integration.waiting import wait_for, wait_meanwhile
 
 pytestmark = pytest.mark.integration
 
@@ -105,14 +106,12 @@ async def test_of_many_watches_a_few_are_begun_at_a_time(tmp_path: Path, monkeyp
         for number in range(50):
             tasks.start_soon(watcher.wait, f"c{number}", os.getpid(), facts.start_ticks, 0)
         with anyio.fail_after(30):
-            while counters.asked < BEGINNINGS_MAX:
-                await anyio.sleep(0.01)
+            await wait_meanwhile("as many as may", lambda: counters.asked >= BEGINNINGS_MAX)
             for _ in range(100):
                 await anyio.sleep(0)
             assert counters.asked == BEGINNINGS_MAX
             counters.let.set()
-            while counters.asked < 50:
-                await anyio.sleep(0.01)
+            await wait_meanwhile("all the others", lambda: counters.asked >= 50)
         assert counters.most == BEGINNINGS_MAX
         tasks.cancel_scope.cancel()
 

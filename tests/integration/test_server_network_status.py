@@ -8,7 +8,8 @@ import pytest
 from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -13,7 +13,8 @@ import pytest
 from grpc import StatusCode
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, read_log, wait_for
+from tests.integration.harness import Crio, read_log
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -11,9 +11,10 @@ from grpc import StatusCode
 
 from crio_core.streaming.protocol import Wire
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, wait_for
+from tests.integration.harness import Crio
 from tests.integration.streaming_client import Forwarding
 from tests.integration.test_server_streaming import descriptors, refusal
+from tests.integration.waiting import wait_for
 
 REDIS = 6379
 NOBODY = 9

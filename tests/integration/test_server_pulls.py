@@ -15,10 +15,11 @@ from grpc import StatusCode
 
 from crio_io.storage.store import blob_name
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, Refused, Site, wait_for
+from tests.integration.harness import Crio, Refused, Site
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
 from tests.integration.registry_fixture import Layer, archive, pack
 from tests.integration.storage_fixture import descriptor
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 POINTS = 20

@@ -15,7 +15,8 @@ import pytest
 from crio_io.journal import Journal, Put
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 UNKNOWN_CODE = 255

@@ -22,7 +22,8 @@ from google.protobuf.message import Message
 
 from crio_io.journal import Journal, Put
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import REPOSITORY, Crio, Refused, wait_for
+from tests.integration.harness import REPOSITORY, Crio, Refused
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

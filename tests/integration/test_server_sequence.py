@@ -14,7 +14,8 @@ from grpc import StatusCode
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.services.image import ImageService
 from crio_server.services.runtime import RuntimeService
-from tests.integration.harness import Crio, Refused, read_log, wait_for
+from tests.integration.harness import Crio, Refused, read_log
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -30,7 +30,8 @@ from crio_core.sim.simulation import SETTINGS
 from crio_io.driver import Driver
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

@@ -4,7 +4,8 @@ import grpc
 import pytest
 
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, wait_for
+from tests.integration.harness import Crio
+from tests.integration.waiting import wait_for
 
 pytestmark = pytest.mark.integration
 

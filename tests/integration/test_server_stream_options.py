@@ -12,10 +12,11 @@ import pytest
 
 from crio_core.streaming.protocol import Wire
 from crio_core.streaming.status import Exited
-from tests.integration.harness import Crio, Site, wait_for
+from tests.integration.harness import Crio, Site
 from tests.integration.streaming_client import Command
 from tests.integration.test_registry_security import certificate
 from tests.integration.test_server_streaming import commands, url
+from tests.integration.waiting import wait_for
 
 IDLE_S = 2
 

@@ -18,8 +18,9 @@ from crio_core.streaming.remotecommand import Stream
 from crio_core.streaming.status import Exited, Failed
 from crio_io.streaming.listener import SILENT_MAX
 from crio_server.cri.v1 import api_pb2 as pb
-from tests.integration.harness import Crio, wait_for
+from tests.integration.harness import Crio
 from tests.integration.streaming_client import Command, NotUpgraded, connected, upgraded
+from tests.integration.waiting import wait_for
 
 WIRES = (Wire.SPDY, Wire.WEBSOCKET)
 MB = 1_000_000

@@ -22,8 +22,9 @@ from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.crioctl.client import connect
 from crio_server.crioctl.endpoint import Settings
 from crio_server.simulate import LiveSimulation, Profile, serving
-from tests.integration.harness import REPOSITORY, Client, Refused, read_log, wait_for
+from tests.integration.harness import REPOSITORY, Client, Refused, read_log
 from tests.integration.leftovers import MINE
+from tests.integration.waiting import wait_for
 
 NODES = 20
 

@@ -14,6 +14,7 @@ import pytest
 
 from crio_core.errors import Code, LocalError, OperationError
 from crio_io import spawn
+from tests.integration.waiting import wait_meanwhile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
@@ -35,16 +36,15 @@ def no_residue() -> Iterator[None]:
 
 async def until_gone(pid: int) -> None:
     """Wait for a process that is not ours to end."""
-    with anyio.fail_after(5):
-        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-            await anyio.sleep(0.005)
+    await wait_meanwhile(
+        f"the end of process {pid}",
+        lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE,
+    )
 
 
 async def until_written(path: Path) -> str:
     """Wait for a file with a whole line."""
-    with anyio.fail_after(5):
-        while not (path.exists() and path.read_text().endswith("\n")):
-            await anyio.sleep(0.005)
+    await wait_meanwhile("a whole line", lambda: path.exists() and path.read_text().endswith("\n"))
     return path.read_text().strip()
 
 

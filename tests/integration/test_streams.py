@@ -100,7 +100,7 @@ async def test_idle_stream_is_cut_off_and_a_busy_one_is_not(pair: tuple[socket.s
     async def talk() -> None:
         for _ in range(20):
             pair[1].send(b"x")
-            await anyio.sleep(0.1)
+            await anyio.sleep(0.1)  # The pace of the client is what is tested.
 
     streams.hand("one", one)
     async with anyio.create_task_group() as tasks:

@@ -15,10 +15,10 @@ from crio_io.images import ImageStore
 from crio_io.registry.configuration import RegistryOptions
 from crio_io.sweep import Sweeper
 from crio_io.vault import Vault
+from tests.integration.waiting import wait_meanwhile
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
-DEADLINE_S = 30.0
 
 
 @pytest.fixture
@@ -35,13 +35,6 @@ async def store(layout: Layout) -> AsyncIterator[ImageStore]:
     """An empty store of that node."""
     async with ImageStore.opened(layout, RegistryOptions(), Vault()) as opened:
         yield opened
-
-
-async def gone(path: Path) -> None:
-    """Wait until a file is there no more."""
-    with anyio.fail_after(DEADLINE_S):
-        while path.exists():
-            await anyio.sleep(0.01)
 
 
 def old_blob(directory: Path, name: str) -> Path:
@@ -66,13 +59,12 @@ async def test_a_blob_that_cannot_be_deleted_stops_neither_the_tidying_nor_the_s
     first = old_blob(ingest, "sha256-b")
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(store.tidy)
-        await gone(first)
+        await wait_meanwhile("the end of the first", lambda: not first.exists())
         ingest.rename(ingest.with_name("away"))  # Now not even the list can be read.
-        with anyio.fail_after(DEADLINE_S):
-            while "cannot be tidied up" not in caplog.text:
-                await anyio.sleep(0.01)
+        await wait_meanwhile("a warning", lambda: "cannot be tidied up" in caplog.text)
         ingest.with_name("away").rename(ingest)
-        await gone(old_blob(ingest, "sha256-c"))
+        last = old_blob(ingest, "sha256-c")
+        await wait_meanwhile("the end of the last", lambda: not last.exists())
         tasks.cancel_scope.cancel()
     assert stuck.exists()
 
