@@ -20,7 +20,6 @@ from tests.integration.waiting import wait_meanwhile
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
 
 
-
 @pytest.fixture
 def layout(tmp_path: Path) -> Layout:
     """Of a node whose directories are there."""
