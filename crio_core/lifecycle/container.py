@@ -298,10 +298,10 @@ def _arrive_stopping(record: ContainerRecord, came_from: Enum, event: Any) -> Ar
     match event:
         case StopRequested():
             kill_at_ns = event.at_ns + event.grace_ns
-            if record.kill_at_ns:
-                kill_at_ns = min(kill_at_ns, record.kill_at_ns)
+            if record.kill_at_ns and record.kill_at_ns <= kill_at_ns:
+                return arrive(record=record)  # Whoever gave it less time has armed the timer.
             record = replace(record, kill_at_ns=kill_at_ns)
-            timer = fx.arm(timer_id=grace_timer(record.id), after_ns=max(kill_at_ns - event.at_ns, 1))
+            timer = fx.arm(timer_id=grace_timer(record.id), after_ns=event.grace_ns)
             if came_from is S.STOPPING:
                 return arrive(record=record, orders=(timer,))
             return arrive(record=record, orders=(timer, _signal(record, record.stop_signal, everyone=False)))

@@ -14,8 +14,6 @@ LOOKED_AT = frozenset(
     {fx.SignalContainer, fx.CreateContainer, fx.StartContainer, fx.FetchLayer, fx.RemoveLayer, fx.ArmTimer}
 )
 """Half of the orders are others, and every order comes by here."""
-TIMER_MIN_NS = 1
-"""A timer takes that long at least, also one that is armed anew, by another stop, at the very time that it is due."""
 
 
 class Orders:
@@ -97,7 +95,7 @@ class Orders:
         if deadline_ns is None:
             return
         late_ns = self._sim.at_ns - deadline_ns
-        if late_ns > TIMER_MIN_NS:
+        if late_ns > 0:
             self._say("I15", f"container {key} was killed {late_ns} ns too late")
         if late_ns < 0 and key not in self._condemned and self.sandbox_of.get(key) not in self._condemned:
             self._say("I15", f"container {key} was killed {-late_ns} ns before its grace time was over")
