@@ -2,7 +2,8 @@
 
 - After every test, and once more after every module, the machine is looked over for what carries a mark of the tests.
 - A site is looked over for all that its server could have left, before it is swept. What sweeps, looks first.
-- At the end of a session nothing with a mark may be left by anybody, or the session fails.
+- At the end of a session nothing with a mark may have come to be, or the session fails. What an earlier one has left
+  is said, for somebody to remove.
 """
 
 import os
@@ -46,23 +47,24 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """The session fails when anything of the tests is left, whoever left it."""
+    """The session fails when there is anything of the tests that was not there before it."""
     found = session.config.stash.get(FOUND, None)
     if found is None:
         return
     left = Lookout(marks=(MARK,), deep=True).everything()
     session.config.stash[LEFT] = left
-    if left:
+    if left - found:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what made the session fail."""
-    if left := config.stash.get(LEFT, frozenset()):
-        terminalreporter.section("left on the machine by tests: remove it", red=True)
-        for line in sorted(left):
-            before = " (since before this session)" if line in config.stash[FOUND] else ""
-            terminalreporter.write_line(line + before)
+    """Say what made the session fail, and what others have left."""
+    found, left = (config.stash.get(key, frozenset[str]()) for key in (FOUND, LEFT))
+    for title, lines in (("by these tests", left - found), ("before these tests", left & found)):
+        if lines:
+            terminalreporter.section(f"left on the machine {title}: remove it", red=lines.isdisjoint(found))
+            for line in sorted(lines):
+                terminalreporter.write_line(line)
 
 
 @pytest.hookimpl(wrapper=True)
