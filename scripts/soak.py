@@ -4,6 +4,7 @@ python -m scripts.soak [--minutes N] [--seed FIRST] [--programs N] [--keep DIREC
 
 Prints the rate, the transitions that were never taken (after 2,500 programs each of them is a failure), and for each
 program that breaks an invariant the shrunk one, which `--keep` also writes as a file for `tests/property/corpus/`.
+Every minute it says how far it is; Ctrl-C ends the exploring early, and the figures of what was done are printed.
 
 With `--kills` the real server follows: killed that often at random moments under busy clients, as root, and then at
 each effect of a pod's life and of a pull. With `--churn` that many containers come and go while monitors, their zygote
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from crio_core.sim.checks import run_program, shrink
@@ -30,6 +32,8 @@ FINDS_MAX = 20
 
 COVERING_PROGRAMS = 2500
 """So many programs, and the stories of races that chance seldom meets, must take every transition."""
+
+TOLD_EVERY_S = 60
 
 KILL_S = 5
 """How long one kill, its restart and what comes with it may take before the test is given up."""
@@ -49,10 +53,10 @@ def explore(*, first_seed: int, programs_max: int, seconds_max: float, keep: Pat
     """Run programs; returns how many broke an invariant, and how many transitions none of very many took."""
     found: Counter[str] = Counter()
     calls = steps = programs = 0
-    with Coverage() as coverage:
+    began = told = time.monotonic()
+    with Coverage() as coverage, suppress(KeyboardInterrupt):
         for story in (*STORIES, *LAYER_STORIES):
             story()
-        began = time.monotonic()
         while programs < programs_max and time.monotonic() - began < seconds_max and sum(found.values()) < FINDS_MAX:
             program = random_program(first_seed + programs)
             verdict = run_program(program)
@@ -61,6 +65,12 @@ def explore(*, first_seed: int, programs_max: int, seconds_max: float, keep: Pat
             steps += verdict.steps
             if verdict.problems:
                 _report(program, keep, found)
+            if time.monotonic() - told >= TOLD_EVERY_S:
+                told = time.monotonic()
+                print(
+                    f"{(told - began) / 60:.0f} min: {programs} programs, {calls} calls, {found.total()} found",
+                    flush=True,
+                )
     seconds = time.monotonic() - began
     print(f"{programs} programs, {calls} calls, {steps} steps in {seconds:.1f} s: {calls / seconds:.0f} calls/s")
     for line in coverage.report():
