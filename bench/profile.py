@@ -30,7 +30,8 @@ from bench.statistics import Samples
 from crio_core import cri
 from crio_core import effects as fx
 from crio_core import events as ev
-from crio_io.engine import Engine, EngineOptions, RuntimeOptions, open_engine
+from crio_io.engine import Engine, open_engine
+from crio_io.engine_options import EngineOptions, RuntimeOptions
 from crio_server import translate
 from scripts.local_registry import LocalRegistry
 

@@ -13,7 +13,8 @@ from bench import pods
 from bench.peers import CRIO, Peer
 from bench.scenarios import Run
 from crio_core.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState, decode, encode
-from crio_io.journal import Change, Delete, Journal, Put
+from crio_io.journal import Journal
+from crio_io.journal_pair import Change, Delete, Put
 from crio_server.cri.v1 import api_pb2 as pb
 
 RECORDED = 1000

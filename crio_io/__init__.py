@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from crio_io.container_log import ContainerLog
-    from crio_io.engine import Engine, EngineOptions, RuntimeOptions, open_engine
+    from crio_io.engine import Engine, open_engine
+    from crio_io.engine_options import EngineOptions, RuntimeOptions
     from crio_io.registry.blob import Progress
     from crio_io.registry.configuration import RegistryOptions
     from crio_io.unpacked import UnpackedImages, open_images
@@ -29,10 +30,10 @@ __all__ = [
 _HOMES = {
     "ContainerLog": "crio_io.container_log",
     "Engine": "crio_io.engine",
-    "EngineOptions": "crio_io.engine",
+    "EngineOptions": "crio_io.engine_options",
     "Progress": "crio_io.registry.blob",
     "RegistryOptions": "crio_io.registry.configuration",
-    "RuntimeOptions": "crio_io.engine",
+    "RuntimeOptions": "crio_io.engine_options",
     "UnpackedImages": "crio_io.unpacked",
     "open_engine": "crio_io.engine",
     "open_images": "crio_io.unpacked",

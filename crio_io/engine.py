@@ -5,52 +5,43 @@ async with open_engine(EngineOptions(root=..., runroot=...)) as engine:
 """
 
 import logging
-import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import field, replace
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import anyio
 
 from crio_core import requests as rq
-from crio_core.cni import Attachment, Network, PodNetwork
-from crio_core.cni.stats import PluginStats
-from crio_core.cri import AuthConfig, ContainerConfig, Device, ImageSpec, PodSandboxConfig
+from crio_core.cri import AuthConfig, ContainerConfig, ImageSpec, PodSandboxConfig
 from crio_core.errors import Code, CrioError, OperationError, invalid, not_found
-from crio_core.events import JournalLoaded, NetworkChanged
+from crio_core.events import JournalLoaded
 from crio_core.image.reference import parse_image_id
 from crio_core.layout import Layout
-from crio_core.node import Handler, Node, Settings
+from crio_core.node import Node
 from crio_core.node.naming import canonical_names
-from crio_core.oci.facts import CgroupDriver, HostFacts, SpecDefaults
-from crio_core.records import ContainerRecord, ContainerState, SandboxRecord, SandboxState, is_current
+from crio_core.oci.facts import CgroupDriver
+from crio_core.records import ContainerRecord, ContainerState, is_current
 from crio_core.replies import ContainerFound, Created, Executed, ImageFound, Pulled, Result
-from crio_core.values import dataclass
 from crio_io import host, mounts, witness
 from crio_io.bundle import sandboxes_of
-from crio_io.cgroups import Cgroups
 from crio_io.cni import CniRunner
-from crio_io.cni_watch import NetworkConfigs
 from crio_io.container_log import ContainerLog, read_log
 from crio_io.driver import Driver
+from crio_io.engine_options import EngineOptions, layout_of, set_up_runtimes, settings_of
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
 from crio_io.journal import Journal
 from crio_io.journal_open import LoadResult
-from crio_io.monitor import ConmonMonitor
-from crio_io.moves import Moves
+from crio_io.network_watch import NetworkWatch
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.record_files import RecordFiles
 from crio_io.recorder import Recorder
-from crio_io.registry.configuration import RegistryOptions
-from crio_io.runtime import OciRuntime
 from crio_io.stats import StatsReader
-from crio_io.streaming.streams import IDLE_S, Streams
+from crio_io.streaming.streams import Streams
 from crio_io.sweep import Sweeper
 from crio_io.vault import Vault
 from crio_io.zygote import ZygoteClient
@@ -58,71 +49,10 @@ from crio_io.zygote import ZygoteClient
 log = logging.getLogger(__name__)
 
 NS_PER_S = 1_000_000_000
-NETWORK_LOOK_S = 2.0
-READY_ASKED_S = 5.0
-"""How often network plugins that are ready are asked whether they still are: as often as a kubelet asks."""
-UNREADY_ASKED_S = 0.5
-"""How often those are asked that are not: pods wait for them."""
-CHECK_S = 5.0
-"""How long a status waits for what network plugins say."""
 RECURSIVE_READ_ONLY_KERNEL_MIN = (5, 12)
 """The first kernel that can: it has mount_setattr(2)."""
-BUILT_IN_MONITOR = "conmon"
-"""What a forked monitor calls itself in place of a program's path."""
 DRAIN_S = 10.0
 """How long work that is under way may take when an engine ends; what is cut off then is resumed by the next one."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeOptions:
-    """One OCI runtime: its program, where it keeps its state, and its monitor program."""
-
-    path: str = "runc"
-    root: str = "/run/runc"
-    vm: bool = False
-    allowed_annotations: tuple[str, ...] = ()
-    privileged_without_host_devices: bool = False
-    no_sync_log: bool = True
-    """Whether logs of containers that have ended get to the disk when the kernel likes."""
-    monitor_path: str = ""
-    """A program with conmon's command line; empty for the monitors that are built in."""
-    monitor_env: Mapping[str, str] = field(default_factory=dict)
-    monitor_cgroup: str = ""
-    """A path, or a slice of systemd's; empty leaves monitors where the engine is."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EngineOptions:
-    """How an engine is set up; the defaults are those of `crio`."""
-
-    root: Path = Path("/var/lib/crio")
-    runroot: Path = Path("/run/crio")
-    runtimes: Mapping[str, RuntimeOptions] = field(default_factory=lambda: {"runc": RuntimeOptions()})
-    default_runtime: str = "runc"
-    systemd_cgroup: bool = False
-    cni_config_dir: str = "/etc/cni/net.d"
-    cni_plugin_dirs: tuple[str, ...] = ("/opt/cni/bin", "/usr/lib/cni")
-    cni_default_network: str = ""
-    drop_infra: bool = True
-    pause_image: str = "registry.k8s.io/pause:3.10"
-    pause_command: tuple[str, ...] = ("/pause",)
-    pinned_images: tuple[str, ...] = ()
-    log_size_max_bytes: int = -1
-    namespaces_dir: str = ""
-    exits_dir: str = ""
-    attach_dir: str = ""
-    log_directory: str = ""
-    additional_devices: tuple[Device, ...] = ()
-    image_volumes: bool = True
-    selinux: bool = False
-    defaults: SpecDefaults = SpecDefaults()
-    registries: RegistryOptions = RegistryOptions()
-    stream_idle_s: float = IDLE_S
-    """How long nothing may move on a stream of a client."""
-    version: str = ""
-    """Of the program around the engine, for recordings."""
-    record: Path | None = None
-    """A file to record everything in that the node is told; the latest of it is always kept in memory."""
 
 
 class Engine:
@@ -142,16 +72,10 @@ class Engine:
         self.recorder: Recorder | None = None
         self.journal_repairs: tuple[str, ...] = ()
         """What was wrong with the journal when the engine was opened, and was mended, in sentences."""
-        self._networks = NetworkConfigs("", ())
-        self._last_network = ("", "")
-        self._network: Network | None = None
-        self._refusal: tuple[Network, str] | None = None
-        """A network whose plugins have said that they are not ready, and why."""
+        self.network = NetworkWatch(executor.cni, driver.feed)
         self.recursive_read_only: frozenset[str] = frozenset()
         """Names of the handlers known to mount read-only with all that is mounted below; "" is the default's."""
         self._configured = anyio.Event()
-        self._looks = 0
-        self._looking = anyio.Lock()
 
     @property
     def handlers(self) -> tuple[str, ...]:
@@ -173,13 +97,12 @@ class Engine:
         if not options.selinux:
             facts = replace(facts, selinux=False)
         self._executor.monitors.update(monitors)
-        self._executor.cni.plugin_dirs = options.cni_plugin_dirs
         self.images.reload(options.registries)
         settings = settings_of(options, self._executor.layout, facts)
         self.driver.node.reload(settings)
         if self.recorder is not None:
             self.recorder.reloaded(settings)
-        self._networks = NetworkConfigs(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
+        self.network.configure(options.cni_config_dir, options.cni_plugin_dirs, options.cni_default_network)
         self._configured.set()
 
     async def watch_features(self) -> None:
@@ -200,78 +123,6 @@ class Engine:
             if self.driver.node.settings.default_handler in able:
                 able.add("")
             self.recursive_read_only = frozenset(able)
-
-    async def watch_network(self) -> None:
-        """Look at the CNI configuration again and again; runs until it is cancelled."""
-        while True:
-            await self.refresh_network()
-            await anyio.sleep(NETWORK_LOOK_S)
-
-    async def watch_plugins(self) -> None:
-        """Ask the plugins again and again whether they could attach a pod now; runs until it is cancelled.
-
-        They are asked beside everything else, since no status and no pod may wait for a plugin that hangs. Plugins that
-        cannot say so (before CNI 1.1.0) are taken for ready.
-        """
-        while True:
-            if (network := self._network) is not None:
-                refusal = None
-                try:
-                    await self._executor.cni.status(network)
-                except OperationError as error:
-                    refusal = network, error.message
-                if refusal != self._refusal:
-                    self._refusal = refusal
-                    log.warning("network %s: %s", network.name, refusal[1] if refusal else "its plugins are ready")
-                    await self.refresh_network()
-            await anyio.sleep(UNREADY_ASKED_S if self._refusal else READY_ASKED_S)
-
-    async def refresh_network(self) -> None:
-        """Look at the CNI configuration now, and tell the node which network pods get.
-
-        Who asks while somebody looks shares the next look with all others who do.
-        """
-        looks = self._looks
-        async with self._looking:
-            if self._looks > looks:
-                return
-            self._looks += 1
-            await self._look_at_network()
-
-    async def _look_at_network(self) -> None:
-        state = await self._networks.state()
-        self._executor.cni.known = state.plugins
-        self._network = state.network
-        network = state.network.conf if state.network else ""
-        reason = state.error.message if state.error else ""
-        if self._refusal is not None and self._refusal[0] == state.network:
-            network, reason = "", self._refusal[1]
-        if (network, reason) != self._last_network:
-            self._last_network = (network, reason)
-            self.driver.feed(NetworkChanged(network=network, reason=reason))
-            for fault in state.faults:
-                log.warning("CNI configuration: %s", fault)
-
-    @property
-    def plugins(self) -> PluginStats:
-        """How long network plugins take, and what went wrong with them last."""
-        return self._executor.cni.stats
-
-    async def check_network(self, sandbox: SandboxRecord) -> str:
-        """Have the plugins compare a pod's network with what was reported of it; what is wrong, or nothing."""
-        netns = next((pin.path for pin in sandbox.pins if pin.kind == "net"), "")
-        if not (sandbox.attachment and netns and sandbox.state is SandboxState.READY):
-            return ""
-        meta = sandbox.metadata
-        pod = PodNetwork(sandbox_id=sandbox.id, namespace=meta.namespace, name=meta.name, uid=meta.uid, netns=netns)
-        try:
-            with anyio.fail_after(CHECK_S):
-                await self._executor.cni.check(Attachment.from_json(sandbox.attachment), pod)
-        except OperationError as error:
-            return error.message
-        except TimeoutError:
-            return f"the network plugins did not answer a CHECK within {CHECK_S:g} s"
-        return ""
 
     async def pull(self, reference: str, auth: AuthConfig | None = None) -> str:
         """Pull an image; returns its id."""
@@ -385,99 +236,6 @@ class Engine:
         await self.driver.call(rq.RemovePodSandbox(sandbox_id=sandbox_id))
 
 
-def _program(path: str, what: str) -> str:
-    found = shutil.which(path)
-    if found is None:
-        raise OperationError(
-            Code.FAILED_PRECONDITION,
-            "PROGRAM_NOT_FOUND",
-            f"{what}: {path!r} is not an executable file, nor one in $PATH",
-        )
-    return os.path.realpath(found) if os.path.isabs(path) else found
-
-
-def set_up_runtimes(
-    options: EngineOptions, layout: Layout, cgroups: Cgroups, zygote: ZygoteClient
-) -> tuple[EngineOptions, dict[str, ConmonMonitor]]:
-    """The options without the runtime handlers whose program is missing, and the monitors of all, by handler.
-
-    Containers may be left of a handler that has lost its program: they are looked after as well as can be.
-
-    Raises:
-        OperationError: PROGRAM_NOT_FOUND, the default runtime's or a monitor's.
-    """
-    monitors = {}
-    moves = Moves(cgroups)
-    usable = dict(options.runtimes)
-    for name, runtime in options.runtimes.items():
-        path = runtime.path
-        try:
-            path = _program(runtime.path, f"runtime {name}")
-        except OperationError as error:
-            if name == options.default_runtime:
-                raise
-            log.warning("pods cannot have runtime handler %s: %s", name, error.message)
-            del usable[name]
-        oci = OciRuntime(
-            name,
-            path,
-            runtime.root,
-            systemd_cgroup=options.systemd_cgroup,
-            scratch=Path(layout.scratch),
-            moves=moves,
-        )
-        monitors[name] = ConmonMonitor(
-            _program(runtime.monitor_path, f"monitor of runtime {name}") if runtime.monitor_path else BUILT_IN_MONITOR,
-            oci,
-            exit_dir=Path(layout.exits),
-            socket_dir=Path(layout.attach),
-            cgroups=cgroups,
-            cgroup=runtime.monitor_cgroup,
-            log_size_max_bytes=options.log_size_max_bytes,
-            no_sync_log=runtime.no_sync_log,
-            env=runtime.monitor_env or {"PATH": os.environ.get("PATH", os.defpath)},
-            zygote=None if runtime.monitor_path else zygote,
-        )
-    return replace(options, runtimes=usable), monitors
-
-
-def layout_of(options: EngineOptions) -> Layout:
-    """Where everything of an engine lies."""
-    return Layout(
-        root=PurePosixPath(options.root),
-        runroot=PurePosixPath(options.runroot),
-        namespaces_dir=options.namespaces_dir,
-        exits_dir=options.exits_dir,
-        attach_dir=options.attach_dir,
-    )
-
-
-def settings_of(options: EngineOptions, layout: Layout, facts: HostFacts) -> Settings:
-    """What the core decides by."""
-    return Settings(
-        layout=layout,
-        host=facts,
-        defaults=options.defaults,
-        handlers={
-            name: Handler(
-                name=name,
-                vm=one.vm,
-                allowed_annotations=one.allowed_annotations,
-                privileged_without_host_devices=one.privileged_without_host_devices,
-            )
-            for name, one in options.runtimes.items()
-        },
-        default_handler=options.default_runtime,
-        drop_infra=options.drop_infra,
-        pause_image=options.pause_image,
-        pause_command=options.pause_command,
-        pinned_images=options.pinned_images,
-        log_directory=options.log_directory,
-        additional_devices=options.additional_devices,
-        image_volumes=options.image_volumes,
-    )
-
-
 @asynccontextmanager
 async def open_engine(options: EngineOptions) -> AsyncIterator[Engine]:
     """Set up a node under its own directories and run it until the block ends.
@@ -567,9 +325,9 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
             )
         )
         async with anyio.create_task_group() as tasks:
-            await engine.refresh_network()
-            tasks.start_soon(engine.watch_network)
-            tasks.start_soon(engine.watch_plugins)
+            await engine.network.refresh()
+            tasks.start_soon(engine.network.watch)
+            tasks.start_soon(engine.network.watch_plugins)
             tasks.start_soon(engine.watch_features)
             tasks.start_soon(images.tidy)
             tasks.start_soon(images.tell_progress, driver.feed)

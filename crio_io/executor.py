@@ -30,7 +30,8 @@ from crio_io.bundle import make_host_path, make_mount_sources, remove_bundle, wr
 from crio_io.cni import CniRunner
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
-from crio_io.journal import Delete, Journal, Put
+from crio_io.journal import Journal
+from crio_io.journal_pair import Delete, Put
 from crio_io.monitor import ConmonMonitor, MonitorRequest
 from crio_io.pod_cgroups import PodCgroups
 from crio_io.runtime import processes

@@ -18,7 +18,8 @@ from crio_io import mounts, namespaces, sandbox_files
 from crio_io.bundle import remove_bundle
 from crio_io.cgroups import Cgroups
 from crio_io.check import Finding
-from crio_io.journal import Delete, Journal
+from crio_io.journal import Journal
+from crio_io.journal_pair import Delete
 from crio_io.looking import Thing
 from crio_io.monitor import ConmonMonitor
 from crio_io.pod_cgroups import PodCgroups

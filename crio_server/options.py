@@ -10,7 +10,7 @@ from crio_core.cri import Device
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.oci import sysctls
 from crio_core.oci.facts import Rlimit, SpecDefaults
-from crio_io.engine import EngineOptions, RuntimeOptions
+from crio_io.engine_options import EngineOptions, RuntimeOptions
 from crio_io.registry.configuration import RegistryOptions
 from crio_io.streaming.listener import ListenerOptions, Tls
 from crio_io.streaming.streams import IDLE_S

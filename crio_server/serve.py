@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from crio_core.errors import Code, OperationError
-from crio_io.engine import Engine, layout_of, open_engine
+from crio_io.engine import Engine, open_engine
+from crio_io.engine_options import layout_of
 from crio_io.mounts import in_thread, running_steps
 from crio_io.streaming.listener import StreamListener
 from crio_server.commands.version import VERSION
@@ -201,7 +202,7 @@ class _Serving:
             verbose=self._verbose,
             witness=engine.witness,
             stream_url=lambda: stream_url,
-            check_network=engine.check_network,
+            check_network=engine.network.check,
         )
 
         async def usage() -> tuple[str, int, int]:
@@ -209,7 +210,7 @@ class _Serving:
             return str(engine.images.store.root), found.size_bytes, found.inodes
 
         return [
-            Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.refresh_network, engine.stats)),
+            Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.network.refresh, engine.stats)),
             Servable(ImagesBase, Transfer(engine)),
             Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.stats.layers)),
         ]
@@ -256,7 +257,7 @@ class _Serving:
                 "maxSeconds": one.max_s,
                 "lastError": one.last_error,
             }
-            for one in (self._engine.plugins.series() if self._engine is not None else ())
+            for one in (self._engine.network.plugins.series() if self._engine is not None else ())
         ]
 
     def _running(self) -> list[dict[str, object]]:

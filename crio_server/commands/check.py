@@ -13,7 +13,7 @@ from crio_server.commands.session import EXIT_FAILED, Session
 
 if TYPE_CHECKING:
     from crio_io.check import Finding, Owned
-    from crio_io.engine import EngineOptions
+    from crio_io.engine_options import EngineOptions
 
 EXIT_FOUND = 3
 """Exit code when something was found and is not mended."""
@@ -74,7 +74,7 @@ async def find(config: Any, options: "EngineOptions", *, deep: bool) -> tuple[tu
         OperationError: The journal, or the server, cannot be asked.
     """
     from crio_io import check, host
-    from crio_io.engine import layout_of
+    from crio_io.engine_options import layout_of
     from crio_io.layer_check import check_layers
     from crio_io.looking import Places
     from crio_server.commands.live import ask_owned, is_live
@@ -128,7 +128,7 @@ def _show(findings: Sequence["Finding"], live: bool, form: str) -> None:
 
 async def _mend(options: "EngineOptions", findings: Sequence["Finding"], *, yes: bool) -> int:
     from crio_io import host
-    from crio_io.engine import layout_of, set_up_runtimes
+    from crio_io.engine_options import layout_of, set_up_runtimes
     from crio_io.repair import repair
     from crio_io.zygote import ZygoteClient
 

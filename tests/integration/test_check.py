@@ -13,7 +13,8 @@ import anyio
 import psutil
 import pytest
 
-from crio_io.journal import Delete, Journal, Put
+from crio_io.journal import Journal
+from crio_io.journal_pair import Delete, Put
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
 from tests.integration.harness import REPOSITORY, Crio, Site

@@ -19,10 +19,11 @@ import pytest
 from crio_core.errors import LocalError, OperationError
 from crio_core.layout import Layout
 from crio_core.records import LOST
-from crio_io import journal, journal_file
-from crio_io.journal import Change, Delete, Journal, Put
+from crio_io import journal, journal_file, journal_pair
+from crio_io.journal import Journal
 from crio_io.journal_file import DISK, MEMORY
 from crio_io.journal_open import LoadResult
+from crio_io.journal_pair import Change, Delete, Put
 from crio_io.record_files import NAME, RecordFiles
 
 pytestmark = [pytest.mark.anyio, pytest.mark.integration]
@@ -89,7 +90,8 @@ async def test_acknowledged_writes_survive_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "j"
     script = (
         "import anyio, sys, pathlib\n"
-        "from crio_io.journal import Journal, Put\n"
+        "from crio_io.journal import Journal\n"
+        "from crio_io.journal_pair import Put\n"
         "async def main():\n"
         "    opened, _ = await Journal.open(pathlib.Path(sys.argv[1]))\n"
         "    for number in range(100000):\n"
@@ -331,8 +333,7 @@ async def test_damage_found_while_writing_is_repaired_from_the_copy(tmp_path: Pa
     """A disk may go bad under a running server: the write succeeds, and nothing is lost."""
     opened, _ = await Journal.open(tmp_path / "j")
     await opened.write([put(f"c{number}", b"x" * 2000) for number in range(50)])
-    store = opened._store
-    first = store._copies[0]
+    first = opened._pair._copies[0]
     assert first is not None
     first.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     first.execute("PRAGMA shrink_memory")  # Nothing is cached any more.
@@ -351,7 +352,7 @@ async def test_full_disk_refuses_the_write_and_keeps_the_rest(tmp_path: Path) ->
     """R45: at ENOSPC the caller is told, and what is stored stays readable and removable."""
     opened, _ = await Journal.open(tmp_path / "j")
     await opened.write([put(f"c{number}", b"x" * 1000) for number in range(20)])
-    for copy in opened._store._copies:
+    for copy in opened._pair._copies:
         assert copy is not None
         copy.execute("PRAGMA max_page_count=1")  # SQLite raises it to the present size: not one page more.
     with pytest.raises(OperationError) as caught:
@@ -368,7 +369,7 @@ async def test_a_write_succeeds_while_the_disk_of_one_file_is_full(tmp_path: Pat
     path, copy = tmp_path / "disk" / "j", tmp_path / "memory" / "j"
     opened, _ = await Journal.open(path, copy)
     await opened.write([put(f"c{number}", b"x" * 1000) for number in range(20)])
-    connection = opened._store._copies[full]
+    connection = opened._pair._copies[full]
     assert connection is not None
     connection.execute("PRAGMA max_page_count=1")
     await opened.write([put("big", b"x" * 1_000_000)])
@@ -391,7 +392,7 @@ async def test_writes_go_on_by_the_disk_while_memory_is_lost_and_come_back_to_it
     """Each of the two is enough for a write, in whatever order they fail, and no older write overtakes a newer one."""
     path, copy = tmp_path / "disk" / "j", tmp_path / "memory" / "j"
     opened, _ = await Journal.open(path, copy)
-    memory = opened._store._copies[MEMORY]
+    memory = opened._pair._copies[MEMORY]
     assert memory is not None
 
     async def write_in_turn(name: str) -> None:
@@ -449,7 +450,7 @@ async def test_journal_of_a_later_version_is_refused_and_left_alone(
 async def test_writers_at_once_share_the_transactions_of_the_disk(tmp_path: Path) -> None:
     """Group commit: hundreds of writes are a few transactions there, and every one of them is in it."""
     opened, _ = await Journal.open(tmp_path / "j")
-    disk = opened._store._copies[DISK]
+    disk = opened._pair._copies[DISK]
     assert disk is not None
     commits: list[str] = []
     disk.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
@@ -476,7 +477,7 @@ async def test_more_writers_than_the_bound_all_get_through(tmp_path: Path, monke
 @contextmanager
 def hanging_disk(opened: Journal) -> Iterator[None]:
     """Let no statement to the file on disk come back until the block ends."""
-    disk = opened._store._copies[DISK]
+    disk = opened._pair._copies[DISK]
     assert disk is not None
     well = threading.Event()
     disk.set_trace_callback(lambda _: well.wait(DEADLINE_S))
@@ -508,7 +509,7 @@ async def test_cancelled_writer_waits_until_the_write_is_made(tmp_path: Path, mo
 
 
 @pytest.mark.parametrize(
-    "change", [put(""), put("a\0b"), put("x" * 2000), put("a", b"x" * (journal.DATA_MAX_BYTES + 1))]
+    "change", [put(""), put("a\0b"), put("x" * 2000), put("a", b"x" * (journal_pair.DATA_MAX_BYTES + 1))]
 )
 async def test_row_outside_the_bounds_is_a_bug_of_the_caller(tmp_path: Path, change: Put) -> None:
     """Every buffer has a bound."""
@@ -556,7 +557,7 @@ async def test_a_sync_reaches_the_disk_after_every_write_before_it(
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     """What the journal said, and hears no more."""
-    said = [record.getMessage() for record in caplog.records if record.name == journal.__name__]
+    said = [record.getMessage() for record in caplog.records if record.name == journal_pair.__name__]
     caplog.clear()
     return said
 
@@ -600,7 +601,7 @@ async def test_a_sync_of_a_full_disk_says_that_nothing_is_promised(
     """Its log may be synced well, and lack the write: whoever looks for lost addresses later must find a reason."""
     path = tmp_path / "disk" / "a"
     opened, _ = await Journal.open(path, tmp_path / "memory" / "a")
-    disk = opened._store._copies[DISK]
+    disk = opened._pair._copies[DISK]
     assert disk is not None
     disk.execute("PRAGMA max_page_count=1")
     await opened.write([put("big", b"x" * 100_000)])
@@ -618,14 +619,14 @@ async def test_writes_wait_for_a_disk_that_hangs_once_it_is_owed_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is owed is held in memory, and a dead disk gives no error by which it could be given up."""
-    monkeypatch.setattr(journal, "BEHIND_MAX", 10)
+    monkeypatch.setattr(journal_pair, "BEHIND_MAX", 10)
     opened, _ = await Journal.open(tmp_path / "j")
     async with anyio.create_task_group() as tasks:
         with hanging_disk(opened):
             for number in range(30):
                 tasks.start_soon(opened.write, [put(f"c{number}")])
             await on_their_way(opened, 20)
-            assert len(opened._store._behind[DISK]) == 10
+            assert len(opened._pair._behind[DISK]) == 10
     await opened.close()
     (tmp_path / "j-copy").unlink()
     assert len((await reopened(tmp_path / "j")).rows) == 30

@@ -12,7 +12,8 @@ import orjson
 import psutil
 import pytest
 
-from crio_io.journal import Journal, Put
+from crio_io.journal import Journal
+from crio_io.journal_pair import Put
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration import residue
 from tests.integration.harness import Crio, Site

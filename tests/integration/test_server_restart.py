@@ -20,7 +20,8 @@ import psutil
 import pytest
 from google.protobuf.message import Message
 
-from crio_io.journal import Journal, Put
+from crio_io.journal import Journal
+from crio_io.journal_pair import Put
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import REPOSITORY, Crio, Refused
 from tests.integration.waiting import wait_for
