@@ -21,7 +21,7 @@ from crio_io import mounts
 from crio_io.journal import Journal
 from crio_io.looking import Places, Seen, Thing, look
 from crio_io.record_files import RecordFiles
-from crio_io.storage.store import layer_name
+from crio_io.storage.layer_info import layer_name
 
 ALIVE = ("created", "starting", "running", "stopping", "killing")
 """States of a container that has a process."""

@@ -7,8 +7,8 @@ from crio_io import mounts
 from crio_io.check import Finding, Kind, Owned
 from crio_io.looking import Thing
 from crio_io.storage import deep
+from crio_io.storage.layer_info import LayerInfo, layers_in
 from crio_io.storage.recipe import why_changed
-from crio_io.storage.store import LayerInfo, layers_in
 
 MEND = "deletes it and forgets its images: the next pull fetches this layer again"
 

@@ -18,7 +18,7 @@ from crio_core.node.images import KEEP_NS
 from crio_io import mounts
 from crio_io.cgroups import Cgroups
 from crio_io.images import PARTIAL_BLOB_AGE_S
-from crio_io.storage.store import RECORD_NAME, LayerInfo, layers_in
+from crio_io.storage.layer_info import RECORD_NAME, LayerInfo, layers_in
 from crio_io.sweep import is_attach_link
 from crio_io.witness import is_unwatched
 

@@ -11,56 +11,34 @@ complete (R11, R12). It disappears by one rename to `trash/`. A compressed blob 
 (`recipe.py`) by which an image that is saved gets its layers packed anew, with the same diff ids.
 """
 
-import base64
 import errno
 import json
 import logging
-import os
 import re
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 
 import anyio
 
 from crio_core.errors import Code, LocalError, OperationError, not_found
-from crio_core.image.digest import Digest, parse_digest
+from crio_core.image.digest import Digest
 from crio_core.image.resolved import LayerDescriptor
 from crio_core.values import dataclass
 from crio_io.mounts import entering, in_thread, unmount_or_report
 from crio_io.storage import deep
 from crio_io.storage.files import make_directory, sync_directory, sync_filesystem
+from crio_io.storage.layer_info import RECORD_NAME, LayerInfo, blob_name, layer_name, read_info
 from crio_io.storage.overlay import Lower, mount_read_only, mount_writable
 from crio_io.storage.recipe import FILE_NAME as RECIPE_NAME
 from crio_io.storage.recipe import pack_layer
+from crio_io.storage.rooms import Rooms, remove_failed
 from crio_io.storage.unpack import Limits, Template, Unpacked, Unpacking, start_unpacking
 
 UNPACKINGS_MAX = 4
-BLOB_IDLE_S = 600.0
-LAYER_RECORD_BYTES_MAX = 64 * 1024 * 1024
-RECORD_NAME = "layer.json"
-_NAME_BITS = 100
 log = logging.getLogger(__name__)
 _CONTAINER_ID = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}", re.ASCII)
-_ROOMS = ("ingest", "unpacking", "layers", "containers", "trash")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerInfo:
-    """A layer that is in the store; sizes are as on disk. If an entry `replaced` another, its archive is lost."""
-
-    diff_id: Digest
-    size_bytes: int
-    inodes: int
-    entries: int
-    replaced: bool
-    implied: tuple[str, ...]
-    blob: str = ""
-    """Digest of the blob that it was unpacked from; empty when that is not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,9 +68,7 @@ class Store:
         self._unpackings: dict[Digest, Unpacking] = {}
         self._template = Template()
         self._template_users = 0
-        self._names = count()
-        self._token = secrets.token_hex(4)  # A name of an earlier server's is never made again: see `_left`.
-        self._left: frozenset[str] = frozenset()
+        self._rooms = Rooms(self.root)
         self._slots = anyio.CapacityLimiter(UNPACKINGS_MAX)
         self._sync_lock = anyio.Lock()
         self._syncs_asked = 0
@@ -144,7 +120,7 @@ class Store:
         Raises:
             OSError: The directory of the blobs cannot be read.
         """
-        return await in_thread("trim blobs", self._trim_blobs, max_age_s, bytes_max)
+        return await in_thread("trim blobs", self._rooms.trim_blobs, max_age_s, bytes_max)
 
     # Layers
 
@@ -211,7 +187,7 @@ class Store:
             OperationError: REMOVE_FAILED; the layer is out of sight all the same and `sweep` goes on with it.
         """
         self._infos.pop(diff_id, None)
-        await in_thread(f"remove layer {diff_id}", self._discard, self.layers / layer_name(diff_id))
+        await in_thread(f"remove layer {diff_id}", self._rooms.discard, self.layers / layer_name(diff_id))
 
     async def pack_layer(self, diff_id: Digest, output: Path) -> int:
         """Make a layer's archive again, with its very diff id, into a new file. Returns its size in bytes.
@@ -266,7 +242,7 @@ class Store:
         except NotADirectoryError:
             target.unlink(missing_ok=True)
         except OSError as error:
-            raise _remove_failed(target, error) from error
+            raise remove_failed(target, error) from error
 
     def unmount_rootfs(self, container_id: str, rootfs: Path) -> None:
         """Unmount a container's root filesystem and delete what it wrote; absent is success. Blocks.
@@ -276,7 +252,7 @@ class Store:
         """
         self.unmount(rootfs)
         entering(f"remove writable layer of {container_id}")
-        self._discard(self._container(container_id))
+        self._rooms.discard(self._container(container_id))
 
     def upper(self, container_id: str) -> Path:
         """The directory with what a container wrote."""
@@ -306,20 +282,16 @@ class Store:
         Younger ones stay, so that the next pull goes on with them. Returns what it deleted; what cannot be deleted is
         logged, and does not keep the rest.
         """
-        return await in_thread("sweep store", self._sweep, blobs_max_age_s)
+        return await in_thread("sweep store", self._rooms.sweep, blobs_max_age_s)
 
     # Blocking bodies
 
     def _open(self) -> None:
-        for room in _ROOMS:
-            make_directory(self.root / room)
-        make_directory(self.root)
-        # Pulls go on while the rest is swept: only what was there before them is a crash's.
-        self._left = frozenset(place.name for place in (self.root / "unpacking").iterdir())
+        self._rooms.open()
         make_directory(self.layers / "empty")
         (self.layers / "empty").chmod(0o755)
         for place in sorted(self.layers.iterdir()):
-            info = _read_info(place)
+            info = read_info(place)
             if info is not None:
                 self._infos[info.diff_id] = info
         for info in self._infos.values():
@@ -340,8 +312,7 @@ class Store:
         return Usage(size_bytes=size_bytes, inodes=inodes)
 
     def _start(self, layer: LayerDescriptor) -> Unpacking:
-        place = self.root / "unpacking" / f"{layer_name(layer.diff_id)}.{self._token}.{next(self._names)}"
-        deep.delete(place)
+        place = self._rooms.place_to_unpack(layer_name(layer.diff_id))
         directory = place / "fs"
         place.mkdir(mode=0o700)
         directory.mkdir(mode=0o755)
@@ -381,7 +352,7 @@ class Store:
         with anyio.CancelScope(shield=True):
             await unpacking.end()
             try:
-                await in_thread(f"delete {unpacking.directory}", self._discard, unpacking.directory.parent)
+                await in_thread(f"delete {unpacking.directory}", self._rooms.discard, unpacking.directory.parent)
             except OperationError as error:  # how the unpacking ended is what matters; a sweep tries this again
                 log.warning("what was unpacked of %s stays: %s", unpacking.layer.digest, error.message)
             finally:
@@ -422,67 +393,12 @@ class Store:
     def _rename(self, place: Path, diff_id: Digest) -> None:
         target = self.layers / layer_name(diff_id)
         if target.exists():  # one that no index knows: damaged, or of another digest with the same name
-            info = _read_info(target)
+            info = read_info(target)
             if info is not None and info.diff_id != diff_id:
                 raise LocalError(f"layers {info.diff_id} and {diff_id} have the same name")
-            self._discard(target)
+            self._rooms.discard(target)
         place.rename(target)
         sync_directory(self.layers)
-
-    def _discard(self, place: Path) -> None:
-        """Rename away, then delete: what is half deleted is never seen under its own name."""
-        trash = self.root / "trash" / f"{os.getpid()}.{next(self._names)}"
-        try:
-            deep.delete(trash)
-            place.rename(trash)
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise _remove_failed(place, error) from error
-        try:
-            deep.delete(trash)
-        except OSError as error:
-            raise _remove_failed(place, error) from error
-
-    def _sweep(self, blobs_max_age_s: float) -> tuple[str, ...]:
-        removed = []
-        for room, delete in (("unpacking", self._discard), ("trash", deep.delete)):
-            for place in sorted((self.root / room).iterdir()):
-                if room == "unpacking" and place.name not in self._left:
-                    continue
-                try:
-                    delete(place)
-                except (OSError, OperationError) as error:
-                    log.warning("%s is left over and cannot be deleted: %s", place, error)
-                else:
-                    removed.append(f"{room}/{place.name}")
-        return (*removed, *self._trim_blobs(blobs_max_age_s))
-
-    def _trim_blobs(self, max_age_s: float, bytes_max: int | None = None) -> tuple[str, ...]:
-        now_s = time.time()
-        found = []
-        for place in (self.root / "ingest").iterdir():
-            try:
-                stat = place.stat()
-            except FileNotFoundError:  # a pull has just ended
-                continue
-            except OSError as error:
-                log.warning("%s cannot be looked at: %s", place, error)
-                continue
-            found.append((stat.st_mtime, stat.st_size, place))
-        left_bytes = sum(size_bytes for _, size_bytes, _ in found)
-        removed = []
-        for mtime_s, size_bytes, place in sorted(found):
-            too_many = bytes_max is not None and left_bytes > bytes_max and now_s - mtime_s > BLOB_IDLE_S
-            if too_many or now_s - mtime_s > max_age_s:
-                try:
-                    place.unlink(missing_ok=True)
-                except OSError as error:
-                    log.warning("%s is left over and cannot be deleted: %s", place, error)
-                    continue
-                left_bytes -= size_bytes
-                removed.append(f"ingest/{place.name}")
-        return tuple(removed)
 
     def _lowers(self, diff_ids: Sequence[Digest]) -> tuple[Lower, ...]:
         found = []
@@ -500,57 +416,12 @@ class Store:
         return self.root / "containers" / container_id
 
 
-def layer_name(diff_id: Digest) -> str:
-    """The short name of a layer's directory: 100 bits of its diff id, so that 128 of them fit in a mount's options."""
-    return base64.b32encode(bytes.fromhex(diff_id.hex))[: _NAME_BITS // 5].decode().lower()
-
-
-def blob_name(layer: LayerDescriptor) -> str:
-    """The name of a download.
-
-    The diff id is in it, for an image may lie about what a blob unpacks to: it then shares no file with one that is
-    honest.
-    """
-    return f"{layer.digest.algorithm}-{layer.digest.hex}.{layer_name(layer.diff_id)}"
-
-
-def layers_in(root: Path) -> Mapping[str, LayerInfo | None]:
-    """What lies in the store at `root`, by the short names of layers; None for what is no whole layer. Only reads."""
-    layers = root / "layers"
-    if not layers.is_dir():
-        return {}
-    return {place.name: _read_info(place) for place in sorted(layers.iterdir()) if place.name != "empty"}
-
-
-def _read_info(place: Path) -> LayerInfo | None:
-    """What `layer.json` says; None for a directory that is no whole layer."""
-    try:
-        data = (place / RECORD_NAME).read_bytes()[:LAYER_RECORD_BYTES_MAX]
-        record = json.loads(data)
-        info = LayerInfo(
-            diff_id=parse_digest(record["diff_id"]),
-            size_bytes=int(record["size_bytes"]),
-            inodes=int(record["inodes"]),
-            entries=int(record["entries"]),
-            replaced=bool(record.get("replaced", True)),
-            implied=tuple(record["implied"]),
-            blob=str(record.get("blob", "")),
-        )
-    except (OSError, ValueError, KeyError, TypeError, OperationError):
-        return None
-    return info if layer_name(info.diff_id) == place.name and (place / "fs").is_dir() else None
-
-
 def _reported(function: Callable[..., None], *arguments: object) -> None:
     """Call a blocking function of `overlay`, and name what the disk said."""
     try:
         function(*arguments)
     except OSError as error:
         raise OperationError(Code.INTERNAL, "MOUNT_FAILED", f"{error.filename}: {error.strerror}") from error
-
-
-def _remove_failed(place: Path, error: OSError) -> OperationError:
-    return OperationError(Code.INTERNAL, "REMOVE_FAILED", f"{place}: {error.strerror}")
 
 
 def disk_failed(what: str, error: OSError) -> OperationError:

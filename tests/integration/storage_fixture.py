@@ -13,7 +13,8 @@ import pytest
 from crio_core.errors import OperationError
 from crio_core.image.digest import parse_digest
 from crio_core.image.resolved import LayerDescriptor
-from crio_io.storage.store import Store, layer_name
+from crio_io.storage.layer_info import layer_name
+from crio_io.storage.store import Store
 from tests.integration.registry_fixture import Layer
 
 

@@ -25,7 +25,8 @@ from crio_core.image.registries import RegistriesConfig, candidates
 from crio_core.image.resolved import Candidate, ResolvedImage
 from crio_io.registry.client import Progress, Rates, RegistryClient
 from crio_io.registry.slots import Slots
-from crio_io.storage.store import Store, layer_name
+from crio_io.storage.layer_info import layer_name
+from crio_io.storage.store import Store
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry
 from tests.integration.registry_fixture import LocalRegistry, archive, busybox_archive, digest, pack
 from tests.integration.storage_fixture import descriptor

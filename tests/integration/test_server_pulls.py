@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from grpc import StatusCode
 
-from crio_io.storage.store import blob_name
+from crio_io.storage.layer_info import blob_name
 from crio_server.cri.v1 import api_pb2 as pb
 from tests.integration.harness import Crio, Refused, Site
 from tests.integration.misbehaving_registry import Handler, MisbehavingRegistry

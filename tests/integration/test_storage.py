@@ -17,8 +17,9 @@ from crio_core.image.config import LAYERS_MAX
 from crio_core.image.digest import Digest, parse_digest
 from crio_io.layer_check import why_damaged
 from crio_io.mounts import is_mounted, unmount
+from crio_io.storage.layer_info import layer_name
 from crio_io.storage.overlay import OPTIONS_BYTES_MAX, VOLATILE, Lower, lowerdir, mount_writable
-from crio_io.storage.store import Store, Usage, layer_name
+from crio_io.storage.store import Store, Usage
 from tests.integration.registry_fixture import Layer, archive, busybox_archive, pack
 from tests.integration.storage_fixture import apply, descriptor, member, picture, refused, tar_of
 

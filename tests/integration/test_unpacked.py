@@ -13,7 +13,7 @@ from crio_core.image.digest import parse_digest
 from crio_core.image.resolved import LayerDescriptor
 from crio_io import open_images
 from crio_io.registry.client import RegistryClient
-from crio_io.storage.store import layer_name, layers_in
+from crio_io.storage.layer_info import layer_name, layers_in
 from tests.integration.registry_fixture import LocalRegistry, archive, pack
 
 pytestmark = [
