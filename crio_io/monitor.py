@@ -4,17 +4,14 @@ How a container is created through it: the monitor is started with the read end 
 moved into its own cgroup, outside of the pod's (CVE-2019-14891), and then told to go on. It leaves our process group,
 has the runtime create the container, and reports the container's pid, or the runtime's complaint, on a sync pipe.
 
-What we know of both processes is written into the bundle, so that a server that comes later can still tell them from
-others that got the same numbers.
+What of both processes lies in the bundle is told in `monitor_files.py`.
 """
 
 import os
-import re
 import signal
 import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +23,16 @@ from crio_core.values import dataclass
 from crio_io import creations, mounts, spawn
 from crio_io.bundle import cgroup_of
 from crio_io.cgroups import Cgroups, systemd_scope
+from crio_io.monitor_files import (
+    Created,
+    clear_bundle,
+    existing_in,
+    has_opened,
+    record,
+    recorded,
+    remove_unfinished,
+    write_control,
+)
 from crio_io.runtime import OciRuntime, messages, processes
 from crio_io.zygote import ZygoteClient
 
@@ -39,18 +46,7 @@ STOP_S = 2.0
 POLL_S = 0.005
 SCOPE = "crio-conmon"
 """What the scopes of monitors are called, before the container's id."""
-PROCESSES_FILE = "monitor.json"
-RECORD_FILE = "exit.json"
-"""What our own monitors write at the exit."""
-DROPPED_FILE = "log-dropped"
-"""Where they say how many bytes they could not log."""
-
 _REOPEN_LOG = b"2 0 0\n"
-# With a dot: where the runtime writes its pid file before it renames it.
-_LEFTOVERS = (
-    *(".pidfile", "pidfile", "conmon-pidfile", "ctl", "winsz", "attach"),
-    *("oom", "exit", RECORD_FILE, DROPPED_FILE, PROCESSES_FILE),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,16 +63,6 @@ class MonitorRequest:
     terminal: bool = False
     stdin: bool = False
     stdin_once: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Created:
-    """The two processes; start times, in clock ticks since boot, tell them from later ones with the same number."""
-
-    pid: int
-    pid_start_ticks: int
-    monitor_pid: int
-    monitor_start_ticks: int
 
 
 class ConmonMonitor:
@@ -140,7 +126,7 @@ class ConmonMonitor:
             if first is not None:
                 first()
             mounts.entering(f"prepare bundle {request.bundle}")
-            existing = _existing(request.bundle)
+            existing = existing_in(request.bundle)
             had_log = bool(request.log_path) and os.path.exists(request.log_path)
             if existing is None:
                 self._prepare(request)
@@ -173,7 +159,7 @@ class ConmonMonitor:
         renamed = not await mounts.in_thread(f"look at log {log_path}", os.path.exists, log_path)
         await mounts.in_thread(f"tell the monitor in {bundle}", write_control, bundle, _REOPEN_LOG)
         with anyio.move_on_after(REOPEN_S):
-            while renamed and not await mounts.in_thread(f"look at log {log_path}", _has_opened, bundle, log_path):
+            while renamed and not await mounts.in_thread(f"look at log {log_path}", has_opened, bundle, log_path):
                 await anyio.sleep(POLL_S)
             return
         message = f"the monitor did not open {log_path} within {REOPEN_S:g} s"
@@ -220,7 +206,7 @@ class ConmonMonitor:
             with anyio.move_on_after(STOP_S):
                 await _wait_gone(pid, start_ticks)
             if processes.kill(pid, start_ticks):
-                await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, container_id)
+                await mounts.in_thread(f"clear {self._exit_dir}", remove_unfinished, self._exit_dir, container_id)
         await mounts.in_thread(f"clear bundle {bundle}", self._clear, container_id, bundle)
 
     def _argv(self, request: MonitorRequest) -> Sequence[str]:
@@ -262,7 +248,7 @@ class ConmonMonitor:
         self.runtime.moves.expect()
         with _Pipes() as pipes:
             report, said = await (self._fork if self._zygote else self._execute)(request, pipes)
-        return _record(request.bundle, self._pid_of(request, report, said))
+        return record(request.bundle, self._pid_of(request, report, said))
 
     async def _execute(self, request: MonitorRequest, pipes: "_Pipes") -> tuple[bytes, bytes]:
         """Run the monitor program; returns its report, and what it said if there is none."""
@@ -339,7 +325,7 @@ class ConmonMonitor:
         step = f"kill the monitor of {request.container_id}"
         await mounts.in_thread(step, creations.kill, request.container_id, request.bundle)
         await mounts.in_thread(f"clear bundle {request.bundle}", self._clear, request.container_id, request.bundle)
-        await mounts.in_thread(f"clear {self._exit_dir}", _remove_unfinished, self._exit_dir, request.container_id)
+        await mounts.in_thread(f"clear {self._exit_dir}", remove_unfinished, self._exit_dir, request.container_id)
         if request.log_path and not had_log:
             await mounts.in_thread(f"remove log {request.log_path}", Path(request.log_path).unlink, True)
         await self.runtime.delete(request.container_id)
@@ -360,10 +346,7 @@ class ConmonMonitor:
         with suppress(FileNotFoundError):
             if stat.S_ISLNK(link.lstat().st_mode):
                 link.unlink()
-        for name in _LEFTOVERS:
-            (bundle / name).unlink(missing_ok=True)
-        for name in ("conmon-pidfile", "exit", RECORD_FILE, DROPPED_FILE, "oom"):
-            _remove_unfinished(bundle, name)
+        clear_bundle(bundle)
         (self._exit_dir / container_id).unlink(missing_ok=True)
 
 
@@ -396,27 +379,6 @@ class _Pipes:
                 os.close(fd)
 
 
-def recorded(bundle: Path) -> Created | None:
-    """The processes of the container that was created in a bundle; None when it never was, or nobody can read it.
-
-    The file is a help for looking and not a record: damage to it must not keep a container from being removed (R9).
-    """
-    try:
-        fields: Any = orjson.loads((bundle / PROCESSES_FILE).read_bytes())
-        return Created(**{name: int(fields[name]) for name in Created.__slots__})
-    except (OSError, TypeError, ValueError, KeyError):
-        return None
-
-
-def _remove_unfinished(directory: Path, name: str) -> None:
-    """Remove what a monitor was writing when it was killed: conmon to NAME.XXXXXX, ours to NAME.<pid>.tmp."""
-    unfinished = re.compile(re.escape(name) + r"\.([A-Za-z0-9]{6}|[0-9]+\.tmp)")
-    with suppress(FileNotFoundError):
-        for path in directory.iterdir():
-            if unfinished.fullmatch(path.name):
-                path.unlink(missing_ok=True)
-
-
 async def _read_line(fd: int) -> bytes:
     """Bytes up to the first newline, or what there is when the other end closes."""
     os.set_blocking(fd, False)
@@ -430,36 +392,6 @@ async def _read_line(fd: int) -> bytes:
     return line.partition(b"\n")[0]
 
 
-def _record(bundle: Path, pid: int) -> Created:
-    """Note the processes in the bundle, which lies in memory: not worth a turn of a thread."""
-    try:
-        monitor_pid = int((bundle / "conmon-pidfile").read_text())
-    except (OSError, ValueError) as error:
-        raise RemoteError(f"the monitor left no pid in {bundle}/conmon-pidfile: {error}") from error
-    container, monitor = processes.look(pid), processes.look(monitor_pid)
-    if container is None:
-        message = f"process {pid} of the container in {bundle} ended before it was started"
-        raise OperationError(Code.INTERNAL, "CONTAINER_DIED", message)
-    created = Created(
-        pid=pid,
-        pid_start_ticks=container.start_ticks,
-        monitor_pid=monitor_pid,
-        monitor_start_ticks=monitor.start_ticks if monitor is not None else 0,
-    )
-    temporary = bundle / f"{PROCESSES_FILE}.new"
-    temporary.write_bytes(orjson.dumps(asdict(created)))
-    temporary.replace(bundle / PROCESSES_FILE)
-    return created
-
-
-def _existing(bundle: Path) -> Created | None:
-    created = recorded(bundle)
-    if created is None:
-        return None
-    facts = processes.look(created.pid)
-    return created if facts is not None and facts.start_ticks == created.pid_start_ticks else None
-
-
 async def _wait_gone(pid: int, start_ticks: int) -> None:
     try:
         handle = os.pidfd_open(pid)
@@ -471,37 +403,3 @@ async def _wait_gone(pid: int, start_ticks: int) -> None:
             await anyio.wait_readable(handle)
     finally:
         os.close(handle)
-
-
-def write_control(bundle: Path, message: bytes) -> None:
-    """Tell a monitor something, by a line of its control FIFO.
-
-    Raises:
-        OperationError: MONITOR_GONE.
-        BlockingIOError: It has not read what it was told before.
-    """
-    fd = _open_control(bundle)
-    try:
-        os.write(fd, message)
-    finally:
-        os.close(fd)
-
-
-def _open_control(bundle: Path) -> int:
-    try:
-        return os.open(bundle / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        message = f"no monitor listens at {bundle}/ctl: {error.strerror}"
-        raise OperationError(Code.FAILED_PRECONDITION, "MONITOR_GONE", message) from error
-
-
-def _has_opened(bundle: Path, log_path: str) -> bool:
-    """Whether a monitor that was told to open its log anew has; one that ended meanwhile never will."""
-    try:
-        os.close(_open_control(bundle))
-    except OperationError:
-        # It may have done so before it ended.
-        if os.path.exists(log_path):
-            return True
-        raise
-    return os.path.exists(log_path)

@@ -12,7 +12,7 @@ from typing import Any
 import orjson
 
 from crio_core.values import dataclass
-from crio_io.monitor import DROPPED_FILE, RECORD_FILE, recorded
+from crio_io.monitor_files import DROPPED_FILE, RECORD_FILE, recorded
 from crio_io.runtime import processes
 
 FILE_BYTES_MAX = 4096

@@ -17,7 +17,7 @@ from crio_core.errors import Code, OperationError
 from crio_core.streaming.remotecommand import Stream
 from crio_core.streaming.status import Exited
 from crio_io import mounts
-from crio_io.monitor import write_control
+from crio_io.monitor_files import write_control
 from crio_io.streaming.client import CommandClient
 from crio_io.streaming.streams import Connection, Ending
 

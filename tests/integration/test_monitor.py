@@ -18,10 +18,11 @@ import psutil
 import pytest
 
 from crio_core.errors import Code, OperationError
-from crio_io import exits, monitor, witness
+from crio_io import exits, monitor, monitor_files, witness
 from crio_io.cgroups import Cgroups
 from crio_io.exits import Exit, ExitWatcher
-from crio_io.monitor import ConmonMonitor, Created, MonitorRequest
+from crio_io.monitor import ConmonMonitor, MonitorRequest
+from crio_io.monitor_files import Created
 from crio_io.moves import Moves
 from crio_io.runtime import OciRuntime
 from crio_io.witness import ExitRecord
@@ -185,7 +186,7 @@ async def test_create_twice_is_once(site: Site) -> None:
     request = site.request("criotest-twice", "sleep", "600")
     assert await site.monitor.create(request) == await site.monitor.create(request)
     await site.has_pids(MONITOR_CGROUP, 1)
-    assert monitor.recorded(request.bundle) == await site.monitor.create(request)
+    assert monitor_files.recorded(request.bundle) == await site.monitor.create(request)
 
 
 async def test_monitor_lives_outside_of_the_pod(site: Site) -> None:
@@ -559,7 +560,7 @@ async def test_stop_with_a_damaged_record_finds_the_monitor_by_looking(site: Sit
     """R9, R26: one garbled file must not leave a monitor behind, or a container that cannot be removed."""
     request = site.request("criotest-garbled", "sleep", "600")
     created = await site.started(request)
-    (request.bundle / monitor.PROCESSES_FILE).write_bytes(damage)
+    (request.bundle / monitor_files.PROCESSES_FILE).write_bytes(damage)
     await site.runtime.delete("criotest-garbled")
     await site.monitor.stop("criotest-garbled", request.bundle)
     wait_ended(created.monitor_pid)
