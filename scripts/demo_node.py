@@ -61,7 +61,8 @@ class Signals:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._number = self._number or number
         if self._closing:
-            print("still cleaning up, a moment", file=sys.stderr, flush=True)
+            with suppress(OSError):  # not by `print`: this may have come in the midst of one
+                os.write(sys.stderr.fileno(), b"still cleaning up, a moment\n")
 
     def close(self) -> None:
         """From now on signals only make us say that we are cleaning up."""
