@@ -4,11 +4,11 @@ import os
 import sys
 
 from conmon import linux
-from conmon.create import Creation, Inherited, Means, run_exit_command
+from conmon.create import Creation, Inherited, Means
 from conmon.diagnostics import Diagnostics
-from conmon.journald import SHORT_ID_LETTERS, JournalLog
-from conmon.logs import FileLog
-from conmon.loop import Loop, file_log, journal_log
+from conmon.ending import run_exit_command
+from conmon.log_set import open_logs
+from conmon.loop import Loop
 from conmon.low import Suppress
 from conmon.options import Options, UsageError, check, help_text, parse
 from conmon.runtime import read_oom_score, stdio_null, write_oom_score
@@ -16,38 +16,6 @@ from conmon.sync import write_file
 
 VERSION = "2.1.6"  # the version of the command line; callers compare it
 START_BYTES_MAX = 8192
-
-
-def open_logs(options: Options) -> tuple[tuple[FileLog | JournalLog, ...], bool]:
-    """The log drivers that `--log-path` names, and whether one of them is `passthrough`.
-
-    Raises:
-        UsageError: There is no such driver.
-        OSError: A log file cannot be opened.
-    """
-    logs: list[FileLog | JournalLog] = []
-    passthrough = False
-    for word in options.log_path:
-        driver, colon, path = word.partition(":")
-        if not driver and path:
-            driver = "k8s-file"
-        if driver in ("off", "null", "none"):
-            continue
-        if driver == "passthrough":
-            passthrough = True
-        elif driver == "journald":
-            if len(options.cuuid or options.cid) <= SHORT_ID_LETTERS:
-                raise UsageError("Container ID must be longer than 12 characters")
-            logs.append(journal_log(options))
-        elif driver == "k8s-file" or (driver and not colon):
-            if driver == "k8s-file" and not path:
-                raise UsageError("the log driver k8s-file needs a filename, as in k8s-file:PATH")
-            logs.append(file_log(options, path if colon else driver))
-        else:
-            raise UsageError(f"No such log driver {driver}" if driver else "log-path must not be empty")
-    if options.log_tag and any(isinstance(log, FileLog) for log in logs) and len(logs) == 1:
-        raise UsageError("k8s-file doesn't support --log-tag")
-    return tuple(logs), passthrough
 
 
 def _pipe_from(environment: dict[str, str], name: str) -> int:

@@ -25,7 +25,7 @@ from conmon.low import (
 )
 from conmon.notify import listen_notify
 from conmon.options import Options
-from conmon.signals import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals, wake_pipe
+from conmon.signals import FORWARDED, SIGNAL_BYTES, catch_signals, wake_pipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,27 +50,6 @@ class Inherited:
         self.start_fd = start_fd
         self.attach_fd = attach_fd
         self.held_fds = held_fds
-
-
-def run_exit_command(options: Options, environment: dict[str, str]) -> None:
-    """Run the exit command, if there is one, and wait for it and for what the runtime may have left to reap.
-
-    It also runs when there never was a container: an engine has begun something and cleans up with it. Its own code
-    is nobody's.
-    """
-    if not options.exit_command:
-        return
-    forget_signals()
-    linux.set_subreaper(False)
-    if os.fork() == 0:
-        try:
-            time.sleep(options.exit_delay)
-            os.execve(options.exit_command, [options.exit_command, *options.exit_command_arg], environment)
-        finally:
-            os._exit(1)
-    with Suppress(ChildProcessError):
-        while True:
-            os.wait()
 
 
 class Means:

@@ -2,6 +2,8 @@
 
 import os
 
+from conmon.sync import write_file
+
 
 class Diagnostics:
     """Warnings of one monitor.
@@ -27,6 +29,13 @@ class Diagnostics:
     def error(self, message: str) -> None:
         """Say why the monitor ends."""
         self._put("e", "error", message)
+
+    def write_file(self, path: str, data: bytes) -> None:
+        """Replace a file in one step, or say why it is as it was."""
+        try:
+            write_file(path, data)
+        except OSError as error:
+            self.warn(f"{path}: {error.strerror}")
 
     def _put(self, letter: str, word: str, message: str) -> None:
         line = " ".join(message.split("\n")).strip()

@@ -15,14 +15,13 @@ from sys import byteorder
 
 from conmon import attach, linux, monitor, oom, runtime, sync
 from conmon.control import ControlLines, ReopenLogs
-from conmon.create import remove, run_exit_command
+from conmon.create import remove
 from conmon.diagnostics import Diagnostics
+from conmon.ending import run_exit_command, write_exit
 from conmon.handover import Handover
-from conmon.journald import JournalLog
-from conmon.logs import LINE_BYTES_MAX, FileLog
+from conmon.log_set import Logs
 from conmon.low import SIGKILL, Suppress, socket
 from conmon.notify import NotifyRelay
-from conmon.options import Options
 from conmon.signals import FORWARDED, SIGNAL_BYTES, catch_signals, forget_signals
 
 TYPE_CHECKING = False
@@ -36,31 +35,10 @@ GATHER_BYTES_MIN, GATHER_BYTES_MAX = 4096, 49152
 GATHER_S = 0.0001
 TERMINAL_DRAIN_BYTES_MAX = 1024 * 1024
 HANGUP_WAIT_NS = 100_000_000
-DROPPED_NOTE_NS = 1_000_000_000
 QUIET_S = 3.0  # long enough that a container that logs each second does not have a process made for each line
 LOST_WAIT_NS = 1_000_000_000
 EXIT_BYTES = 8  # of a child in the pipe of exits
 EXITS_MAX = 64
-
-
-def file_log(options: Options, path: str, fd: int = -1) -> FileLog:
-    """The log file that the options describe.
-
-    Raises:
-        OSError: It cannot be opened.
-    """
-    return FileLog(
-        path,
-        size_max=max(options.log_size_max, 0),
-        total_max=max(options.log_global_size_max, 0),
-        line_bytes_max=options.log_line_max if options.log_line_max > 0 else LINE_BYTES_MAX,
-        fd=fd,
-    )
-
-
-def journal_log(options: Options) -> JournalLog:
-    """The journal, under the names that the options give."""
-    return JournalLog(cuuid=options.cuuid or options.cid, name=options.name, tag=options.log_tag)
 
 
 class Loop:
@@ -74,13 +52,8 @@ class Loop:
         options = given.options
         self._given = given
         self._options = options
-        self._logs: tuple[FileLog | JournalLog, ...] = tuple(file_log(options, *log) for log in given.log_fds)
-        if given.journal:
-            self._logs += (journal_log(options),)
         self._say = Diagnostics(options.cid, level=options.log_level, syslog=options.syslog)
-        for log, state in zip(self._logs, given.log_states, strict=False):
-            assert isinstance(log, FileLog), "files come first"
-            log.resume(state)
+        self._logs = Logs(given, self._say)
         self._machine = monitor.Monitor.resume(
             given.pid, is_exec=options.exec, oom_kills=given.oom_kills, oom_at_ns=given.oom_at_ns
         )
@@ -93,8 +66,6 @@ class Loop:
         self._notify: NotifyRelay | None = None
         self._oom: oom.OomWatch | None = None
         self._terminal_fd = given.terminal_fd
-        self._noted_ns = 0
-        self._noted_bytes = given.noted_bytes
         self._control = (ControlLines(typed=True), ControlLines(typed=False))
         self._code = 0
         self._over = False
@@ -117,17 +88,13 @@ class Loop:
     def hand_over(self) -> Handover:
         """What another process with the same descriptors needs to go on; this one is closed."""
         given = self._given
-        given.log_states = tuple(log.state for log in self._logs if isinstance(log, FileLog))
-        given.noted_bytes = self._noted_bytes
+        self._logs.hand_over(given)
         given.oom_kills, given.oom_at_ns = self._machine.oom_kills, self._machine.oom_at_ns
         if self._attach is not None:
             given.stdin_fd = self._attach.stdin_fd
             self._attach.leave()
         if self._notify is not None:
             self._notify.leave()
-        for log in self._logs:
-            if isinstance(log, JournalLog):
-                log.close()
         self._poll.close()
         return given
 
@@ -147,8 +114,7 @@ class Loop:
             os.close(fd)
         self._handlers.clear()
         self._outputs.clear()
-        for log in self._logs:
-            log.close()
+        self._logs.close(sync=False)
         self._poll.close()
 
     def _watch_all(self) -> None:
@@ -212,7 +178,7 @@ class Loop:
 
     def _wait_s(self) -> float:
         deadlines = list(self._timers.values())
-        deadlines += [log.deadline_ns for log in self._logs if log.deadline_ns]
+        deadlines += self._logs.deadlines_ns()
         if self._attach is not None and (attach_ns := self._attach.deadline_ns()):
             deadlines.append(attach_ns)
         if not deadlines:
@@ -225,7 +191,7 @@ class Loop:
             self._given.exits[0] >= 0
             and self._machine.state is monitor.RUNNING
             and not self._timers
-            and all(log.resting for log in self._logs)
+            and self._logs.resting
             and all(lines.resting for lines in self._control)
             and (self._attach is None or self._attach.resting)
         )
@@ -236,9 +202,8 @@ class Loop:
             if at_ns <= now_ns:
                 del self._timers[fire]
                 fire()
-        for log in self._logs:
-            if log.deadline_ns and log.deadline_ns <= now_ns and self._machine.state is not monitor.EXITED:
-                log.expire()
+        if self._machine.state is not monitor.EXITED:
+            self._logs.expire(now_ns)
         if self._attach is not None and 0 < self._attach.deadline_ns() <= now_ns:
             self._attach.expire(now_ns)
 
@@ -299,8 +264,7 @@ class Loop:
         def handle(fd: int) -> None:
             for order in lines.feed(os.read(fd, READ_BYTES)):
                 if isinstance(order, ReopenLogs):
-                    for log in self._logs:
-                        log.reopen()
+                    self._logs.reopen()
                 elif self._terminal_fd >= 0:
                     runtime.resize(self._terminal_fd, order.rows, order.columns)
 
@@ -345,25 +309,10 @@ class Loop:
         if not data:
             return 0
         stream = self._outputs[fd]
-        for log in self._logs:
-            log.write(stream, data)
-            if log.dropped_bytes:
-                self._note_dropped()
+        self._logs.write(stream, data)
         if self._attach is not None and self._attach.clients:
             self._attach.broadcast(stream, data)
         return len(data)
-
-    def _dropped_bytes(self) -> int:
-        return sum(log.dropped_bytes for log in self._logs)
-
-    def _note_dropped(self) -> None:
-        """Show the loss in the bundle, at most once a second."""
-        now_ns = time.monotonic_ns()
-        dropped = self._dropped_bytes()
-        if dropped == self._noted_bytes or now_ns - self._noted_ns < DROPPED_NOTE_NS:
-            return
-        self._noted_ns, self._noted_bytes = now_ns, dropped
-        self._write(f"{self._options.bundle or '.'}/log-dropped", b"%d\n" % dropped)
 
     def _on_oom(self, fd: int) -> None:
         kills = self._oom.read() if self._oom is not None else None
@@ -436,8 +385,7 @@ class Loop:
             os.close(fd)
         self._outputs.clear()
         self._terminal_fd = -1
-        for log in self._logs:
-            log.finish()
+        self._logs.finish()
         kills = self._oom.read() if self._oom is not None else None
         self._forget_oom()
         self._feed(monitor.OutputDrained(time.monotonic_ns(), kills or 0))
@@ -446,39 +394,14 @@ class Loop:
         options = self._options
         for fd in self._given.held_fds:
             os.close(fd)
-        plain = b"%d" % exit.code
-        if exit.oom_killed:
-            self._write(f"{options.bundle or '.'}/oom", b"")
-        if options.persist_dir:
-            if exit.oom_killed:
-                self._write(f"{options.persist_dir}/oom", b"")
-            record = sync.exit_record(
-                code=exit.code,
-                reason=exit.reason,
-                finished_at_ns=time.time_ns(),
-                oom_killed=exit.oom_killed,
-                pid=self._machine.pid,
-                dropped_bytes=self._dropped_bytes(),
-            )
-            self._write(f"{options.persist_dir}/exit.json", record)
-            self._write(f"{options.persist_dir}/exit", plain)
-        if self._dropped_bytes() != self._noted_bytes:
-            self._noted_ns = 0
-            self._note_dropped()
-        if options.exit_dir:
-            self._write(f"{options.exit_dir}/{options.cid}", plain)
+        self._logs.note_dropped(at_last=True)
+        write_exit(options, exit, self._machine.pid, self._logs.dropped_bytes, self._say)
         if options.exec:
             self._tell(exit.code, exit.message)
         if self._attach is None:
             self._feed(monitor.ClientsServed())
         else:
             self._attach.end()
-
-    def _write(self, path: str, data: bytes) -> None:
-        try:
-            sync.write_file(path, data)
-        except OSError as error:
-            self._say.warn(f"{path}: {error.strerror}")
 
     def _tell(self, number: int, message: str) -> None:
         if self._given.sync_fd < 0:
@@ -495,8 +418,7 @@ class Loop:
         self._code = code
         self._over = True
         # Not sooner: whoever waits for the exit need not wait for the disk.
-        for log in self._logs:
-            log.close(sync=not self._options.no_sync_log)
+        self._logs.close(sync=not self._options.no_sync_log)
         if self._given.sync_fd >= 0:
             os.close(self._given.sync_fd)
             self._given.sync_fd = -1

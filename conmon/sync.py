@@ -1,4 +1,4 @@
-"""What a monitor tells its caller: messages on the sync pipe, and files that hold an exit.
+"""What a monitor tells its caller: messages on the sync pipe, and files.
 
 The sync pipe carries lines of JSON with one number and an optional message. The key depends on the API version and the
 mode, as conmon 2.1 has it: `data` from version 1 on, else `pid` for a container and `exit_code` for an exec. Files are
@@ -39,16 +39,6 @@ def result_key(api_version: int, is_exec: bool) -> str:
     if api_version >= 1:
         return "data"
     return "exit_code" if is_exec else "pid"
-
-
-def exit_record(
-    *, code: int, reason: str, finished_at_ns: int, oom_killed: bool, pid: int, dropped_bytes: int
-) -> bytes:
-    """The record beside the exit file: what a plain number cannot say. Times are nanoseconds since the epoch."""
-    return (
-        f'{{"version": 1, "exit_code": {code}, "reason": {quote(reason)}, "finished_at_ns": {finished_at_ns}, '
-        f'"oom_killed": {"true" if oom_killed else "false"}, "pid": {pid}, "log_dropped_bytes": {dropped_bytes}}}\n'
-    ).encode()
 
 
 def write_all(fd: int, data: bytes) -> None:

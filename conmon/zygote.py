@@ -31,9 +31,11 @@ import select
 import sys
 
 from conmon import linux, watcher
-from conmon.cli import START_BYTES_MAX, Complaining, open_logs, prepare
-from conmon.create import Creation, Inherited, Means, run_exit_command
+from conmon.cli import START_BYTES_MAX, Complaining, prepare
+from conmon.create import Creation, Inherited, Means
+from conmon.ending import run_exit_command
 from conmon.handover import Handover
+from conmon.log_set import open_logs
 from conmon.logs import STDOUT, FileLog
 from conmon.loop import Loop
 from conmon.low import (

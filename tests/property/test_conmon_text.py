@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conmon import oom
-from conmon.cli import open_logs
 from conmon.control import LINE_BYTES_MAX, ControlLines, ReopenLogs, Resize
+from conmon.ending import exit_record
+from conmon.log_set import open_logs
 from conmon.logs import STDERR, STDOUT, Formatter, Stamps
 from conmon.options import UsageError, check, help_text, parse
 from conmon.request import Refused, parse_request
-from conmon.sync import exit_record, result_key, sync_message
+from conmon.sync import result_key, sync_message
 
 STAMP = b"2026-11-22T10:00:00.000000001+00:00"
 CHUNKS = st.lists(
