@@ -212,7 +212,7 @@ def remove_image(state: State, call_id: int, request: rq.RemoveImage) -> None:
             raise invalid("image.image", request.image.image, "an image reference or id")
         removal_id = _removal_of(state, request.image)
         if removal_id is None:
-            state.reply(call_id, Done())
+            state.reply(call_id, Done(), lane=RECORDS_LANE)  # Behind the deletion of its record.
         else:
             # Gone it is when its record is: a crash before that would bring it back.
             state.wait(call_id, removal_id, "remove")

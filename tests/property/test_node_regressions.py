@@ -125,6 +125,22 @@ def test_an_image_without_one_of_its_layers_is_not_listed_after_a_crash() -> Non
     assert top in sim.world.layers
 
 
+def test_removal_of_an_image_that_lost_a_layer_is_answered_when_its_record_is_gone() -> None:
+    """The layer may come back with another image, and a crash would then have brought back what was said to be gone."""
+    sim = simulation()
+    sim.ask(rq.PullImage(image=ImageSpec(image=APP)))
+    sim.crash_server()
+    del sim.world.layers[sim.world.images[APP].layers[-1].diff_id]
+    sim.stuck_lanes["images"] = True
+    sim.start_server()
+    call = sim.calls[sim.call(rq.RemoveImage(image=ImageSpec(image=APP)))]
+    sim.run(60 * S)
+    assert call.open and any(kind == "image" for kind, _ in sim.world.rows)
+    sim.release()
+    sim.run(1 * S)
+    assert call.result == rp.Done() and not any(kind == "image" for kind, _ in sim.world.rows)
+
+
 def test_a_crash_while_a_network_is_released_does_not_make_the_pod_ready_again() -> None:
     """R4, R8: the journal still called the pod ready, which had no network any more."""
     sim = simulation()
