@@ -28,6 +28,9 @@ PROFILE = f"""\
 profile {DEFAULT_APPARMOR_PROFILE} flags=(attach_disconnected, mediate_deleted) {{
   capability,
   network,
+  # What seccomp refuses of sockets a 32-bit call can ask for out of its sight (crio_core/oci/seccomp.py).
+  deny network alg,
+  deny network vsock,
   file,
   umount,
 

@@ -252,6 +252,7 @@ def _plan(
         mapped_mounts=_mapped_mounts(state, container, config),
         devices=mounted.devices,
         host_devices=mounted.host_devices,
+        without_host_devices=_handler(state, container).privileged_without_host_devices,
         seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,
         image_name=container.image,
     )

@@ -68,7 +68,8 @@ def capability_sets(
 ) -> dict[str, list[str]]:
     """The `process.capabilities` object.
 
-    `ALL` is applied before single names: `drop: [ALL], add: [X]` leaves X, and `add: [ALL], drop: [X]` all but X.
+    `ALL` is applied before single names: `drop: [ALL], add: [X]` leaves X, and `add: [ALL], drop: [X]` all but X. Of
+    both at once the drop is the stronger.
 
     Args:
         defaults: What a container has that asks for nothing.
@@ -87,12 +88,13 @@ def capability_sets(
         return {"bounding": names, "effective": list(names), "permitted": list(names)}
     _require_available(f"{field}.add_capabilities", add, given)
     _require_available(f"{field}.add_ambient_capabilities", ambient, given)
-    held = set() if "ALL" in drop else {name for name in defaults if name in given}
-    if "ALL" in add:
-        held = set(given)
+    everything: frozenset[str] = frozenset() if "ALL" in drop else given
+    held = set(everything if "ALL" in add else everything.intersection(defaults))
     held.update(name for name in add if name != "ALL")
     held.difference_update(drop)
-    raised = set(given) if "ALL" in ambient else set(ambient)
+    raised = {name for name in ambient if name != "ALL"}
+    if "ALL" in ambient:
+        raised |= everything
     raised.difference_update(drop)
     held |= raised
     names = [name for name in ALL_CAPABILITIES if name in held]

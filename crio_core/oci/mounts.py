@@ -1,7 +1,8 @@
 """What a container sees mounted, in the order in which a runtime must mount it (OCI runtime-spec, mounts).
 
 /dev is always a fresh tmpfs, whatever the image has there (CVE-2026-41579). /proc and /sys are where the kernel takes
-orders: nothing is laid over them, as a false one would switch the security modules off (CVE-2019-16884 and its kin).
+orders: nothing is laid over them but a true /sys, the node's, as a false one would switch the security modules off
+(CVE-2019-16884 and its kin).
 """
 
 from collections.abc import Iterable
@@ -41,8 +42,10 @@ READONLY_PATHS: tuple[str, ...] = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/
 _PROC_FILES = frozenset(
     f"/proc/{name}" for name in ("cpuinfo", "diskstats", "loadavg", "meminfo", "slabinfo", "stat", "swaps", "uptime")
 )
+_CGROUPS = "/sys/fs/cgroup"
+_ABOVE_CGROUPS = frozenset({"/sys", "/sys/fs"})
 # Trees of file systems of their own below /sys, which network and tracing agents mount without being privileged.
-_SYS_TREES = ("/sys/fs/bpf", "/sys/fs/cgroup", "/sys/kernel/debug", "/sys/kernel/tracing")
+_SYS_TREES = ("/sys/fs/bpf", _CGROUPS, "/sys/kernel/debug", "/sys/kernel/tracing")
 
 _PROPAGATION = {
     MountPropagation.PROPAGATION_PRIVATE: "rprivate",
@@ -54,8 +57,12 @@ _IMAGE_OPTIONS = ("nodev", "noexec", "nosuid")
 _MOUNT_OPTIONS = frozenset({"nodev", "noexec", "nosuid", "noatime", "relatime"})
 
 
-def check_target(field: str, path: str, *, privileged: bool) -> str:
+def check_target(field: str, path: str, *, source: str = "", privileged: bool = False) -> str:
     """The clean path of a mount inside a container.
+
+    Args:
+        source: What of the host is to be seen there, if anything is: its own /sys and /dev may be seen as such, by
+            agents that read them.
 
     Raises:
         OperationError: a relative path, `..`, NUL, the root itself, or a place over which nothing may be mounted.
@@ -65,10 +72,13 @@ def check_target(field: str, path: str, *, privileged: bool) -> str:
         raise invalid(field, path, "a path below /")
     if is_within(target, "/proc") and target not in _PROC_FILES:
         raise invalid(field, path, "a path outside /proc")
-    if is_within(target, "/sys") and not privileged and not any(is_within(target, tree) for tree in _SYS_TREES):
-        raise invalid(field, path, f"a path outside /sys, or in one of {', '.join(_SYS_TREES)}")
-    if target == "/dev" and not privileged:
-        raise invalid(field, path, "a path below /dev, as only privileged containers may have another /dev")
+    if privileged:
+        return target
+    trees = [tree for tree in _SYS_TREES if is_within(target, tree)]
+    if is_within(target, "/sys") and not trees and not is_within(source, "/sys"):
+        raise invalid(field, path, f"a path outside /sys, or in one of {', '.join(_SYS_TREES)}, or the host's own /sys")
+    if target == "/dev" and not is_within(source, "/dev"):
+        raise invalid(field, path, "a path below /dev, or the host's own /dev")
     return target
 
 
@@ -94,7 +104,7 @@ def _kernel_mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
         {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": list(safe)},
         sysfs,
         {
-            "destination": "/sys/fs/cgroup",
+            "destination": _CGROUPS,
             "type": "cgroup",
             "source": "cgroup",
             "options": [*safe, "relatime", access],
@@ -145,7 +155,9 @@ def _requested(plan: ContainerPlan) -> list[dict[str, Any]]:
 
 
 def _user_mount(plan: ContainerPlan, field: str, mount: Mount) -> dict[str, Any]:
-    target = check_target(f"{field}.container_path", mount.container_path, privileged=plan.privileged)
+    target = check_target(
+        f"{field}.container_path", mount.container_path, source=mount.host_path, privileged=plan.privileged
+    )
     readonly = mount.readonly
     if mount.image.image:
         source = plan.image_mounts.get(mount.container_path, "")
@@ -200,14 +212,17 @@ def _scratch(plan: ContainerPlan) -> list[dict[str, Any]]:
 def mounts(plan: ContainerPlan) -> list[dict[str, Any]]:
     """The `mounts` list: parents before what lies below them, and of two mounts for one path only the stronger.
 
-    The request's mounts win over the files of the pod, and those over the kernel's file systems; a privileged
-    container's /dev lies over the fresh one, never in its place.
+    The request's mounts win over the files of the pod, and those over the kernel's file systems: whoever is shown the
+    host's /sys sees its control groups in it. A /dev that is asked for lies over the fresh one, never in its place.
 
     Raises:
         OperationError: a bad path, option or mapping, with the index of the mount.
     """
     found: dict[tuple[str, bool], dict[str, Any]] = {}
-    for mount in (*_kernel_mounts(plan), *_scratch(plan), *_etc_mounts(plan), *_requested(plan)):
+    requested = _requested(plan)
+    shown = [mount["destination"] for mount in requested if mount["destination"] in _ABOVE_CGROUPS]
+    kernel = [mount for mount in _kernel_mounts(plan) if not (shown and mount["destination"] == _CGROUPS)]
+    for mount in (*kernel, *_scratch(plan), *_etc_mounts(plan), *requested):
         target = mount["destination"]
         found[target, target == "/dev" and mount["type"] == "bind"] = mount
     return sorted(found.values(), key=lambda mount: depth(mount["destination"]))
@@ -222,20 +237,30 @@ def rootfs_propagation(plan: ContainerPlan) -> str:
 
 
 def masked_paths(plan: ContainerPlan) -> list[str]:
-    """Paths that the container sees empty: the request's list, else ours; none for a privileged container."""
-    if plan.privileged:
-        return []
+    """Paths that the container sees empty: the request's list, else ours; none where all is to be seen."""
     given = plan.config.linux.security_context.masked_paths
+    if _unmasked(plan):
+        return []
     if not given:
         return list(MASKED_PATHS)
     return list(dict.fromkeys((*_checked("masked_paths", given), *_ALWAYS_MASKED)))
 
 
+def _unmasked(plan: ContainerPlan) -> bool:
+    """Whether a container sees all of /proc and /sys: a privileged one, and one with `procMount: Unmasked`.
+
+    For that a kubelet sends empty lists, which other clients send when they have no wish. Kubernetes allows it to pods
+    with user ids of their own only, who are nobody there; so it is taken for a wish from them alone.
+    """
+    context = plan.config.linux.security_context
+    return plan.privileged or (plan.userns and not context.masked_paths and not context.readonly_paths)
+
+
 def readonly_paths(plan: ContainerPlan) -> list[str]:
-    """Paths that the container cannot write to: the request's list, else ours; none for a privileged container."""
-    if plan.privileged:
-        return []
+    """Paths that the container cannot write to: the request's list, else ours; none where all is to be seen."""
     given = plan.config.linux.security_context.readonly_paths
+    if _unmasked(plan):
+        return []
     return _checked("readonly_paths", given) if given else list(READONLY_PATHS)
 
 

@@ -27,7 +27,8 @@ class ContainerPlan:
         shm_path: What /dev/shm is bound to; empty gives the container a small tmpfs of its own.
         image_mounts: Host paths for those mounts of the request that name an image, by their container path.
         devices: The request's devices, looked up on the host.
-        host_devices: Every device of the host, read for privileged containers only.
+        host_devices: Every device of the host, read for containers with `all_devices` only.
+        without_host_devices: A privileged container has no more devices than another (a runtime handler's option).
         seccomp_profile: The parsed file of a Localhost profile.
         mapped_mounts: Host paths in place of those mounts of the request whose ids are mapped, by their container path.
         image_name: The image as the caller named it, for annotations.
@@ -49,6 +50,7 @@ class ContainerPlan:
     image_mounts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     devices: tuple[HostDevice, ...] = ()
     host_devices: tuple[HostDevice, ...] = ()
+    without_host_devices: bool = False
     seccomp_profile: Mapping[str, Any] | None = None
     mapped_mounts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
     image_name: str = ""
@@ -57,6 +59,11 @@ class ContainerPlan:
     @property
     def privileged(self) -> bool:
         return self.config.linux.security_context.privileged
+
+    @property
+    def all_devices(self) -> bool:
+        """Whether the container may use every device of the host."""
+        return self.privileged and not self.without_host_devices
 
     @property
     def hostname(self) -> str:

@@ -146,9 +146,9 @@ def resources(
     return found
 
 
-def device_rules(given: tuple[HostDevice, ...], *, privileged: bool) -> list[dict[str, Any]]:
-    """The devices cgroup: everything for a privileged container, else nothing but what is listed after the denial."""
-    if privileged:
+def device_rules(given: tuple[HostDevice, ...], *, everything: bool) -> list[dict[str, Any]]:
+    """The devices cgroup: everything, or nothing but what is listed after the denial."""
+    if everything:
         return [{"allow": True, "access": "rwm"}]
     rules: list[dict[str, Any]] = [{"allow": False, "access": "rwm"}]
     for major, minor in _STANDARD_DEVICES:

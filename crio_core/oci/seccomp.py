@@ -134,8 +134,8 @@ def default_profile(architecture: str, capabilities: frozenset[str]) -> dict[str
         capabilities: Names with CAP_.
     """
     names = list(_ALLOWED)
-    # `socketcall` is left out: through it a 32-bit call could have any socket, as its arguments are out of a filter's
-    # sight. C libraries use the direct calls.
+    # `socketcall`, by which 32-bit programs have their sockets, hides the family in memory. A filter's compiler lets
+    # it make every socket as soon as `socket` is allowed at all; AppArmor's profile refuses those that matter.
     for capability, extra in _WITH_CAPABILITY:
         if capability in capabilities:
             names += extra

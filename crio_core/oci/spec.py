@@ -98,7 +98,7 @@ def _process(plan: ContainerPlan) -> Json:
 
 def _linux(plan: ContainerPlan, bounding: frozenset[str], mount_label: str) -> Json:
     given = plan.config.linux
-    nodes = device_nodes((*plan.host_devices, *plan.devices) if plan.privileged else plan.devices)
+    nodes = device_nodes((*plan.host_devices, *plan.devices) if plan.all_devices else plan.devices)
     linux: Json = {
         "namespaces": namespaces(plan),
         **id_mappings(plan),
@@ -107,7 +107,7 @@ def _linux(plan: ContainerPlan, bounding: frozenset[str], mount_label: str) -> J
             given.resources,
             plan.host,
             pids_limit=plan.defaults.pids_limit,
-            devices=device_rules(plan.devices, privileged=plan.privileged),
+            devices=device_rules(plan.devices, everything=plan.all_devices),
         ),
         "maskedPaths": masked_paths(plan),
         "readonlyPaths": readonly_paths(plan),

@@ -137,6 +137,12 @@ def test_where_the_kernel_lists_no_profiles_the_runtime_decides_about_those_by_n
     assert usable(machine.apparmor) == {False}
 
 
+def test_the_profile_refuses_sockets_that_a_filter_cannot_see() -> None:
+    """CVE-2026-31431: socketcall(2) hides the family from seccomp, and a 64-bit program can call it, too."""
+    denied = [line.strip() for line in PROFILE.splitlines() if line.strip().startswith("deny network")]
+    assert denied == ["deny network alg,", "deny network vsock,"]
+
+
 def test_the_parser_accepts_the_profile() -> None:
     """Compiled, not loaded: this needs no AppArmor in the kernel."""
     parser = shutil.which(PARSER, path=PARSER_PATH)

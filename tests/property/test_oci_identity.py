@@ -131,6 +131,9 @@ def test_capability_sets_keep_their_order(
     assert set(sets.get("ambient", ())) <= set(sets["bounding"])
     named = {"CAP_KILL" if name == "kill" else name for name in drop}
     assert not named & set(sets["bounding"])
+    if "ALL" in drop:
+        by_name = {"CAP_KILL" if name == "kill" else name for name in (*add, *ambient)}
+        assert set(sets["bounding"]) <= by_name
 
 
 def test_capability_that_the_node_lacks_is_refused_by_name() -> None:

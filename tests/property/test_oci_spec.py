@@ -187,11 +187,15 @@ def test_any_request_gives_a_sound_spec_or_a_named_refusal(plan: ContainerPlan) 
     check_exec(spec["process"])
     linux = spec["linux"]
     assert linux["cgroupsPath"] == "/crio/crio-c1"
+    context = plan.config.linux.security_context
     if plan.privileged:
         assert linux["maskedPaths"] == [] and "seccomp" not in linux
     else:
-        assert {"/sys/devices/virtual/powercap", "/sys/firmware"} <= set(linux["maskedPaths"])
-        assert linux["readonlyPaths"]
+        if plan.userns and not (context.masked_paths or context.readonly_paths):
+            assert linux["maskedPaths"] == linux["readonlyPaths"] == []
+        else:
+            assert {"/sys/devices/virtual/powercap", "/sys/firmware"} <= set(linux["maskedPaths"])
+            assert linux["readonlyPaths"]
         assert linux["resources"]["devices"][0] == {"allow": False, "access": "rwm"}
         unconfined = plan.config.linux.security_context.seccomp.profile_type is ProfileType.UNCONFINED
         assert ("seccomp" in linux) is not unconfined
@@ -338,15 +342,24 @@ def test_mount_over_the_kernels_file_systems_is_refused_cve_2019_16884(target: s
 
 
 def test_mounts_that_agents_need_are_allowed() -> None:
-    """lxcfs and network agents work without being privileged; a privileged pod may have the node's /sys and /dev."""
+    """lxcfs and network agents work without being privileged."""
     for target in ("/proc/meminfo", "/sys/fs/bpf", "/sys/fs/cgroup", "/dev/shm", "/dev/termination-log"):
         spec = container_spec(with_config(mounts=(Mount(container_path=target, host_path="/x"),)))
         assert [m["source"] for m in spec["mounts"] if m["destination"] == target] == ["/x"]
-    plan = with_context(privileged=True)
+
+
+@pytest.mark.parametrize("privileged", [False, True])
+def test_the_nodes_own_sys_and_dev_may_be_seen(privileged: bool) -> None:
+    """cAdvisor reads the node's /sys where it is, device plugins parts of it; the node's groups are in it, not ours."""
+    plan = with_context(privileged=privileged)
     mounts = tuple(Mount(container_path=path, host_path=path) for path in ("/sys", "/dev"))
     found = container_spec(with_config(plan, mounts=mounts))["mounts"]
     assert [m["type"] for m in found if m["destination"] == "/dev"] == ["tmpfs", "bind"]
     assert [m["type"] for m in found if m["destination"] == "/sys"] == ["bind"]
+    assert not [m for m in found if m["destination"] == "/sys/fs/cgroup"]
+    part = Mount(container_path="/sys/class/drm", host_path="/sys/class/drm", readonly=True)
+    found = container_spec(with_config(plan, mounts=(part,)))["mounts"]
+    assert [m["source"] for m in found if m["destination"].startswith("/sys")][-2:] == ["cgroup", "/sys/class/drm"]
 
 
 @pytest.mark.parametrize("source", ["/" + "a" * 4095, "/" + "a/" * 40000, "relative", "/a\0b", "/a/../etc", ""])
@@ -413,6 +426,16 @@ def test_masked_paths_without_a_request_hide_power_counters_ghsa_7ww5() -> None:
     assert container_spec(PLAN)["linux"]["readonlyPaths"] == list(READONLY_PATHS)
     masked = container_spec(with_context(masked_paths=("/proc/kcore",)))["linux"]["maskedPaths"]
     assert masked == ["/proc/kcore", "/sys/devices/virtual/powercap", "/sys/firmware"]
+
+
+def test_proc_mount_unmasked_is_for_pods_with_user_ids_of_their_own() -> None:
+    """Kubernetes' procMount: a kubelet sends empty lists, and other clients that have no wish do so as well."""
+    runs = (IDMapping(host_id=65536, container_id=0, length=65536),)
+    plan = with_context(namespace_options=NamespaceOption(userns_options=UserNamespace(uids=runs, gids=runs)))
+    linux = container_spec(plan)["linux"]
+    assert linux["maskedPaths"] == linux["readonlyPaths"] == []
+    linux = container_spec(with_context(plan, masked_paths=("/proc/kcore",)))["linux"]
+    assert "/proc/kcore" in linux["maskedPaths"] and linux["readonlyPaths"] == list(READONLY_PATHS)
 
 
 def test_userns_pod_stays_below_its_pods_cgroup_cve_2025_47291() -> None:
@@ -526,6 +549,8 @@ def test_privileged_has_every_device_and_no_filter() -> None:
     assert linux["resources"]["devices"] == [{"allow": True, "access": "rwm"}]
     assert [node["path"] for node in linux["devices"]] == ["/dev/sda"]
     assert "devices" not in container_spec(replace(PLAN, host_devices=(disk,)))["linux"]
+    without = container_spec(replace(plan, host_devices=(), without_host_devices=True))["linux"]
+    assert without["resources"]["devices"][0] == {"allow": False, "access": "rwm"} and "devices" not in without
 
 
 @pytest.mark.parametrize("path", ["/proc/kcore", "/sys/x", "/dev", "/", "dev/x", "/dev/../etc"])
