@@ -51,6 +51,31 @@ def read(cls: type[T], message: Message, path: str = "") -> T:
     return value
 
 
+def take_old_profiles(context: pb.LinuxContainerSecurityContext | pb.LinuxSandboxSecurityContext, path: str) -> None:
+    """Put what an older client says in `apparmor_profile` and `seccomp_profile_path` where the core looks for it.
+
+    Where a client sets the fields that have replaced them (CRI, SecurityProfile), those count.
+
+    Raises:
+        OperationError: INVALID_ARGUMENT, of a word that these fields never had.
+    """
+    for new, old in (("apparmor", "apparmor_profile"), ("seccomp", "seccomp_profile_path")):
+        word = getattr(context, old, "")  # A sandbox has one of them only.
+        if word and not context.HasField(new):
+            getattr(context, new).CopyFrom(_old_profile(f"{path}.{old}", word))
+
+
+def _old_profile(field: str, word: str) -> pb.SecurityProfile:
+    kind, _, reference = word.partition("/")
+    if kind == "localhost" and reference:
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref=reference)
+    if word in ("runtime/default", "docker/default"):
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+    if word == "unconfined":
+        return pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+    raise invalid(field, word[:200], "runtime/default, unconfined, or localhost/ and a profile")
+
+
 @cache
 def _reader(cls: Any) -> Reader:
     hints = typing.get_type_hints(cls)

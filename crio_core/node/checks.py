@@ -19,6 +19,8 @@ PORT_MAX = 65535
 LIST_ITEMS_MAX = 10_000
 IMAGE_MOUNTS_MAX = 256
 
+_CDI = "cdi.k8s.io/"
+"""What keys of annotations begin with that ask for CDI devices."""
 _OPTIONS = "config.linux.security_context.namespace_options"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _SIGNALS = frozenset(Signal)
@@ -146,13 +148,26 @@ def within(config: ContainerConfig, pod: PodSandboxConfig) -> None:
             raise invalid(f"{field}.namespace_options.{name}", "NODE", f"{mode.name}, as its pod has it")
 
 
+def _no_cdi_device(config: ContainerConfig) -> None:
+    """Refuse devices of the Container Device Interface: without what it was promised a program would fail later, or
+    silently work without it.
+    """
+    asked = [(f"config.CDI_devices[{index}]", one.name) for index, one in enumerate(config.CDI_devices)]
+    asked += [(f"config.annotations[{key}]", word) for key, word in config.annotations.items() if key.startswith(_CDI)]
+    if asked:
+        field, value = asked[0]
+        message = f"{field}: {value[:200]!r} is a CDI device, and this runtime cannot give those: expected none"
+        raise OperationError(Code.FAILED_PRECONDITION, "CDI_NOT_AVAILABLE", message)
+
+
 def container(config: ContainerConfig) -> None:
     """Check what CreateContainer was told, as far as that needs nothing but the request.
 
     Raises:
-        OperationError: INVALID_ARGUMENT.
+        OperationError: INVALID_ARGUMENT; FAILED_PRECONDITION for what no container can have here.
     """
     _name("config.metadata.name", config.metadata.name)
+    _no_cdi_device(config)
     if not config.image.image:
         raise invalid("config.image.image", "", "an image reference or id")
     if config.log_path.startswith("/") or ".." in config.log_path.split("/") or "\0" in config.log_path:

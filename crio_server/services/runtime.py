@@ -191,6 +191,7 @@ class RuntimeService(StatsMethods):
 
     async def RunPodSandbox(self, request: pb.RunPodSandboxRequest) -> pb.RunPodSandboxResponse:
         await self._refresh_network()
+        translate.take_old_profiles(request.config.linux.security_context, "config.linux.security_context")
         config = translate.read(cri.PodSandboxConfig, request.config, "config")
         made = await self._driver.call(rq.RunPodSandbox(config=config, runtime_handler=request.runtime_handler))
         assert isinstance(made, Created)
@@ -241,6 +242,7 @@ class RuntimeService(StatsMethods):
     # --- containers ---------------------------------------------------------------------------------------------
 
     async def CreateContainer(self, request: pb.CreateContainerRequest) -> pb.CreateContainerResponse:
+        translate.take_old_profiles(request.config.linux.security_context, "config.linux.security_context")
         config = translate.read(cri.ContainerConfig, request.config, "config")
         made = await self._driver.call(rq.CreateContainer(sandbox_id=request.pod_sandbox_id, config=config))
         assert isinstance(made, Created)

@@ -10,7 +10,7 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import replies as rp
 from crio_core import requests as rq
-from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
+from crio_core.cri import CDIDevice, ContainerConfig, NamespaceMode, PodSandboxConfig
 from crio_core.errors import Code, OperationError
 from crio_core.node import specs
 from crio_core.oci.facts import CgroupDriver, HostFacts, RootfsFacts, SpecDefaults
@@ -132,6 +132,24 @@ def test_container_that_is_given_more_of_the_node_than_its_pod_is_refused(fields
     with pytest.raises(OperationError, match=named.replace(".", r"\.")) as refused:
         container(sim, pod_config(0), given_more(container_config(0, 0), **fields))
     assert refused.value.code is Code.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"CDI_devices": (CDIDevice(name="vendor.com/gpu=0"),)}, "config.CDI_devices[0]"),
+        ({"annotations": {"cdi.k8s.io/driver": "vendor.com/gpu=0"}}, "config.annotations[cdi.k8s.io/driver]"),
+    ],
+)
+def test_a_device_that_would_not_be_given_is_refused(fields: dict[str, Any], named: str) -> None:
+    """A program that was promised an accelerator would work without it, and nobody would know why it is slow."""
+    sim = simulation()
+    config = replace(container_config(0, 0), **fields)
+    sim.ask(rq.PullImage(image=config.image))
+    with pytest.raises(OperationError) as caught:
+        sim.ask(rq.CreateContainer(sandbox_id=run_pod(sim), config=config))
+    assert (caught.value.code, caught.value.reason) == (Code.FAILED_PRECONDITION, "CDI_NOT_AVAILABLE")
+    assert named in caught.value.message and "vendor.com/gpu=0" in caught.value.message
 
 
 def test_scratch_space_stays_writable_where_root_filesystems_are_read_only() -> None:

@@ -1,10 +1,14 @@
-"""Answers about images: what the verbose status says, within its bounds."""
+"""Answers about images: what the verbose status says, within its bounds. Requests: what older clients say."""
 
 import json
 from collections.abc import Mapping
 
+import pytest
+
+from crio_core.errors import Code, OperationError
 from crio_core.records import ImageRecord, ImageState
-from crio_server.translate import HISTORY_SHOWN_MAX, TEXT_CHARS_MAX, image_info
+from crio_server.cri.v1 import api_pb2 as pb
+from crio_server.translate import HISTORY_SHOWN_MAX, TEXT_CHARS_MAX, image_info, take_old_profiles
 
 HISTORY = [
     {"created": f"day {number}", "created_by": f"RUN {number}", "empty_layer": number % 2 == 0} for number in (1, 2)
@@ -47,3 +51,42 @@ def test_verbose_image_status_is_bounded_whatever_the_author_wrote() -> None:
     assert info["history"][-1]["createdBy"].startswith(f"{2 * HISTORY_SHOWN_MAX - 1} ")
     assert all(len(step["createdBy"]) == TEXT_CHARS_MAX for step in info["history"])
     assert len(info["author"]) == TEXT_CHARS_MAX
+
+
+RUNTIME_DEFAULT = pb.SecurityProfile(profile_type=pb.SecurityProfile.RuntimeDefault)
+UNCONFINED = pb.SecurityProfile(profile_type=pb.SecurityProfile.Unconfined)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("runtime/default", RUNTIME_DEFAULT),
+        ("unconfined", UNCONFINED),
+        ("localhost//a/path", pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="/a/path")),
+        ("localhost/mine", pb.SecurityProfile(profile_type=pb.SecurityProfile.Localhost, localhost_ref="mine")),
+    ],
+)
+def test_profiles_in_the_deprecated_fields_count_where_the_newer_ones_are_absent(
+    word: str, meant: pb.SecurityProfile
+) -> None:
+    """CRI: a client that asks for a narrow profile in the only field that it knows must not get a wider one."""
+    context = pb.LinuxContainerSecurityContext(apparmor_profile=word, seccomp_profile_path=word)
+    take_old_profiles(context, "c")
+    assert context.apparmor == context.seccomp == meant
+    sandbox = pb.LinuxSandboxSecurityContext(seccomp_profile_path=word, apparmor=UNCONFINED)
+    take_old_profiles(sandbox, "c")
+    assert sandbox.seccomp == meant and sandbox.apparmor == UNCONFINED
+    both = pb.LinuxContainerSecurityContext(apparmor_profile=word, apparmor=UNCONFINED)
+    take_old_profiles(both, "c")
+    assert both.apparmor == UNCONFINED
+    absent = pb.LinuxContainerSecurityContext()
+    take_old_profiles(absent, "c")
+    assert not (absent.HasField("apparmor") or absent.HasField("seccomp"))
+
+
+@pytest.mark.parametrize("word", ["localhost/", "localhost", "mine", "Unconfined", "runtime/"])
+def test_a_word_that_the_deprecated_fields_never_had_is_refused(word: str) -> None:
+    """It may be a name in the wrong form, and running without that profile is not what was asked for."""
+    with pytest.raises(OperationError, match=r"c\.apparmor_profile") as caught:
+        take_old_profiles(pb.LinuxContainerSecurityContext(apparmor_profile=word), "c")
+    assert caught.value.code is Code.INVALID_ARGUMENT
