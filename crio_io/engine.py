@@ -64,7 +64,7 @@ class Engine:
         self.driver = driver
         self.images = executor.images
         self.streams = executor.streams
-        self.stats = StatsReader(here.cgroups, executor.images.store)
+        self.stats = StatsReader(here.cgroups, here.facts.cgroup_driver, executor.images.store)
         self.vault = vault
         self._executor = executor
         self._host = here
@@ -96,6 +96,8 @@ class Engine:
         facts = self._host.facts
         if not options.selinux:
             facts = replace(facts, selinux=False)
+        elif facts.selinux:
+            log.warning("selinux: files and volumes of containers are not labelled: an enforcing node denies them")
         self._executor.monitors.update(monitors)
         self.images.reload(options.registries)
         settings = settings_of(options, self._executor.layout, facts)

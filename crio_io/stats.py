@@ -6,11 +6,15 @@ counting means walking through them.
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
 
 import anyio
 
+from crio_core.oci.cgroups import parent_directory
+from crio_core.oci.facts import CgroupDriver
 from crio_core.records import ContainerRecord
 from crio_core.stats import (
     NS_PER_S,
@@ -28,7 +32,7 @@ from crio_io.storage.store import Store
 
 FRESH_NS = NS_PER_S
 KNOWN_MAX = 20_000
-"""Containers whose last look is kept to compare with; the oldest are forgotten."""
+"""Containers and pods whose last look is kept to compare with; the oldest are forgotten."""
 LAYER_FRESH_NS = 15 * NS_PER_S
 LAYER_SHARE = 20
 """A layer is counted again at the earliest when this many times the time that it took has passed."""
@@ -55,15 +59,17 @@ _V2_FILES = (
 
 
 class StatsReader:
-    """Looks at running containers.
+    """Looks at running containers, and at pods.
 
     Args:
         cgroups: The host's hierarchies.
+        driver: How the groups of pods are named.
         store: Has the writable layers.
     """
 
-    def __init__(self, cgroups: Cgroups, store: Store) -> None:
+    def __init__(self, cgroups: Cgroups, driver: CgroupDriver, store: Store) -> None:
         self._cgroups = cgroups
+        self._driver = driver
         self._store = store
         self._looking = anyio.Lock()
         """Who asks while somebody looks waits for that look, and shares it."""
@@ -76,27 +82,37 @@ class StatsReader:
         """Where writable layers are; the same word as in ImageFsInfo, by which a kubelet finds the file system."""
         return str(self._store.root)
 
-    async def usage(self, records: Sequence[ContainerRecord]) -> Mapping[str, Usage]:
-        """What containers use now, by id; one that has no process is left out."""
-        async with self._looking:
-            return await mounts.in_thread("read control groups", self._usage, tuple(records))
+    async def usage(
+        self, records: Sequence[ContainerRecord], parents: Mapping[str, str] = MappingProxyType({})
+    ) -> Mapping[str, Usage]:
+        """What containers and pods use now, by id; what has no process, or no group, is left out.
 
-    def _usage(self, records: tuple[ContainerRecord, ...]) -> dict[str, Usage]:
+        Args:
+            records: The containers.
+            parents: Of each pod that is asked for, its control group, as its request names it.
+        """
+        async with self._looking:
+            return await mounts.in_thread("read control groups", self._usage, tuple(records), parents)
+
+    def _usage(self, records: tuple[ContainerRecord, ...], parents: Mapping[str, str]) -> dict[str, Usage]:
+        wanted: list[tuple[str, Callable[[], list[tuple[Hierarchy, str]]]]]
+        wanted = [(record.id, partial(self._places, record)) for record in records]
+        wanted += [(pod_id, partial(self._places_of_pod, parent)) for pod_id, parent in parents.items()]
         found: dict[str, Usage] = {}
-        for record in records:
-            last = self._last.get(record.id)
+        for key, places in wanted:
+            last = self._last.get(key)
             if last is not None and time.monotonic_ns() - last.at_ns < FRESH_NS:
-                found[record.id] = last
-            elif (now := self._look(record, last)) is not None:
-                self._last.pop(record.id, None)
-                found[record.id] = self._last[record.id] = now
+                found[key] = last
+            elif (now := self._look(places(), last)) is not None:
+                self._last.pop(key, None)
+                found[key] = self._last[key] = now
         while len(self._last) > KNOWN_MAX:
             del self._last[next(iter(self._last))]
         return found
 
-    def _look(self, record: ContainerRecord, last: Usage | None) -> Usage | None:
+    def _look(self, places: Sequence[tuple[Hierarchy, str]], last: Usage | None) -> Usage | None:
         files: dict[str, str] = {}
-        for hierarchy, path in self._places(record):
+        for hierarchy, path in places:
             for name in self._names(hierarchy):
                 with suppress(OSError):  # A kernel without this counter, or a container that ends just now.
                     files[name] = _read(f"{hierarchy.mountpoint}/{path}/{name}")
@@ -134,6 +150,13 @@ class StatsReader:
             if key in paths and (hierarchy.v2 or key):
                 places.append((hierarchy, paths[key].lstrip("/")))
         return places
+
+    def _places_of_pod(self, parent: str) -> list[tuple[Hierarchy, str]]:
+        """The pod's directory in each hierarchy, whatever of it there is."""
+        path = parent_directory(parent, self._driver)
+        if not path:
+            return []  # The root: everything on the node.
+        return [(hierarchy, path) for hierarchy in self._cgroups.hierarchies if hierarchy.v2 or hierarchy.controllers]
 
     async def interfaces(self, pods: Sequence[Sequence[ContainerRecord]]) -> Sequence[tuple[Interface, ...]]:
         """Network counters of each pod, seen from one of its containers; none when none of them has a process."""

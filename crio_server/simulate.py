@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -191,7 +192,10 @@ class SimulatedUsage:
     def __init__(self, sim: Simulation) -> None:
         self._sim = sim
 
-    async def usage(self, records: Sequence[ContainerRecord]) -> Mapping[str, Usage]:
+    async def usage(
+        self, records: Sequence[ContainerRecord], parents: Mapping[str, str] = MappingProxyType({})
+    ) -> Mapping[str, Usage]:
+        """What containers use; a simulated pod has no group of its own."""
         return usage.usage(self._sim, records)
 
     async def layers(self, records: Sequence[ContainerRecord]) -> Mapping[str, LayerUsage]:

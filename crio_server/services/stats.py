@@ -9,6 +9,7 @@ from typing import Protocol, TypeVar
 
 from crio_core import requests as rq
 from crio_core import stats
+from crio_core.cni.pod import IFNAME_DEFAULT
 from crio_core.cri import NamespaceMode
 from crio_core.lifecycle.sandbox import sandbox_request
 from crio_core.records import ContainerRecord, ContainerState, SandboxRecord
@@ -30,7 +31,9 @@ class Source(Protocol):
     @property
     def filesystem(self) -> str: ...
 
-    async def usage(self, records: Sequence[ContainerRecord]) -> Mapping[str, stats.Usage]: ...
+    async def usage(
+        self, records: Sequence[ContainerRecord], parents: Mapping[str, str] = ...
+    ) -> Mapping[str, stats.Usage]: ...
 
     async def layers(self, records: Sequence[ContainerRecord]) -> Mapping[str, stats.LayerUsage]: ...
 
@@ -133,18 +136,27 @@ class StatsMethods:
             if one.sandbox_id in members and one.state in RUNNING:
                 members[one.sandbox_id].append(one)
         records = [one for group in members.values() for one in group]
-        usage = await self._source.usage(records)
+        groups = {pod.id: group for pod in pods if (group := _own_group(pod))}
+        usage = await self._source.usage(records, groups)
         layers = await self._source.layers(records)
         # Of a pod on the node's network, the counters are the node's.
         networks = await self._source.interfaces([members[pod.id] if _has_network(pod) else () for pod in pods])
         answers = []
         for pod, network in zip(pods, networks, strict=True):
             inside = members[pod.id]
-            answer = _pod(pod, [usage[one.id] for one in inside if one.id in usage], network)
+            # A pod without a group of its own has what its containers have now.
+            parts = [usage[pod.id]] if pod.id in usage else [usage[one.id] for one in inside if one.id in usage]
+            answer = _pod(pod, parts, network)
             containers_of = (self._container(one, usage.get(one.id), layers.get(one.id)) for one in inside)
             answer.linux.containers.extend(containers_of)
             answers.append(answer)
         return answers
+
+
+def _own_group(pod: SandboxRecord) -> str:
+    """The control group that a kubelet has made for this pod alone, which has the pod's uid in its name; or nothing."""
+    parent, uid = sandbox_request(pod).linux.cgroup_parent, pod.metadata.uid
+    return parent if uid and any(word in parent for word in (uid, uid.replace("-", "_"))) else ""
 
 
 def _has_network(pod: SandboxRecord) -> bool:
@@ -165,8 +177,8 @@ def _pod(pod: SandboxRecord, parts: Sequence[stats.Usage], network: Sequence[sta
         if whole.processes is not None:
             answer.linux.process.timestamp = whole.wall_ns
             answer.linux.process.process_count.value = whole.processes
-        # The interface that the network made comes first, then those of further plugins.
-        for index, one in enumerate(network):
+        # The one that carries the pod's address first: a kernel with tunnels has others before it, which nobody made.
+        for index, one in enumerate(sorted(network, key=lambda one: one.name != IFNAME_DEFAULT)):
             answer.linux.network.timestamp = whole.wall_ns
             target = answer.linux.network.interfaces.add() if index else answer.linux.network.default_interface
             target.name = one.name

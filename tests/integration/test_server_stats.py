@@ -105,6 +105,25 @@ def test_a_pod_on_the_nodes_network_has_no_counters_of_its_own(crio: Crio) -> No
         assert stats.linux.memory.usage_bytes.value > 0 and not stats.linux.HasField("network")
 
 
+def test_a_pods_processor_time_goes_on_growing_when_a_container_is_made_anew(crio: Crio) -> None:
+    """A counter that goes back is taken for a new one. A kubelet makes a group for each pod, named by its uid."""
+    linux = pb.LinuxPodSandboxConfig(cgroup_parent=f"/{crio.site.marks.name}/poduid-counted")
+
+    def cpu() -> pb.CpuUsage:
+        answer = crio.client(pb.PodSandboxStatsRequest(pod_sandbox_id=pod_id))
+        assert isinstance(answer, pb.PodSandboxStatsResponse)
+        return answer.stats.linux.cpu
+
+    with crio.pod(name="counted", linux=linux) as pod_id:
+        busy = crio.begin(pod_id, ["sh", "-c", "while :; do :; done"], "busy")
+        wait_for("a busy second", lambda: cpu().usage_core_nano_seconds.value > 1_000_000_000, timeout_s=40)
+        crio.client(pb.StopContainerRequest(container_id=busy))
+        before = cpu()
+        crio.begin(pod_id, ["sleep", "1000"], "idle")
+        wait_for("a newer look", lambda: cpu().timestamp > before.timestamp)
+        assert cpu().usage_core_nano_seconds.value >= before.usage_core_nano_seconds.value
+
+
 def test_stats_of_what_is_not_there_name_it(crio: Crio) -> None:
     """One container that is gone is an error of that call alone."""
     for request in (
