@@ -204,7 +204,12 @@ class Config:
         "AppArmor profile called runtime/default; unconfined turns AppArmor off. crio-default is loaded if need be.",
         live=True,
     )
-    selinux: bool = option(False, _RUNTIME, Switch(), "Label pods and containers for SELinux.")
+    selinux: bool = option(
+        False,
+        _RUNTIME,
+        Switch(),
+        "Label the processes of containers for SELinux. Their files and volumes are not labelled.",
+    )
     pids_limit: int = option(
         -1,
         _RUNTIME,
