@@ -443,6 +443,17 @@ def test_read_only_reaches_what_is_mounted_below_when_that_is_asked(crio: Crio, 
     assert text.count("Read-only file system") == 2
 
 
+def test_an_agent_sees_the_nodes_own_sys_and_control_groups(crio: Crio, pod: str) -> None:
+    """cAdvisor's mount of /sys at /sys, in an ordinary container, which else sees its own groups only."""
+    crio.begin(pod, ["sleep", "1000"], "watched")
+    group = next(path for path in Path("/sys/fs/cgroup").rglob(crio.site.marks.name) if path.is_dir())
+    look = f"test -d {group} && test -d /sys/devices/system"
+    assert crio.run(pod, look)[0] != 0
+    assert crio.run(pod, look, mounts=[pb.Mount(container_path="/sys", host_path="/sys", readonly=True)])[0] == 0
+    part = pb.Mount(container_path="/sys/devices", host_path="/sys/devices", readonly=True)
+    assert crio.run(pod, "touch /sys/devices/x", mounts=[part]) == (1, "touch: /sys/devices/x: Read-only file system\n")
+
+
 def test_mount_source_that_is_missing_is_made(crio: Crio, pod: str) -> None:
     """CRI, Mount.host_path: a missing one is made as a directory."""
     source = crio.site.directory / "made" / "here"
