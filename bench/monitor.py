@@ -8,6 +8,7 @@ quiet. Requests, and the containers of the throughput, go to each monitor in tur
 disturbs all alike. Throughput uses real containers. Numbers are printed as a table; compare columns, not runs.
 """
 
+import argparse
 import os
 import signal
 import statistics
@@ -153,7 +154,13 @@ def throughput(rig: Rig, script: str) -> float:
 
 
 def main() -> None:
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.monitor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("containers", type=int, nargs="?", default=100, help="beside which memory is measured (100)")
+    count = parser.parse_args().containers
+    if os.geteuid() != 0:
+        sys.exit("error: containers need root")
     rows: Rows = {}
     with tempfile.TemporaryDirectory(prefix="criobench-", dir="/dev/shm") as name:
         runtime = Path(name) / "runtime"
