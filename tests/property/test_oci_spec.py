@@ -228,11 +228,16 @@ def check_mounts(plan: ContainerPlan, spec: dict[str, Any]) -> None:
         assert not any(target.startswith(other + "/") for other in later), "a parent after what lies below it"
         assert not any(target.startswith("/proc/") for target in targets) or target.count("/") == 2
     devices = [mount for mount in mounts if mount["destination"] == "/dev"]
-    assert devices[0]["type"] == "tmpfs" and (len(devices) == 1 or plan.privileged)
+    true_dev = [mount for mount in plan.config.mounts if mount.host_path.startswith("/dev")]
+    assert devices[0]["type"] == "tmpfs" and (len(devices) == 1 or plan.privileged or true_dev)
     assert next(mount for mount in mounts if mount["destination"] == "/proc")["type"] == "proc"
     if not plan.privileged:
         sys = [mount for mount in mounts if mount["destination"] == "/sys"]
-        assert len(sys) == 1 and "ro" in sys[0]["options"] and "rw" not in sys[0]["options"]
+        assert len(sys) == 1
+        if sys[0]["type"] == "sysfs":
+            assert "ro" in sys[0]["options"] and "rw" not in sys[0]["options"]
+        else:
+            assert sys[0]["source"] == "/sys" or sys[0]["source"].startswith("/sys/")
 
 
 def check_process(plan: ContainerPlan, process: dict[str, Any]) -> None:
