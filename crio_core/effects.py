@@ -9,7 +9,7 @@ that it is answered with; any order can be answered with `Failed` instead (`crio
 from collections.abc import Mapping
 from functools import cache
 
-from crio_core.cri import Device, DNSConfig, PodSandboxMetadata, PortMapping, UserNamespace
+from crio_core.cri import Device, DNSConfig, LinuxContainerResources, PodSandboxMetadata, PortMapping, UserNamespace
 from crio_core.records import Failure, ImageVolume, Pin, Record
 from crio_core.requests import Streams
 from crio_core.values import dataclass, maker
@@ -244,6 +244,20 @@ class ReopenLog:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateContainer:
+    """Give a container other limits: `ContainerUpdated`."""
+
+    container_id: str
+    runtime_handler: str
+    resources: bytes
+    """What changes, as the runtime-spec's LinuxResources, JSON."""
+    given: LinuxContainerResources
+    """The same as it was asked for, for the record."""
+    operation: str
+    """What the call waits for; each changes something else, so none is answered for another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecInContainer:
     """Run a command in a container and collect its output: `ExecFinished`."""
 
@@ -388,6 +402,7 @@ Order = (
     | DeleteContainer
     | ReleaseRootfs
     | ReopenLog
+    | UpdateContainer
     | ExecInContainer
     | ServeExec
     | ServeAttach

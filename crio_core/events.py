@@ -142,6 +142,11 @@ class LogReopened:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ContainerUpdated:
+    """The container has its new limits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecFinished:
     """A command ended, or was killed at its time limit (`timed_out`)."""
 
@@ -224,6 +229,7 @@ Outcome = (
     | ContainerObserved
     | Released
     | LogReopened
+    | ContainerUpdated
     | ExecFinished
     | StreamEnded
     | StreamTold

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import field
 
-from crio_core.cri import ContainerConfig, ImageSpec, PodSandboxConfig
+from crio_core.cri import ContainerConfig, ImageSpec, LinuxContainerResources, PodSandboxConfig
 from crio_core.values import dataclass
 
 
@@ -90,6 +90,23 @@ class ListContainers:
     sandbox_id: str = ""
     state: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateContainerResources:
+    """Answered with `replies.Done` once the limits hold. What the message leaves at 0 or empty stays as it is."""
+
+    container_id: str
+    resources: LinuxContainerResources
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdatePodSandboxResources:
+    """Answered with `replies.Done`: the caller has set the pod's control group already, and this is for the record."""
+
+    sandbox_id: str
+    overhead: LinuxContainerResources
+    resources: LinuxContainerResources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +237,8 @@ Request = (
     | RemoveContainer
     | ContainerStatus
     | ListContainers
+    | UpdateContainerResources
+    | UpdatePodSandboxResources
     | ExecSync
     | Exec
     | Attach

@@ -128,6 +128,9 @@ class HostExecutor:
                 bundle = Path(self.layout.bundle(order.container_id))
                 await self._monitor(order.runtime_handler).reopen_log(bundle, order.log_path)
                 return ev.LogReopened()
+            case fx.UpdateContainer():
+                await self._monitor(order.runtime_handler).runtime.update(order.container_id, order.resources)
+                return ev.ContainerUpdated()
             case fx.ExecInContainer():
                 return await self._exec(order)
             case fx.ServeExec() | fx.ServeAttach() | fx.ServePorts():

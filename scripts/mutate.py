@@ -27,7 +27,7 @@ from crio_core.lifecycle.engine import Arrival, Lifecycle
 from crio_core.lifecycle.image import IMAGE
 from crio_core.lifecycle.layer import LAYER, LayerWanted
 from crio_core.lifecycle.release import AllReleased, PartReleased, Resumed
-from crio_core.node import calls, images, naming, outcomes, pods, recovery
+from crio_core.node import calls, images, limits, naming, outcomes, pods, recovery
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, LayerState, Part, SandboxState
 from crio_core.sim.checks import run_program
@@ -410,6 +410,11 @@ def fetch_for_each_pull(stack: ExitStack) -> None:
 @mutation("what a power cut left without a record is not swept")
 def never_sweep(stack: ExitStack) -> None:
     stack.enter_context(patch.object(recovery, "sweep", lambda state: None))
+
+
+@mutation("limits are changed where a container runs, and not in its record")
+def forget_limits(stack: ExitStack) -> None:
+    stack.enter_context(patch.object(limits, "merged", lambda given, before: before))
 
 
 def hunt(one: Mutation, programs: int) -> tuple[int, str]:

@@ -14,7 +14,7 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import requests as rq
 from crio_core.errors import LocalError, OperationError
-from crio_core.node import calls, explain, images, naming, outcomes, pods, queries, recovery, streams
+from crio_core.node import calls, explain, images, limits, naming, outcomes, pods, queries, recovery, streams
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
 from crio_core.node.table import take_back
@@ -36,6 +36,8 @@ _ACTING: Mapping[type, Callable[[State, int, Any], None]] = {
     rq.StopContainer: calls.stop_container,
     rq.RemoveContainer: calls.remove_container,
     rq.ReopenContainerLog: calls.reopen_log,
+    rq.UpdateContainerResources: limits.update_container,
+    rq.UpdatePodSandboxResources: limits.update_sandbox,
     rq.ExecSync: calls.exec_sync,
     rq.OpenStream: streams.open_stream,
     rq.PullImage: images.pull_image,

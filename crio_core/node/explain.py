@@ -393,6 +393,8 @@ def describe(order: fx.Order) -> str:
             return f"signal {order.signal} to {'every process of ' if order.everyone else ''}{order.container_id}"
         case fx.ReleaseRootfs():
             return f"root filesystem of {order.container_id}"
+        case fx.UpdateContainer():
+            return f"limits of container {order.container_id}"
         case fx.ReopenLog():
             return f"log {order.log_path}"
         case fx.ExecInContainer() | fx.ServeExec():

@@ -11,7 +11,7 @@ from crio_core.lifecycle import layer as ly
 from crio_core.lifecycle import sandbox as sb
 from crio_core.lifecycle import session as ss
 from crio_core.lifecycle.release import PartReleased, ReleaseFailed, RetryDue, retry_after_ns
-from crio_core.node import images, pods, recovery, sessions, specs
+from crio_core.node import images, limits, pods, recovery, sessions, specs
 from crio_core.node.state import State
 from crio_core.records import ContainerRecord, ContainerState, Failure, ImageRecord, Part, SandboxRecord, SandboxState
 
@@ -49,7 +49,7 @@ _TIMERS: Mapping[str, object] = {
 """What a record is told when its timer of this name fires."""
 _OF_THE_NODE = frozenset(
     {
-        *(fx.SaveRecord, fx.DeleteRecord, fx.SweepStorage, fx.ReopenLog),
+        *(fx.SaveRecord, fx.DeleteRecord, fx.SweepStorage, fx.ReopenLog, fx.UpdateContainer),
         *(fx.ObserveSandbox, fx.ObserveContainer, fx.WatchContainer, fx.EndStream),
     }
 )
@@ -89,6 +89,8 @@ def effect_ended(state: State, event: ev.EffectEnded) -> None:
                 pods.advance_container(state, owner, ct.FoundRunning(wall_ns=event.wall_ns))
         case fx.ReopenLog():
             state.answer(owner, "reopen-log", _failure(event.outcome))
+        case fx.UpdateContainer():
+            limits.updated(state, owner, order, event.outcome)
         case fx.SweepStorage():
             recovery.swept(state, event.outcome)
         case fx.EndStream():

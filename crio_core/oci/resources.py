@@ -146,6 +146,42 @@ def resources(
     return found
 
 
+def merged(given: LinuxContainerResources, before: LinuxContainerResources) -> LinuxContainerResources:
+    """The limits after an update: what it does not name stays, but for that of swap, which goes with that of memory.
+
+    The OOM score is that of a process, and is not changed while it runs.
+    """
+    limits = {name: getattr(given, name) or getattr(before, name) for name in LinuxContainerResources.__slots__}
+    if given.memory_limit_in_bytes:
+        limits["memory_swap_limit_in_bytes"] = given.memory_swap_limit_in_bytes
+    limits["oom_score_adj"] = before.oom_score_adj
+    limits["unified"] = {**before.unified, **given.unified}
+    limits["hugepage_limits"] = before.hugepage_limits
+    return LinuxContainerResources(**limits)
+
+
+def changes(given: LinuxContainerResources, before: LinuxContainerResources, host: HostFacts) -> dict[str, Any]:
+    """The `LinuxResources` of an update: what it names, and nothing else.
+
+    Raises:
+        OperationError: a limit out of range, or one that no runtime changes while the container lives.
+    """
+    known = {page.page_size: page.limit for page in before.hugepage_limits}
+    for index, page in enumerate(given.hugepage_limits):
+        if page.limit != known.get(page.page_size, 0):
+            field = f"{_FIELD}.hugepage_limits[{index}].limit"
+            raise invalid(field, page.limit, f"{known.get(page.page_size, 0)}, as it is: it cannot be changed")
+    found: dict[str, Any] = {}
+    if cpu := _cpu(given):
+        found["cpu"] = cpu
+    memory = _memory(merged(given, before), host)
+    if given.memory_limit_in_bytes or given.memory_swap_limit_in_bytes:
+        found["memory"] = memory
+    if unified := _unified(given, host):
+        found["unified"] = unified
+    return found
+
+
 def device_rules(given: tuple[HostDevice, ...], *, everything: bool) -> list[dict[str, Any]]:
     """The devices cgroup: everything, or nothing but what is listed after the denial."""
     if everything:

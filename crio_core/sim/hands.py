@@ -40,6 +40,7 @@ _YIELDS: Mapping[type, int] = MappingProxyType(
         fx.DeleteContainer: 5,
         fx.ReleaseRootfs: 2,
         fx.ReopenLog: 1,
+        fx.UpdateContainer: 3,
         fx.ExecInContainer: 1,
         fx.ServeExec: 2,
         fx.ServeAttach: 1,
@@ -102,6 +103,7 @@ class Hands:
             fx.DeleteContainer: self._delete_container,
             fx.ReleaseRootfs: self._release_rootfs,
             fx.ReopenLog: self._reopen,
+            fx.UpdateContainer: self._update,
             fx.ExecInContainer: self._exec,
             fx.ServeExec: self._serve_exec,
             fx.ServeAttach: self._serve_attach,
@@ -265,7 +267,7 @@ class Hands:
         yield
         monitor = world.monitors[key] = world.next_pid()
         yield
-        world.cgroups[key] = True
+        world.cgroups[key] = {}
         world.runtime[key] = True
         yield
         life = life_of(words_of(spec))
@@ -344,6 +346,18 @@ class Hands:
         if order.container_id not in self._world.monitors:
             raise _failure(Code.FAILED_PRECONDITION, "MONITOR_GONE", f"container {order.container_id} has no monitor")
         return ev.LogReopened()
+
+    def _update(self, order: fx.UpdateContainer) -> Steps:
+        """Each of the limits is a file of its own."""
+        key = order.container_id
+        yield
+        if not self._world.alive(key):
+            raise _failure(Code.FAILED_PRECONDITION, "CONTAINER_NOT_RUNNING", f"container {key} has ended")
+        group = self._world.cgroups[key]
+        for controller, limits in orjson.loads(order.resources).items():
+            group[controller] = limits
+            yield
+        return ev.ContainerUpdated()
 
     def _exec(self, order: fx.ExecInContainer) -> Steps:
         yield

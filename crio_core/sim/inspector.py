@@ -4,6 +4,7 @@ from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core import replies as rp
 from crio_core import requests as rq
+from crio_core.cri import ContainerConfig
 from crio_core.lifecycle.container import START_ERROR_CODE, UNKNOWN_EXIT_CODE
 from crio_core.node import naming
 from crio_core.node.sessions import SERVED
@@ -17,6 +18,7 @@ from crio_core.records import (
     Part,
     SandboxState,
     SessionState,
+    decode_request,
 )
 from crio_core.sim.lives import SIGKILL_CODE
 from crio_core.sim.orders import LOOKED_AT, Orders
@@ -97,6 +99,8 @@ class Inspector:
         if isinstance(call.result, Failure):
             self._refused(call, call.result)
         match call.result:
+            case rp.Done() if isinstance(call.request, rq.UpdateContainerResources):
+                self._limits_hold(call, call.request)
             case rp.Done():
                 self._ended(call.request)
             case rp.Created(id=key) if isinstance(call.request, rq.RunPodSandbox):
@@ -120,6 +124,29 @@ class Inspector:
                     self._removed[request.sandbox_id] = self.sim.world.boots
             case rq.RemoveImage():
                 self._image_is_forgotten(request)
+
+    def _limits_hold(self, call: Call, request: rq.UpdateContainerResources) -> None:
+        """What an update was answered for is so, and is shown, unless another one was asked for since (I23)."""
+        record = self.state.containers.get(request.container_id)
+        later = any(
+            isinstance(one.request, rq.UpdateContainerResources) and one.request.container_id == request.container_id
+            for one in self.sim.calls.values()
+            if one.id > call.id
+        )
+        if later or record is None or not self.sim.world.alive(record.id):
+            return
+        shown = decode_request(ContainerConfig, record.request).linux.resources
+        group = self.sim.world.cgroups[record.id]
+        for asked, kept, holds in (
+            (request.resources.cpu_shares, shown.cpu_shares, group.get("cpu", {}).get("shares")),
+            (
+                request.resources.memory_limit_in_bytes,
+                shown.memory_limit_in_bytes,
+                group.get("memory", {}).get("limit"),
+            ),
+        ):
+            if asked and not asked == kept == holds:
+                self.say("I23", f"container {record.id} was to have {asked}, has {holds} and shows {kept}")
 
     def _opened_once(self, token: str) -> None:
         if token in self._tokens:

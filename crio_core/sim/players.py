@@ -8,7 +8,7 @@ from typing import Any
 from crio_core import effects as fx
 from crio_core import replies as rp
 from crio_core import requests as rq
-from crio_core.cri import ImageSpec
+from crio_core.cri import ImageSpec, LinuxContainerResources
 from crio_core.lifecycle.release import RETRY_FIRST_NS, retry_timer
 from crio_core.node.specs import infra_id
 from crio_core.sim.hands import steps_of
@@ -21,6 +21,9 @@ GRACES_NS = (0, 1 * S, 30 * S, 300 * S)
 WAITS_NS = (1 * MS, 10 * MS, 100 * MS, 1 * S, 15 * S, 120 * S)
 CLOCK_STEPS_NS = (-3600 * S, 3600 * S, -1 * MS, -(1_700_000_000 * S))
 """The last one is a node whose clock begins anew in 1970."""
+SHARES = (0, 2, 512, 1024)
+MEMORIES_BYTES = (0, 64 << 20, 128 << 20)
+"""Limits that are asked for; 0 leaves one as it is."""
 DOWNTIMES_NS = (0, 1 * MS, 1 * S, 90 * S)
 EXECS: tuple[tuple[tuple[str, ...], int], ...] = (
     (("true",), 0),
@@ -64,7 +67,10 @@ _RACERS = (
     ("create", 0),
 )
 _AT_CONTAINERS = frozenset(
-    {"start", "stop", "remove", "status", "execute", "reopen", "kill_monitor", "kill_process", "run_dry", "race"}
+    {
+        *("start", "stop", "remove", "status", "execute", "reopen", "limit"),
+        *("kill_monitor", "kill_process", "run_dry", "race"),
+    }
 )
 _AT_PODS = frozenset(
     {"stop_pod", "remove_pod", "pod_status", "create", "hurry", "owe", "wake", "haunt", "lose_namespaces"}
@@ -232,6 +238,18 @@ class Players:
 
     def reopen(self, action: Action) -> None:
         self._call(rq.ReopenContainerLog(container_id=self._container(action)))
+
+    def limit(self, action: Action) -> None:
+        """Change some of a container's limits, or those of its pod, which is for the record only."""
+        memory_bytes = MEMORIES_BYTES[action.b % len(MEMORIES_BYTES)]
+        limits = LinuxContainerResources(cpu_shares=SHARES[action.c % len(SHARES)], memory_limit_in_bytes=memory_bytes)
+        if action.c % 5 == 4:
+            request: rq.Request = rq.UpdatePodSandboxResources(
+                sandbox_id=self._pod(action), overhead=LinuxContainerResources(), resources=limits
+            )
+        else:
+            request = rq.UpdateContainerResources(container_id=self._container(action), resources=limits)
+        self._call(request)
 
     def pull(self, action: Action) -> None:
         self._call(rq.PullImage(image=ImageSpec(image=REFERENCES[action.a % len(REFERENCES)])))

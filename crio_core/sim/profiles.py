@@ -28,6 +28,7 @@ FLOOR_NS: Mapping[type, int] = MappingProxyType(
         fx.DeleteContainer: 6 * MS,
         fx.ReleaseRootfs: 3 * MS,
         fx.ReopenLog: 1 * MS,
+        fx.UpdateContainer: 5 * MS,
         fx.ExecInContainer: 9 * MS,
         fx.ServeExec: 9 * MS,
         fx.ServeAttach: 20 * S,

@@ -102,6 +102,7 @@ WEIGHTS: tuple[tuple[int, str], ...] = (
     (6, "status"),
     (6, "execute"),
     (2, "reopen"),
+    (3, "limit"),
     (6, "pull"),
     (3, "remove_image"),
     (1, "image_status"),

@@ -10,7 +10,7 @@ the other. Syncing the journal also makes durable what was changed elsewhere bef
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from crio_core.events import ImageResolved, StoredLayer
 from crio_core.node.specs import infra_id
@@ -104,7 +104,8 @@ class World:
         self.monitors: dict[str, int] = {}
         self.runtime: dict[str, bool] = {}
         """Containers that the runtime knows."""
-        self.cgroups: dict[str, bool] = {}
+        self.cgroups: dict[str, dict[str, Any]] = {}
+        """Those of containers, with the limits that were changed, by controller."""
         self.processes: dict[str, Process] = {}
         self.execs: dict[str, str] = {}
         """Containers of commands that run for a client, by session. They outlive the first process here, as they do

@@ -143,13 +143,13 @@ class OciRuntime:
         options = found.get("mountOptions") if isinstance(found, dict) else None
         return frozenset(one for one in options or () if isinstance(one, str))
 
-    async def update(self, container_id: str, resources: Mapping[str, Any]) -> None:
-        """Change the limits of a container (runtime-spec, "LinuxResources").
+    async def update(self, container_id: str, resources: bytes) -> None:
+        """Change the limits of a container, as the runtime-spec's LinuxResources in JSON says.
 
         Raises:
             OperationError: With the runtime's own words.
         """
-        done, text = await self._call("update", "--resources", "-", container_id, stdin=orjson.dumps(resources))
+        done, text = await self._call("update", "--resources", "-", container_id, stdin=resources)
         if done.returncode != 0:
             raise messages.failure(self.name, f"update {container_id}", text)
 

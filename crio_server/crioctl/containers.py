@@ -119,6 +119,49 @@ def remove_container(ids: tuple[str, ...], named_ids: tuple[str, ...], force: bo
     start(work)
 
 
+@click.command("update")
+@ids_arguments("container")
+@click.option("--cpu-period", type=int, default=0, help="Microseconds over which the quota counts.")
+@click.option("--cpu-quota", type=int, default=0, help="Microseconds of processor time in each period.")
+@click.option("--cpu-share", type=int, default=0, help="Weight against others when processors are short.")
+@click.option("--memory", type=int, default=0, help="Bytes.")
+@click.option("--cpuset-cpus", default="", help="Processors to run on, such as 0-3,7.")
+@click.option("--cpuset-mems", default="", help="Memory nodes to use.")
+def update_container(
+    ids: tuple[str, ...],
+    named_ids: tuple[str, ...],
+    cpu_period: int,
+    cpu_quota: int,
+    cpu_share: int,
+    memory: int,
+    cpuset_cpus: str,
+    cpuset_mems: str,
+) -> None:
+    """Change limits of containers that run; print their ids. What is not named stays as it is."""
+    wanted = gathered(ids, named_ids)
+    limits = pb.LinuxContainerResources(
+        cpu_period=cpu_period,
+        cpu_quota=cpu_quota,
+        cpu_shares=cpu_share,
+        memory_limit_in_bytes=memory,
+        cpuset_cpus=cpuset_cpus,
+        cpuset_mems=cpuset_mems,
+    )
+    if limits == pb.LinuxContainerResources():
+        raise click.UsageError("expected a limit to change", click.get_current_context())
+
+    async def work(client: Client) -> None:
+        async def update(given: str) -> None:
+            found = await container_id(client, given)
+            request = pb.UpdateContainerResourcesRequest(container_id=found, linux=limits)
+            await client.call(client.runtime.UpdateContainerResources, request)
+            click.echo(found)
+
+        await each(wanted, update)
+
+    start(work)
+
+
 async def _stop(client: Client, identifier: str, grace_s: int) -> None:
     request = pb.StopContainerRequest(container_id=identifier, timeout=grace_s)
     await client.call(client.runtime.StopContainer, request, deadline_s=grace_s + CALL_DEADLINE_S)

@@ -205,6 +205,16 @@ class RuntimeService(StatsMethods):
         await self._driver.call(rq.RemovePodSandbox(sandbox_id=request.pod_sandbox_id))
         return pb.RemovePodSandboxResponse()
 
+    async def UpdatePodSandboxResources(
+        self, request: pb.UpdatePodSandboxResourcesRequest
+    ) -> pb.UpdatePodSandboxResourcesResponse:
+        overhead = translate.read(cri.LinuxContainerResources, request.overhead, "overhead")
+        limits = translate.read(cri.LinuxContainerResources, request.resources, "resources")
+        await self._driver.call(
+            rq.UpdatePodSandboxResources(sandbox_id=request.pod_sandbox_id, overhead=overhead, resources=limits)
+        )
+        return pb.UpdatePodSandboxResourcesResponse()
+
     def PodSandboxStatus(self, request: pb.PodSandboxStatusRequest) -> bytes | Awaitable[bytes]:
         found = self._driver.ask(rq.PodSandboxStatus(sandbox_id=request.pod_sandbox_id))
         assert isinstance(found, SandboxFound)
@@ -294,6 +304,13 @@ class RuntimeService(StatsMethods):
         if everything:
             self._container_statuses.keep(found.items)
         return found.items, everything
+
+    async def UpdateContainerResources(
+        self, request: pb.UpdateContainerResourcesRequest
+    ) -> pb.UpdateContainerResourcesResponse:
+        limits = translate.read(cri.LinuxContainerResources, request.linux, "linux")
+        await self._driver.call(rq.UpdateContainerResources(container_id=request.container_id, resources=limits))
+        return pb.UpdateContainerResourcesResponse()
 
     async def ExecSync(self, request: pb.ExecSyncRequest) -> pb.ExecSyncResponse:
         timeout_ns = _ns("timeout", max(request.timeout, 0))

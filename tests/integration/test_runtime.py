@@ -94,7 +94,7 @@ async def test_container_goes_through_its_life(runtime: OciRuntime, tmp_path: Pa
         await runtime.start(ID)
         started = await runtime.state(ID)
         assert started is not None and (started.status, started.pid) == ("running", created.pid)
-        await runtime.update(ID, {"memory": {"limit": 64 * 1024 * 1024}})
+        await runtime.update(ID, b'{"memory": {"limit": 67108864}}')
         await runtime.kill(ID, "KILL", everyone=True)
         with anyio.fail_after(10):
             while (state := await runtime.state(ID)) is not None and state.status != "stopped":

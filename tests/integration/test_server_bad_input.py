@@ -45,6 +45,8 @@ def host_mounts() -> list[str]:
         (pb.RemoveContainerRequest(), "container_id"),
         (pb.ContainerStatusRequest(), "container_id"),
         (pb.ReopenContainerLogRequest(), "container_id"),
+        (pb.UpdateContainerResourcesRequest(), "container_id"),
+        (pb.UpdatePodSandboxResourcesRequest(), "pod_sandbox_id"),
         (pb.ExecSyncRequest(), "container_id"),
         (pb.ImageStatusRequest(), "image"),
         (pb.PullImageRequest(), "image"),
@@ -68,6 +70,8 @@ def test_empty_request_is_refused_and_names_the_field(crio: Crio, request_: Mess
         lambda one: pb.StartContainerRequest(container_id=one),
         lambda one: pb.ExecSyncRequest(container_id=one, cmd=["true"]),
         lambda one: pb.ReopenContainerLogRequest(container_id=one),
+        lambda one: pb.UpdateContainerResourcesRequest(container_id=one),
+        lambda one: pb.UpdatePodSandboxResourcesRequest(pod_sandbox_id=one),
     ],
 )
 def test_unknown_id_is_not_found_and_is_repeated(crio: Crio, make: Callable[[str], Message]) -> None:

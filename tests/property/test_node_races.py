@@ -6,6 +6,7 @@ from crio_core import effects as fx
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.records import Failure
+from crio_core.replies import Created
 from crio_core.sim import Faults, Life, Simulation
 from crio_core.sim.checks import run_program
 from crio_core.sim.images import BASE
@@ -19,6 +20,9 @@ from tests.property.test_node_regressions import (
 )
 from tests.property.test_node_regressions import (
     test_an_infra_container_that_is_gone_late_finds_its_pod_stopping as infra_is_gone_late,
+)
+from tests.property.test_node_streams import (
+    test_container_that_ends_withdraws_its_offers_and_ends_its_streams as offers_end_with_their_container,
 )
 
 DEAF, STUCK = 4, 5
@@ -173,6 +177,27 @@ def test_a_removal_of_a_pod_meets_a_container_that_came_back_and_will_not_go() -
         assert pod not in {row for _, row in sim.world.rows}
 
 
+def test_a_look_from_before_a_removal_comes_back_in_the_midst_of_it() -> None:
+    """R17: it saw the container run, which the journal does not know, and says so of one that is being removed."""
+    for seed in range(12):
+        sim = Simulation(seed=seed, latency=STEADY)
+        pod = run_pod(sim)
+        config = container_config(0, 0)
+        sim.ask(rq.PullImage(image=config.image))
+        made = sim.ask(rq.CreateContainer(sandbox_id=pod, config=config))
+        assert isinstance(made, Created)
+        process = sim.world.processes[made.id]
+        sim.call(rq.StartContainer(container_id=made.id))
+        while not process.running:
+            assert sim.tick()
+        sim.crash_server()
+        sim.slow_next.append(fx.ObserveContainer)
+        sim.start_server()
+        sim.run(10 * MS)
+        sim.ask(rq.RemoveContainer(container_id=made.id))
+        assert made.id not in sim.world.runtime and not process.alive
+
+
 STORIES: tuple[Callable[[], None], ...] = (
     test_a_restart_meets_a_start_that_the_journal_missed,
     test_a_grace_time_ends_while_the_kill_is_waited_for,
@@ -183,6 +208,8 @@ STORIES: tuple[Callable[[], None], ...] = (
     test_a_look_finds_namespaces_lost_while_the_pod_is_stopped,
     test_a_signal_ends_after_the_removal_of_its_container_has_failed,
     test_a_removal_of_a_pod_meets_a_container_that_came_back_and_will_not_go,
+    test_a_look_from_before_a_removal_comes_back_in_the_midst_of_it,
     infra_is_gone_late,
+    offers_end_with_their_container,
 )
 """What the measurement of transitions runs besides random programs."""
