@@ -299,12 +299,7 @@ insecure = true
     def close(self) -> None:
         """Take away what is left, by force: for when something failed or was interrupted."""
         self.stop_server()
-        for pid in self.residue.processes():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-        for point in reversed([point for point in points if point.startswith(f"{self.directory}/")]):
-            subprocess.run(["umount", "--lazy", point], stderr=subprocess.DEVNULL, check=False)
+        self.residue.sweep()
         self.remove_shared()
         shutil.rmtree(self.directory, ignore_errors=True)
 

@@ -6,6 +6,9 @@ then looked for everywhere: so something that slipped out of our places is still
 
 import json
 import os
+import select
+import shlex
+import signal
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -13,6 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 KINDS = ("processes", "mounts", "namespaces", "network links", "firewall rules", "cgroups", "files elsewhere")
+FIREWALLS = ("iptables", "ip6tables")
+DYING_S = 20.0
+"""How long a killed process may take to be gone."""
 FILE_PLACES = ("/run", "/var/lib/cni", "/var/log", "/tmp")
 FILE_DEPTH_MAX = 3
 Found = Mapping[str, tuple[str, ...]]
@@ -42,7 +48,7 @@ class Residue:
             "mounts": tuple(point for point, kind, _ in _mounts() if kind != "nsfs" and self._is_ours(point)),
             "namespaces": tuple(sorted(self._namespaces())),
             "network links": tuple(sorted(self._links())),
-            "firewall rules": tuple(line for line in _firewall() if self._names_us(line)),
+            "firewall rules": tuple(line for one in FIREWALLS for line in _firewall(one) if self._names_us(line)),
             "cgroups": tuple(sorted(self._cgroups())),
             "files elsewhere": tuple(self._files()),
         }
@@ -78,6 +84,35 @@ class Residue:
         while more := {pid: lines[pid] for pid, parent in parents.items() if parent in ours and pid not in ours}:
             ours.update(more)
         return dict(sorted(ours.items()))
+
+    def sweep(self) -> None:
+        """Take away by force what nobody else will any more: processes, mounts, firewall rules and control groups."""
+        self._learn()
+        for pid in self.processes():
+            with suppress(ProcessLookupError):
+                handle = os.pidfd_open(pid)
+                try:
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    select.select([handle], [], [], DYING_S)
+                finally:
+                    os.close(handle)
+        for point in reversed([point for point, _, _ in _mounts() if self._is_ours(point)]):
+            subprocess.run(["umount", "--lazy", point], stderr=subprocess.DEVNULL, check=False)
+        self._remove_rules()
+        for path in sorted(self._cgroups(), key=len, reverse=True):
+            with suppress(OSError):  # said by whoever looks next
+                Path(path).rmdir()
+
+    def _remove_rules(self) -> None:
+        """Those of our pods in the nat table, and the chains to which they lead."""
+        for program in FIREWALLS:
+            ours = [
+                shlex.split(line)[1:] for line in _firewall(program) if line.startswith("-A") and self._names_us(line)
+            ]
+            chains = dict.fromkeys(rule[0] for rule in ours if rule[0].startswith("CNI-"))
+            deletions = [["-D", *rule] for rule in ours] + [["-X", chain] for chain in chains]
+            for words in deletions:
+                subprocess.run([program, "-w", "-t", "nat", *words], stderr=subprocess.DEVNULL, check=False)
 
     def _namespaces(self) -> set[str]:
         """Those pinned in our places, and those of our processes; not by number, which the kernel soon gives anew."""
@@ -122,11 +157,11 @@ def _mounts() -> Iterator[tuple[str, str, str]]:
         yield fields[4], fields[fields.index("-") + 1], fields[3]
 
 
-def _firewall() -> Iterator[str]:
-    for program in ("iptables-save", "ip6tables-save"):
-        with suppress(FileNotFoundError):
-            done = subprocess.run([program], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-            yield from done.stdout.decode(errors="replace").splitlines()
+def _firewall(program: str) -> list[str]:
+    with suppress(FileNotFoundError):
+        done = subprocess.run([f"{program}-save"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+        return done.stdout.decode(errors="replace").splitlines()
+    return []
 
 
 def table(columns: Mapping[str, Found]) -> str:

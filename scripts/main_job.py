@@ -80,7 +80,7 @@ def _show(node: DemoNode) -> None:
     try:
         _start(node)
         running = _pod_with_redis(node)
-    except (Interrupted, DemoFailed) as error:
+    except Exception as error:
         node.signals.close()
         print(f"\n{error}: removing what there is", file=sys.stderr, flush=True)
         node.remove_pods()

@@ -28,7 +28,7 @@ import pytest
 
 from tests.integration.containerd_fixture import BRIDGE, TOOLS, WAIT_S, Result, containerd, free_port
 from tests.integration.harness import Crio, Site
-from tests.integration.waiting import wait_for
+from tests.integration.waiting import look_until, wait_for
 
 pytestmark = [
     pytest.mark.integration,
@@ -183,9 +183,11 @@ class Terminal:
 
     def becomes_raw(self) -> None:
         """Wait until keys are passed on as they are: before, the terminal obeys some of them."""
-        wait_for(
-            "the terminal is raw", lambda: not termios.tcgetattr(self._theirs)[3] & termios.ICANON, timeout_s=WAIT_S
-        )
+        if not look_until(bool, lambda: not termios.tcgetattr(self._theirs)[3] & termios.ICANON, WAIT_S):
+            os.set_blocking(self._ours, False)
+            with contextlib.suppress(BlockingIOError):
+                self.seen += os.read(self._ours, 65536)
+            raise AssertionError(f"the terminal is not raw after {WAIT_S} s, code {self.child.poll()}: {self.seen!r}")
 
 
 def test_exec_keeps_streams_apart_and_exits_as_the_command(on: Served) -> None:

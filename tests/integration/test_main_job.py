@@ -30,6 +30,20 @@ sys.exit(main_job.main())
 """
 
 
+NOTHING_IS_REMOVED = """
+import sys
+from scripts import main_job
+from scripts.demo_node import DemoFailed, DemoNode
+
+def remove_pods(node):
+    raise DemoFailed("the server is broken")
+
+DemoNode.remove_pods = remove_pods
+main_job.REDIS_PORT, main_job.PONG_S = 1, 1.0
+sys.exit(main_job.main())
+"""
+
+
 def _start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, *(arguments or ("-m", "scripts.main_job"))],
@@ -73,6 +87,8 @@ def _assert_nothing_left(text: str) -> None:
     assert str(directory) not in Path("/proc/self/mountinfo").read_text()
     rules = subprocess.run(["iptables-save"], stdout=subprocess.PIPE, check=True).stdout.decode()
     assert directory.name not in rules
+    for container in re.findall(r"^([0-9a-f]{64})$", text, re.MULTILINE):
+        assert not list(Path("/sys/fs/cgroup").rglob(f"*{container}*"))
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -139,6 +155,19 @@ def test_main_job_signalled_while_it_cleans_up_still_leaves_nothing() -> None:
     finally:
         _finish(process)
     assert "still cleaning up" in text
+    _assert_nothing_left(text)
+
+
+def test_main_job_whose_pods_cannot_be_removed_takes_them_away_by_force() -> None:
+    """A server that is broken must not leave a firewall rule, a control group and a process behind."""
+    process = _start("-c", NOTHING_IS_REMOVED)
+    try:
+        text = _read_until(process, "")
+        assert process.wait(RUN_S) == 1, text
+    finally:
+        _finish(process)
+    assert "FAILED: the server is broken" in text
+    assert "└─" in text  # a container ran
     _assert_nothing_left(text)
 
 
