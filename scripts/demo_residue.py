@@ -100,8 +100,9 @@ class Residue:
             subprocess.run(["umount", "--lazy", point], stderr=subprocess.DEVNULL, check=False)
         self._remove_rules()
         for path in sorted(self._cgroups(), key=len, reverse=True):
-            with suppress(OSError):  # said by whoever looks next
+            with suppress(OSError):  # said by whoever looks next; and the parent may be others', too
                 Path(path).rmdir()
+                Path(path).parent.rmdir()
 
     def _remove_rules(self) -> None:
         """Those of our pods in the nat table, and the chains to which they lead."""
