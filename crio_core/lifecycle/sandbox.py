@@ -294,6 +294,8 @@ def _enter_stopped(record: SandboxRecord, came_from: Enum, event: Any) -> Arriva
     match event:
         case PartReleased() | RetryDue():
             return _release(record, event, keep=KEPT_WHEN_STOPPED)
+        case SandboxStopRequested() if Part.INFRA in record.holds:
+            return _release(record, event, keep=KEPT_WHEN_STOPPED)
         case ReleaseFailed():
             record, orders = _owe(record, event.failure)
         case AllReleased():
@@ -302,8 +304,9 @@ def _enter_stopped(record: SandboxRecord, came_from: Enum, event: Any) -> Arriva
         case Resumed() if not record.doomed:
             if any(part not in KEPT_WHEN_STOPPED for part in record.holds):
                 return _release(record, event, keep=KEPT_WHEN_STOPPED)
-    # A network that is still owed does not hold up the client: every process is dead.
-    orders = (*orders, fx.answered("stop"))
+    # A network that is still owed does not hold up the client; a process of the pod's own that may live does.
+    left = record.failure if Part.INFRA in record.holds else None
+    orders = (*orders, fx.Answer(operation="stop", failure=left))
     if record.doomed and (came_from is S.DETACHING or isinstance(event, Resumed)):
         return arrive(record=record, orders=orders, then=SandboxRemoveRequested())
     return arrive(record=record, orders=orders)

@@ -12,6 +12,7 @@ from crio_core import replies as rp
 from crio_core import requests as rq
 from crio_core.cri import ImageSpec
 from crio_core.errors import OperationError
+from crio_core.node.specs import infra_id
 from crio_core.records import ContainerRecord, ContainerState, Failure, SandboxState, decode, encode
 from crio_core.sim import Simulation
 from crio_core.sim.checks import run_program
@@ -107,6 +108,24 @@ def test_an_image_whose_deletion_failed_is_in_the_journal() -> None:
     listed = sim.ask(rq.ListImages())
     assert isinstance(listed, rp.Images)
     assert [("image", one.id) for one in listed.items] == list(sim.world.rows)
+
+
+def test_a_pod_is_not_stopped_while_its_owed_infra_container_lives() -> None:
+    """I5: the journal knew only that the infra container was reserved, a crash came, and its deletion failed."""
+    sim = simulation()
+    pod = run_pod(sim, slot=2)
+    row = ("container", infra_id(pod))
+    record = decode(row[0], sim.world.rows[row])
+    assert isinstance(record, ContainerRecord)
+    sim.crash_server()
+    sim.world.rows[row] = encode(replace(record, state=ContainerState.RESERVED, holds=()))
+    sim.fail_next.append((fx.DeleteContainer, 0))
+    sim.start_server()
+    stop = sim.calls[sim.call(rq.StopPodSandbox(sandbox_id=pod))]
+    run_until(sim, lambda: not stop.open)
+    assert isinstance(stop.result, Failure) and sim.world.alive(infra_id(pod))
+    assert sim.ask(rq.StopPodSandbox(sandbox_id=pod)) == rp.Done()
+    assert not sim.world.alive(infra_id(pod))
 
 
 def test_an_image_without_one_of_its_layers_is_not_listed_after_a_crash() -> None:
