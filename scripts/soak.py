@@ -23,9 +23,12 @@ from pathlib import Path
 
 from crio_core.sim.checks import run_program, shrink
 from crio_core.sim.coverage import Coverage
-from crio_core.sim.programs import Program, random_program, to_json
+from crio_core.sim.programs import Program, random_program, swarm_program, to_json
 from tests.property.test_node_layers import STORIES as LAYER_STORIES
 from tests.property.test_node_races import STORIES
+
+KINDS = (random_program, swarm_program)
+"""Programs of these kinds take turns."""
 
 FINDS_MAX = 20
 """Failing programs after which exploring ends: they are rarely so many bugs."""
@@ -58,7 +61,7 @@ def explore(*, first_seed: int, programs_max: int, seconds_max: float, keep: Pat
         for story in (*STORIES, *LAYER_STORIES):
             story()
         while programs < programs_max and time.monotonic() - began < seconds_max and sum(found.values()) < FINDS_MAX:
-            program = random_program(first_seed + programs)
+            program = KINDS[programs % len(KINDS)](first_seed + programs)
             verdict = run_program(program)
             programs += 1
             calls += verdict.calls

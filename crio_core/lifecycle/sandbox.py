@@ -148,6 +148,8 @@ TABLE: dict[tuple[Enum, type], Enum] = {
     (S.STOPPING, Resumed): S.STOPPING,
     # An infra container that an earlier stop owed is gone at last.
     (S.STOPPING, PartReleased): S.STOPPING,
+    # Nor can it be ended yet; the detaching asks for its end anew, and tells who waits.
+    (S.STOPPING, ReleaseFailed): S.STOPPING,
     (S.STOPPING, NamespacesLost): S.STOPPING,
     (S.DETACHING, SandboxStopRequested): S.DETACHING,
     (S.DETACHING, SandboxRemoveRequested): S.DETACHING,

@@ -143,7 +143,7 @@ def _waits_of_sandbox(
             awaited = []
     for one in awaited:
         what = "infra container" if one.infra else "container"
-        yield {"what": what, "about": f"{one.id} is {one.state.value}", "waitsFor": _waits_of_container(state, one.id)}
+        yield {"what": what, "about": f"{one.id} is {one.state.value}", "waitsFor": _waits_of_container(state, one)}
     for pull_id, waiting in state.infra_pulls.items():
         pull = state.pulls.get(pull_id)
         if record.id in waiting and pull is not None:
@@ -154,15 +154,18 @@ def _waits_of_sandbox(
             }
 
 
-def _waits_of_container(state: State, container_id: str) -> list[dict[str, Any]]:
-    return [
-        one for lane in (container_id, f"{container_id}/signal", f"{container_id}/log") for one in _lane(state, lane)
-    ]
+def _waits_of_container(state: State, record: ContainerRecord) -> list[dict[str, Any]]:
+    # Its first record is written in its pod's lane, behind what the pod does.
+    ahead = list(_lane(state, record.sandbox_id))
+    while ahead and ahead[-1]["owner"] != record.id:
+        ahead.pop()
+    lanes = (record.id, f"{record.id}/signal", f"{record.id}/log")
+    return [*ahead, *(one for lane in lanes for one in _lane(state, lane))]
 
 
 def _container(state: State, record: ContainerRecord) -> dict[str, Any]:
     about = _common(state, "container", record, ())
-    waits = _waits_of_container(state, record.id)
+    waits = _waits_of_container(state, record)
     if record.state in (ContainerState.STOPPING, ContainerState.KILLING):
         waits.append({"what": "exit", "about": f"the end of process {record.pid}"})
     return {

@@ -96,7 +96,8 @@ def reserve_container(
     state.containers.put(new_id, record)
     state.members.put(sandbox.id, (*state.members[sandbox.id], new_id))
     state.container_names.put(container_key(record), new_id)
-    state.emit(new_id, fx.save(record=record))
+    # In the sandbox's lane: no container may run in a pod of which the journal does not have yet that it was ready.
+    state.emit(sandbox.id, fx.save(record=record), owner=new_id)
 
 
 def _volumes(state: State, config: ContainerConfig) -> tuple[ImageVolume, ...]:

@@ -154,6 +154,20 @@ def random_program(seed: int, *, length_max: int = 60) -> Program:
     return Program(seed=seed, faults=faults, actions=tuple(actions))
 
 
+def swarm_program(seed: int, *, length_max: int = 120) -> Program:
+    """A one-sided program: about half of what can happen never does, and the rest with weights of the seed's own.
+
+    What is rare among `random_program` becomes common in some of these, and so does what only many of one kind show.
+    """
+    chance = Chance(seed ^ 0x53A4)
+    faults = chance.pick(("none", "few", "many", "many"))
+    names = [name for _, name in WEIGHTS if chance.happens(0.5) for _ in range(1 + chance.below(12))] or list(_NAMES)
+    actions = [Action(name="prepare", a=chance.below(64), b=chance.below(8), c=chance.below(1000))]
+    for _ in range(4 + chance.below(length_max - 4)):
+        actions.append(Action(name=chance.pick(names), a=chance.below(64), b=chance.below(8), c=chance.below(1000)))
+    return Program(seed=seed, faults=faults, actions=tuple(actions))
+
+
 def to_json(program: Program) -> dict[str, Any]:
     """A program as it is kept in the corpus."""
     actions = [[one.name, one.a, one.b, one.c] for one in program.actions]

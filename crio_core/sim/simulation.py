@@ -167,8 +167,8 @@ class Simulation:
         return self._queue[0][0] if self._queue else None
 
     def step_clock(self, by_ns: int) -> None:
-        """Somebody sets the time of day; deadlines do not care."""
-        self._wall_offset_ns += by_ns
+        """Somebody sets the time of day; deadlines do not care. No system's clock can stand before 1970."""
+        self._wall_offset_ns += max(by_ns, -self.wall_ns)
 
     def forget_call(self, call_id: int) -> None:
         """The caller has its answer, or is gone: a simulation that runs for ever must not keep every call."""

@@ -19,6 +19,9 @@ from tests.property.test_node_regressions import (
     simulation,
 )
 from tests.property.test_node_regressions import (
+    test_an_infra_container_cannot_be_ended_while_its_pod_waits_for_another as infra_owed_early,
+)
+from tests.property.test_node_regressions import (
     test_an_infra_container_that_is_gone_late_finds_its_pod_stopping as infra_is_gone_late,
 )
 from tests.property.test_node_streams import (
@@ -210,6 +213,7 @@ STORIES: tuple[Callable[[], None], ...] = (
     test_a_removal_of_a_pod_meets_a_container_that_came_back_and_will_not_go,
     test_a_look_from_before_a_removal_comes_back_in_the_midst_of_it,
     infra_is_gone_late,
+    infra_owed_early,
     offers_end_with_their_container,
 )
 """What the measurement of transitions runs besides random programs."""

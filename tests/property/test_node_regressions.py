@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import orjson
 import pytest
@@ -126,6 +127,50 @@ def test_a_pod_is_not_stopped_while_its_owed_infra_container_lives() -> None:
     assert isinstance(stop.result, Failure) and sim.world.alive(infra_id(pod))
     assert sim.ask(rq.StopPodSandbox(sandbox_id=pod)) == rp.Done()
     assert not sim.world.alive(infra_id(pod))
+
+
+def test_an_infra_container_cannot_be_ended_while_its_pod_waits_for_another() -> None:
+    """R3: the start found it half made and failed to delete it, and the pod was stopping already."""
+    sim = simulation()
+    pod = run_pod(sim, slot=2)
+    infra = ("container", infra_id(pod))
+    record = decode(infra[0], sim.world.rows[infra])
+    assert isinstance(record, ContainerRecord)
+    app = run_container(sim, pod)
+    sim.crash_server()
+    sim.world.rows[infra] = encode(replace(record, state=ContainerState.RESERVED, holds=()))
+    sim.fail_next.append((fx.DeleteContainer, 0))
+    sim.start_server()
+    sim.stuck_lanes[app] = True
+    sim.call(rq.StopPodSandbox(sandbox_id=pod))
+    sim.run(500 * MS)
+    assert pod_state(sim, pod) is SandboxState.STOPPING and sim.world.alive(infra[1])
+    sim.release()
+    sim.run()
+    assert pod_state(sim, pod) is SandboxState.STOPPED
+    assert not sim.world.alive(infra[1]) and not sim.world.alive(app)
+
+
+def test_a_container_waits_until_the_journal_has_its_pod_as_ready() -> None:
+    """R17: another client saw the pod as ready and ran a container in it; the crash took both."""
+    sim = simulation()
+    image = sim.ask(rq.PullImage(image=ImageSpec(image=BASE)))
+    assert isinstance(image, rp.Pulled)
+    sim.call(rq.RunPodSandbox(config=pod_config(0)))
+    assert sim.node is not None
+    state = sim.node._state
+    run_until(sim, lambda: any(one.state is SandboxState.NETWORK for one in state.sandboxes.values()))
+    (pod,) = (one.id for one in state.sandboxes.values())
+    sim.stuck_lanes[pod] = True
+    run_until(sim, lambda: state.sandboxes[pod].state is SandboxState.READY)
+    create = sim.calls[sim.call(rq.CreateContainer(sandbox_id=pod, config=container_config(0, 0)))]
+    sim.run(10 * S)
+    assert create.open
+    (container,) = (one.id for one in state.containers.values())
+    explained = sim.ask(rq.Explain(kind="container", id=container))
+    assert isinstance(explained, rp.Explained)
+    waits: Any = explained.about["waitsFor"]
+    assert [(one["what"], one["owner"]) for one in waits] == [("SaveRecord", pod), ("SaveRecord", container)]
 
 
 def test_an_image_without_one_of_its_layers_is_not_listed_after_a_crash() -> None:
