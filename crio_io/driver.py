@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 BUDGET_S = 10.0
 """How long one effect may take before it is logged as slow; it goes on all the same."""
 
+Listener = Callable[[ev.Event, tuple[fx.Effect, ...]], None]
+"""Who is told every event and the effects that it led to."""
+
 _MAKES = (RunPodSandbox, CreateContainer, Exec, Attach, PortForward)
 _PATIENT = (fx.WatchContainer, fx.ExecInContainer, fx.ServeExec, fx.ServeAttach, fx.ServePorts, fx.FetchLayer)
 """Orders that may take as long as they like: they wait for somebody else."""
@@ -122,8 +125,8 @@ class Driver:
         self._idle = anyio.Event()
         self._stepped = anyio.Event()
         self._tasks: TaskGroup | None = None
-        self.on_step: Callable[[ev.Event, tuple[fx.Effect, ...]], None] | None = None
-        """Told every event and the effects that it led to: for recording."""
+        self.listeners: list[Listener] = []
+        """Each is told every event and the effects that it led to, before they are carried out."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Driver"]:
@@ -189,8 +192,8 @@ class Driver:
         if not isinstance(event, ev.CallArrived):  # Questions change nothing, and `until` asks one after each step.
             self._stepped.set()
             self._stepped = anyio.Event()
-        if self.on_step is not None:
-            self.on_step(event, effects)
+        for listener in self.listeners:
+            listener(event, effects)
         for effect in effects:
             match effect.order:
                 case fx.Reply() if effect.lane not in self._lanes:

@@ -33,6 +33,7 @@ from crio_io.driver import Driver
 from crio_io.engine_options import EngineOptions, layout_of, set_up_runtimes, settings_of
 from crio_io.executor import HostExecutor
 from crio_io.exits import ExitWatcher
+from crio_io.feed import Feed, Listening
 from crio_io.images import ImageStore
 from crio_io.journal import Journal
 from crio_io.journal_open import LoadResult
@@ -70,6 +71,7 @@ class Engine:
         self._host = here
         self._zygote = zygote
         self.recorder: Recorder | None = None
+        self.feed = Feed(driver.ask)
         self.journal_repairs: tuple[str, ...] = ()
         """What was wrong with the journal when the engine was opened, and was mended, in sentences."""
         self.network = NetworkWatch(executor.cni, driver.feed)
@@ -204,6 +206,10 @@ class Engine:
         assert isinstance(answer, ContainerFound)
         return answer.container
 
+    def listen(self) -> Listening:
+        """What happens to pods and containers from now on, in order: `async for happening in engine.listen()`."""
+        return self.feed.listen()
+
     async def read_log(self, container_id: str) -> ContainerLog:
         """What a container has written so far, as far as its pod has a log directory and it a log path."""
         found = await self.driver.call(rq.ContainerStatus(container_id=container_id))
@@ -313,7 +319,7 @@ async def _opened(options: EngineOptions) -> AsyncIterator[Engine]:
         engine.journal_repairs = loaded.repairs
         engine.recorder = Recorder(driver.node, version=options.version, path=options.record)
         stack.push_async_callback(engine.recorder.aclose)
-        driver.on_step = engine.recorder.note
+        driver.listeners += (engine.recorder.note, engine.feed.note)
         await stack.enter_async_context(driver.running())
         driver.feed(
             JournalLoaded(

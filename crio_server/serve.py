@@ -210,7 +210,10 @@ class _Serving:
             return str(engine.images.store.root), found.size_bytes, found.inodes
 
         return [
-            Servable(RuntimeServiceBase, RuntimeService(engine.driver, facts, engine.network.refresh, engine.stats)),
+            Servable(
+                RuntimeServiceBase,
+                RuntimeService(engine.driver, facts, engine.network.refresh, engine.stats, engine.feed),
+            ),
             Servable(ImagesBase, Transfer(engine)),
             Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.stats.layers)),
         ]

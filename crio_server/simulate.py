@@ -34,6 +34,8 @@ from crio_core.sim.lives import LIFE_ANNOTATION, said_by, words_of
 from crio_core.stats import Interface, LayerUsage, Usage
 from crio_core.values import dataclass
 from crio_io import mounts
+from crio_io.driver import Listener
+from crio_io.feed import Feed
 from crio_io.recorder import Recorder
 from crio_io.vault import Vault
 from crio_server.commands.version import VERSION
@@ -286,7 +288,7 @@ def simulation_of(config: Config, profile: Profile) -> Simulation:
     )
 
 
-def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[Servable]:
+def services_of(live: LiveSimulation, config: Config, profile: Profile, feed: Feed) -> list[Servable]:
     """The CRI services of a simulated node."""
 
     def verbose() -> Mapping[str, Any]:
@@ -313,7 +315,7 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile) -> list[
     )
     figures = SimulatedUsage(live.sim)
     return [
-        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, figures)),
+        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, figures, feed)),
         Servable(ImageServiceBase, ImageService(live, Vault(), image_usage, figures.layers)),
     ]
 
@@ -341,9 +343,16 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
     try:
         sim = simulation_of(config, profile)
         live = LiveSimulation(sim)
-        sim.on_event = LogWriter().note
-        async with live.running(), _recording(sim, profile.record):
-            server = SocketServer(services_of(live, config, profile), pages_of(live, config))
+        feed = Feed(live.ask)
+        listeners: list[Listener] = [LogWriter().note, feed.note]
+
+        def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
+            for listener in listeners:
+                listener(event, effects)
+
+        sim.on_event = note
+        async with live.running(), _recording(sim, profile.record, listeners):
+            server = SocketServer(services_of(live, config, profile, feed), pages_of(live, config))
             await server.start(sock=listening)
             yield live
             server.close()
@@ -355,20 +364,13 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
 
 
 @asynccontextmanager
-async def _recording(sim: Simulation, path: str) -> AsyncIterator[None]:
+async def _recording(sim: Simulation, path: str, listeners: list[Listener]) -> AsyncIterator[None]:
     """Write what the node is told from now on, and what follows from it, until the block ends."""
     if not path or sim.node is None:
         yield
         return
     recorder = Recorder(sim.node, version=VERSION, path=Path(path))
-    before = sim.on_event
-
-    def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
-        if before is not None:
-            before(event, effects)
-        recorder.note(event, effects)
-
-    sim.on_event = note
+    listeners.append(recorder.note)
     try:
         yield
     finally:

@@ -22,6 +22,7 @@ from crio_core.image.config import parse_image_config
 from crio_core.oci.signals import cri_signal
 from crio_core.records import ContainerRecord, ImageRecord, SandboxRecord, SandboxState, decode_request
 from crio_core.replies import CONTAINER_STATES
+from crio_io.feed import Happening, Kind
 from crio_server.cri.v1 import api_pb2 as pb
 
 T = TypeVar("T")
@@ -32,6 +33,12 @@ TEXT_CHARS_MAX = 4096
 """Of each text that an image's author wrote about it: an answer has a size limit."""
 
 _STATES = {"created": pb.CONTAINER_CREATED, "running": pb.CONTAINER_RUNNING, "exited": pb.CONTAINER_EXITED}
+_EVENTS = {
+    Kind.CREATED: pb.CONTAINER_CREATED_EVENT,
+    Kind.STARTED: pb.CONTAINER_STARTED_EVENT,
+    Kind.STOPPED: pb.CONTAINER_STOPPED_EVENT,
+    Kind.DELETED: pb.CONTAINER_DELETED_EVENT,
+}
 STATE_WORDS: Mapping[int, str] = {number: word for word, number in _STATES.items()}
 
 
@@ -287,6 +294,17 @@ def _mount(mount: cri.Mount) -> pb.Mount:
         image=pb.ImageSpec(image=mount.image.image) if mount.image.image else None,
         image_sub_path=mount.image_sub_path,
         mount_options=mount.mount_options,
+    )
+
+
+def happening(told: Happening) -> pb.ContainerEventResponse:
+    """What has happened to a container or a pod."""
+    return pb.ContainerEventResponse(
+        container_id=told.id,
+        container_event_type=_EVENTS[told.kind],
+        created_at=told.wall_ns,
+        pod_sandbox_status=sandbox_status(told.sandbox) if told.sandbox is not None else None,
+        containers_statuses=[container_status(one) for one in told.containers],
     )
 
 

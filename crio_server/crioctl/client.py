@@ -2,11 +2,11 @@
 
 import asyncio
 import errno
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TypeVar
 
-from grpclib.client import Channel, UnaryUnaryMethod
+from grpclib.client import Channel, UnaryStreamMethod, UnaryUnaryMethod
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
@@ -57,10 +57,28 @@ class Client:
             ServerRefusal: The server answered with a status other than OK, or not in time.
             Unreachable: The connection was lost.
         """
-        name = method.name.rpartition("/")[2]
-        socket = self.settings.image_socket if "ImageService" in method.name else self.settings.runtime_socket
-        try:
+        with self._problems_of(method.name, deadline_s):
             return await method(request, timeout=deadline_s)
+
+    async def stream(self, method: UnaryStreamMethod[Request, Response], request: Request) -> AsyncIterator[Response]:
+        """Do a call whose messages come one by one, for as long as they do.
+
+        Raises:
+            ServerRefusal: The server answered with a status other than OK.
+            Unreachable: The connection was lost.
+        """
+        with self._problems_of(method.name, None):
+            async with method.open() as stream:
+                await stream.send_message(request, end=True)
+                async for message in stream:
+                    yield message
+
+    @contextmanager
+    def _problems_of(self, path: str, deadline_s: float | None) -> Iterator[None]:
+        name = path.rpartition("/")[2]
+        socket = self.settings.image_socket if "ImageService" in path else self.settings.runtime_socket
+        try:
+            yield
         except GRPCError as error:
             text = error.message or "the server gave no reason"
             if error.status is Status.UNIMPLEMENTED:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from crio_server.commands.version import VERSION
-from crio_server.crioctl import container_views, containers, explain, images, pods, runtime, streams, transfer
+from crio_server.crioctl import container_views, containers, events, explain, images, pods, runtime, streams, transfer
 from crio_server.crioctl.endpoint import Settings, settle
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
@@ -126,6 +126,7 @@ FLAT = {
     "runtimeversion": runtime.version,
     "info": runtime.info,
     "tree": runtime.tree,
+    "events": events.events,
     "explain": explain.explain,
 }
 

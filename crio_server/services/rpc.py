@@ -94,6 +94,7 @@ def _wrapped(method: Method) -> Callable[[Stream[Any, Any]], Awaitable[None]]:
             request = await stream.recv_message()
             answer = method(request)
             if isinstance(answer, AsyncIterator):
+                await stream.send_initial_metadata()  # The first message may be long in coming.
                 async for part in answer:
                     await stream.send_message(part)
                 return

@@ -22,6 +22,7 @@ from crio_core.replies import (
 )
 from crio_core.values import dataclass
 from crio_io.driver import Caller
+from crio_io.feed import Feed, Listening
 from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.services.explanation import explanation, node_explanation
@@ -115,12 +116,19 @@ class RuntimeService(StatsMethods):
         facts: What the server says of itself.
         refresh_network: Looks at the CNI configuration now, and tells the node if it has changed.
         source: Looks at what containers use.
+        feed: Tells what happens.
     """
 
     def __init__(
-        self, driver: Caller, facts: NodeFacts, refresh_network: Callable[[], Awaitable[None]], source: Source
+        self,
+        driver: Caller,
+        facts: NodeFacts,
+        refresh_network: Callable[[], Awaitable[None]],
+        source: Source,
+        feed: Feed,
     ) -> None:
         super().__init__(driver, source)
+        self._feed = feed
         self._facts = facts
         self._refresh_network = refresh_network
         self._sandboxes = ListCache[SandboxRecord](translate.sandbox)
@@ -245,6 +253,10 @@ class RuntimeService(StatsMethods):
             self._sandbox_statuses.keep(found.items)
         return found.items, everything
 
+    def GetContainerEvents(self, request: pb.GetEventsRequest) -> AsyncIterator[pb.ContainerEventResponse]:
+        """What happens from now on: a client has the answer's headers once it is listened for."""
+        return _told(self._feed.listen())
+
     async def _info(self, kind: str, record_id: str, values: Mapping[str, Any]) -> dict[str, str]:
         explained = await explanation(self._driver, kind, record_id)
         return {"info": orjson.dumps(values).decode(), **explained}
@@ -345,3 +357,8 @@ class RuntimeService(StatsMethods):
     async def ReopenContainerLog(self, request: pb.ReopenContainerLogRequest) -> pb.ReopenContainerLogResponse:
         await self._driver.call(rq.ReopenContainerLog(container_id=request.container_id))
         return pb.ReopenContainerLogResponse()
+
+
+async def _told(listening: Listening) -> AsyncIterator[pb.ContainerEventResponse]:
+    async for happening in listening:
+        yield translate.happening(happening)

@@ -41,10 +41,11 @@ def test_refusal_of_the_server_exits_1_with_code_and_text(place: Place, status: 
     assert place.run("pods") == (1, "", f"crioctl: ListPodSandbox: {status.name}: the moon is full\n")
 
 
-def test_call_that_the_server_lacks_names_server_and_call(place: Place) -> None:
-    """stats, for one, is not offered by every server."""
-    code, _, err = place.run("stats")
-    assert code == 1 and "UNIMPLEMENTED" in err and f"{place.socket} does not offer ListContainerStats" in err
+@pytest.mark.parametrize(("command", "call"), [("stats", "ListContainerStats"), ("events", "GetContainerEvents")])
+def test_call_that_the_server_lacks_names_server_and_call(place: Place, command: str, call: str) -> None:
+    """stats, for one, is not offered by every server; nor are events, for which nobody should wait then."""
+    code, _, err = place.run(command)
+    assert code == 1 and "UNIMPLEMENTED" in err and f"{place.socket} does not offer {call}" in err
 
 
 @pytest.mark.parametrize("kind", ["missing", "stale", "file", "web server", "silent", "below a file"])
