@@ -4,7 +4,9 @@ A counter that a kernel does not have is None, and is left out of answers instea
 of the CRI's ContainerStats and PodSandboxStats: bytes, nanoseconds, and nano cores (billionths of one processor).
 """
 
+import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from crio_core.values import dataclass
 
@@ -12,6 +14,28 @@ UNLIMITED_BYTES = 1 << 62
 """Version 1 writes "no limit" as the largest number of whole pages, which depends on the machine."""
 NS_PER_S = 1_000_000_000
 INTERFACES_MAX = 64
+_COUNTED = ("bytes", "packets", "errors", "dropped")
+"""The first counters of /proc/PID/net/dev, of what was received and of what was sent."""
+_PRESSURES = ("cpu_pressure", "memory_pressure", "io_pressure")
+_STALL = re.compile(r"(some|full) avg10=(\d+\.\d+) avg60=(\d+\.\d+) avg300=(\d+\.\d+) total=(\d+)", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """How long tasks waited for a resource: since the beginning, and in percent of the last 10, 60 and 300 seconds."""
+
+    total_ns: int
+    avg10: float
+    avg60: float
+    avg300: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pressure:
+    """Pressure stall information (cgroup v2): when some task waited, and when all did, if the kernel tells."""
+
+    some: Stall
+    full: Stall | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +63,9 @@ class Usage:
     swap_bytes: int | None = None
     swap_available_bytes: int | None = None
     processes: int | None = None
+    cpu_pressure: Pressure | None = None
+    memory_pressure: Pressure | None = None
+    io_pressure: Pressure | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,23 +83,28 @@ class Interface:
 
     name: str
     rx_bytes: int
+    rx_packets: int
     rx_errors: int
+    rx_dropped: int
     tx_bytes: int
+    tx_packets: int
     tx_errors: int
+    tx_dropped: int
 
 
-def _number(text: str | None) -> int | None:
+def number(text: str | None) -> int | None:
+    """A number that stands alone; None for anything else."""
     word = (text or "").strip()
     return int(word) if word.isascii() and word.isdigit() else None
 
 
-def _fields(text: str | None) -> Mapping[str, int]:
+def named_numbers(text: str | None) -> Mapping[str, int]:
     """Lines of a name and a number, such as memory.stat."""
     found = {}
     for line in (text or "").splitlines():
         name, _, value = line.partition(" ")
-        if (number := _number(value)) is not None:
-            found[name] = number
+        if (known := number(value)) is not None:
+            found[name] = known
     return found
 
 
@@ -82,8 +114,8 @@ def _less(whole: int | None, part: int | None) -> int | None:
 
 def _limit(text: str | None) -> int | None:
     """A limit in bytes; None for none, however it is written."""
-    number = _number(text)
-    return None if number is None or number >= UNLIMITED_BYTES else number
+    limit = number(text)
+    return None if limit is None or limit >= UNLIMITED_BYTES else limit
 
 
 def usage_of_v1(files: Mapping[str, str], at_ns: int, wall_ns: int) -> Usage:
@@ -94,10 +126,10 @@ def usage_of_v1(files: Mapping[str, str], at_ns: int, wall_ns: int) -> Usage:
         at_ns: When they were read, on the monotonic clock.
         wall_ns: The same for clients.
     """
-    stat = _fields(files.get("memory.stat"))
-    used, limit = _number(files.get("memory.usage_in_bytes")), _limit(files.get("memory.limit_in_bytes"))
+    stat = named_numbers(files.get("memory.stat"))
+    used, limit = number(files.get("memory.usage_in_bytes")), _limit(files.get("memory.limit_in_bytes"))
     both, both_limit = (
-        _number(files.get("memory.memsw.usage_in_bytes")),
+        number(files.get("memory.memsw.usage_in_bytes")),
         _limit(files.get("memory.memsw.limit_in_bytes")),
     )
     swap = _less(both, used) if both is not None else None
@@ -106,7 +138,7 @@ def usage_of_v1(files: Mapping[str, str], at_ns: int, wall_ns: int) -> Usage:
     return Usage(
         at_ns=at_ns,
         wall_ns=wall_ns,
-        cpu_ns=_number(files.get("cpuacct.usage")),
+        cpu_ns=number(files.get("cpuacct.usage")),
         memory_bytes=used,
         working_set_bytes=working,
         available_bytes=_less(limit, working),
@@ -115,15 +147,15 @@ def usage_of_v1(files: Mapping[str, str], at_ns: int, wall_ns: int) -> Usage:
         major_page_faults=stat.get("total_pgmajfault"),
         swap_bytes=swap,
         swap_available_bytes=_less(swap_limit, swap),
-        processes=_number(files.get("pids.current")),
+        processes=number(files.get("pids.current")),
     )
 
 
 def usage_of_v2(files: Mapping[str, str], at_ns: int, wall_ns: int) -> Usage:
     """Read cgroup v2's files; arguments as for `usage_of_v1`."""
-    stat, cpu = _fields(files.get("memory.stat")), _fields(files.get("cpu.stat"))
-    used, limit = _number(files.get("memory.current")), _limit(files.get("memory.max"))
-    swap, swap_limit = _number(files.get("memory.swap.current")), _limit(files.get("memory.swap.max"))
+    stat, cpu = named_numbers(files.get("memory.stat")), named_numbers(files.get("cpu.stat"))
+    used, limit = number(files.get("memory.current")), _limit(files.get("memory.max"))
+    swap, swap_limit = number(files.get("memory.swap.current")), _limit(files.get("memory.swap.max"))
     working = _less(used, stat.get("inactive_file"))
     return Usage(
         at_ns=at_ns,
@@ -137,8 +169,20 @@ def usage_of_v2(files: Mapping[str, str], at_ns: int, wall_ns: int) -> Usage:
         major_page_faults=stat.get("pgmajfault"),
         swap_bytes=swap,
         swap_available_bytes=_less(swap_limit, swap),
-        processes=_number(files.get("pids.current")),
+        processes=number(files.get("pids.current")),
+        cpu_pressure=pressure_of(files.get("cpu.pressure")),
+        memory_pressure=pressure_of(files.get("memory.pressure")),
+        io_pressure=pressure_of(files.get("io.pressure")),
     )
+
+
+def pressure_of(text: str | None) -> Pressure | None:
+    """Read a pressure file (kernel documentation, accounting/psi); None if it is absent or says something else."""
+    stalls = {
+        which: Stall(avg10=float(avg10), avg60=float(avg60), avg300=float(avg300), total_ns=int(total) * 1000)
+        for which, avg10, avg60, avg300, total in _STALL.findall(text or "")
+    }
+    return Pressure(some=stalls["some"], full=stalls.get("full")) if "some" in stalls else None
 
 
 def nano_cores(before: Usage | None, now: Usage) -> int | None:
@@ -149,14 +193,18 @@ def nano_cores(before: Usage | None, now: Usage) -> int | None:
 
 
 def together(parts: Iterable[Usage], at_ns: int, wall_ns: int) -> Usage:
-    """What a pod's containers use together. Of what is available the pod has no more than its containers have."""
+    """What a pod's containers use together. Of what is available the pod has no more than its containers have.
+
+    How long a pod waited does not follow from how long its containers did.
+    """
     found = tuple(parts)
 
     def total(name: str) -> int | None:
         known = [value for part in found if (value := getattr(part, name)) is not None]
         return sum(known) if known else None
 
-    sums = {name: total(name) for name in Usage.__dataclass_fields__ if name not in ("at_ns", "wall_ns")}
+    apart = ("at_ns", "wall_ns", *_PRESSURES)
+    sums: dict[str, Any] = {name: total(name) for name in Usage.__dataclass_fields__ if name not in apart}
     return Usage(at_ns=at_ns, wall_ns=wall_ns, **sums)
 
 
@@ -175,10 +223,8 @@ def interfaces_of(text: str) -> tuple[Interface, ...]:
             found.append(
                 Interface(
                     name=name.strip(),
-                    rx_bytes=int(received[0]),
-                    rx_errors=int(received[2]),
-                    tx_bytes=int(sent[0]),
-                    tx_errors=int(sent[2]),
+                    **{f"rx_{what}": int(count) for what, count in zip(_COUNTED, received, strict=False)},
+                    **{f"tx_{what}": int(count) for what, count in zip(_COUNTED, sent, strict=False)},
                 )
             )
     return tuple(found[:INTERFACES_MAX])

@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import anyio
 
+from crio_core.counters import Counters, counters_of_v1, counters_of_v2
 from crio_core.oci.cgroups import parent_directory
 from crio_core.oci.facts import CgroupDriver
 from crio_core.records import ContainerRecord
@@ -55,7 +56,20 @@ _V1_FILES: Mapping[str, tuple[str, ...]] = {
 _V2_FILES = (
     *("cpu.stat", "memory.stat", "memory.current", "memory.max"),
     *("memory.swap.current", "memory.swap.max", "pids.current"),
+    *("cpu.pressure", "memory.pressure", "io.pressure"),
 )
+_V1_COUNTERS: Mapping[str, tuple[str, ...]] = {
+    "cpuacct": ("cpuacct.stat",),
+    "cpu": ("cpu.stat",),
+    "memory": ("memory.stat", "memory.max_usage_in_bytes", "memory.failcnt", "memory.oom_control"),
+    "blkio": ("blkio.throttle.io_service_bytes_recursive", "blkio.throttle.io_serviced_recursive"),
+}
+_V2_COUNTERS = ("cpu.stat", "memory.stat", "memory.peak", "memory.events", "io.stat")
+
+
+_Places = list[tuple[Hierarchy, str]]
+"""The directories of one control group: the hierarchy of each, and its path there."""
+_Finding = Callable[[], _Places]
 
 
 class StatsReader:
@@ -95,11 +109,8 @@ class StatsReader:
             return await mounts.in_thread("read control groups", self._usage, tuple(records), parents)
 
     def _usage(self, records: tuple[ContainerRecord, ...], parents: Mapping[str, str]) -> dict[str, Usage]:
-        wanted: list[tuple[str, Callable[[], list[tuple[Hierarchy, str]]]]]
-        wanted = [(record.id, partial(self._places, record)) for record in records]
-        wanted += [(pod_id, partial(self._places_of_pod, parent)) for pod_id, parent in parents.items()]
         found: dict[str, Usage] = {}
-        for key, places in wanted:
+        for key, places in self._wanted(records, parents):
             last = self._last.get(key)
             if last is not None and time.monotonic_ns() - last.at_ns < FRESH_NS:
                 found[key] = last
@@ -110,12 +121,26 @@ class StatsReader:
             del self._last[next(iter(self._last))]
         return found
 
-    def _look(self, places: Sequence[tuple[Hierarchy, str]], last: Usage | None) -> Usage | None:
-        files: dict[str, str] = {}
-        for hierarchy, path in places:
-            for name in self._names(hierarchy):
-                with suppress(OSError):  # A kernel without this counter, or a container that ends just now.
-                    files[name] = _read(f"{hierarchy.mountpoint}/{path}/{name}")
+    def _wanted(self, records: Sequence[ContainerRecord], parents: Mapping[str, str]) -> list[tuple[str, _Finding]]:
+        """What is to be looked at, by id, and how its directories are found."""
+        wanted: list[tuple[str, _Finding]] = [(record.id, partial(self._places, record)) for record in records]
+        return wanted + [(pod_id, partial(self._places_of_pod, parent)) for pod_id, parent in parents.items()]
+
+    async def counters(
+        self, records: Sequence[ContainerRecord], parents: Mapping[str, str] = MappingProxyType({})
+    ) -> Mapping[str, Counters]:
+        """What only metrics tell of containers and pods, by id; arguments as for `usage`, and nobody shares a look."""
+        return await mounts.in_thread("read control groups", self._counters, tuple(records), parents)
+
+    def _counters(self, records: tuple[ContainerRecord, ...], parents: Mapping[str, str]) -> dict[str, Counters]:
+        read = counters_of_v2 if self._cgroups.mode is Mode.V2 else counters_of_v1
+        looked = (
+            (key, self._files(places(), _V1_COUNTERS, _V2_COUNTERS)) for key, places in self._wanted(records, parents)
+        )
+        return {key: read(files) for key, files in looked if files}
+
+    def _look(self, places: _Places, last: Usage | None) -> Usage | None:
+        files = self._files(places, _V1_FILES, _V2_FILES)
         if not files:
             return None
         read = usage_of_v2 if self._cgroups.mode is Mode.V2 else usage_of_v1
@@ -123,12 +148,21 @@ class StatsReader:
         values = {name: getattr(now, name) for name in Usage.__dataclass_fields__}
         return Usage(**values | {"nano_cores": nano_cores(last, now)})
 
-    def _names(self, hierarchy: Hierarchy) -> tuple[str, ...]:
-        if hierarchy.v2:
-            return _V2_FILES if self._cgroups.mode is Mode.V2 else ()
-        return tuple(name for controller in hierarchy.controllers for name in _V1_FILES.get(controller, ()))
+    def _files(
+        self, places: _Places, v1_names: Mapping[str, tuple[str, ...]], v2_names: tuple[str, ...]
+    ) -> dict[str, str]:
+        """The contents of a group's files, by name; those that cannot be read are left out."""
+        files: dict[str, str] = {}
+        for hierarchy, path in places:
+            names: Sequence[str] = v2_names if self._cgroups.mode is Mode.V2 else ()
+            if not hierarchy.v2:
+                names = [name for controller in hierarchy.controllers for name in v1_names.get(controller, ())]
+            for name in names:
+                with suppress(OSError):  # A kernel without this counter, or a container that ends just now.
+                    files[name] = _read(f"{hierarchy.mountpoint}/{path}/{name}")
+        return files
 
-    def _places(self, record: ContainerRecord) -> list[tuple[Hierarchy, str]]:
+    def _places(self, record: ContainerRecord) -> _Places:
         """The container's directory in each hierarchy: where its process is, but not in a group that it made itself.
 
         A process that has the container's old number is in a group of another name, and is no process of it.
@@ -151,7 +185,7 @@ class StatsReader:
                 places.append((hierarchy, paths[key].lstrip("/")))
         return places
 
-    def _places_of_pod(self, parent: str) -> list[tuple[Hierarchy, str]]:
+    def _places_of_pod(self, parent: str) -> _Places:
         """The pod's directory in each hierarchy, whatever of it there is."""
         path = parent_directory(parent, self._driver)
         if not path:

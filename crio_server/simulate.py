@@ -22,6 +22,7 @@ import orjson
 
 from crio_core import effects as fx
 from crio_core import events as ev
+from crio_core.counters import Counters
 from crio_core.errors import LocalError, OperationError
 from crio_core.node import Handler
 from crio_core.records import ContainerRecord, Failure
@@ -199,6 +200,12 @@ class SimulatedUsage:
     ) -> Mapping[str, Usage]:
         """What containers use; a simulated pod has no group of its own."""
         return usage.usage(self._sim, records)
+
+    async def counters(
+        self, records: Sequence[ContainerRecord], parents: Mapping[str, str] = MappingProxyType({})
+    ) -> Mapping[str, Counters]:
+        """What nobody counts there."""
+        return {}
 
     async def layers(self, records: Sequence[ContainerRecord]) -> Mapping[str, LayerUsage]:
         return usage.layers(self._sim, records)

@@ -11,6 +11,7 @@ from crio_core.sim.simulation import Simulation
 from crio_core.stats import Interface, LayerUsage, Usage
 
 PAGE_BYTES = 4096
+PACKET_BYTES = 1024
 
 
 def _of(record_id: str, what: str, least: int, most: int) -> int:
@@ -63,4 +64,17 @@ def interfaces(sim: Simulation, records: Sequence[ContainerRecord]) -> tuple[Int
         return ()
     for_ms = (sim.at_ns - min(process.start_ticks for process in running)) // 1_000_000
     rate = _of(records[0].sandbox_id, "network", 1, 1000)
-    return (Interface(name="eth0", rx_bytes=for_ms * rate, rx_errors=0, tx_bytes=for_ms * rate // 4, tx_errors=0),)
+    received, sent = for_ms * rate, for_ms * rate // 4
+    return (
+        Interface(
+            name="eth0",
+            rx_bytes=received,
+            rx_packets=received // PACKET_BYTES,
+            rx_errors=0,
+            rx_dropped=0,
+            tx_bytes=sent,
+            tx_packets=sent // PACKET_BYTES,
+            tx_errors=0,
+            tx_dropped=0,
+        ),
+    )

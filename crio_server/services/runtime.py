@@ -27,7 +27,8 @@ from crio_server import translate
 from crio_server.cri.v1 import api_pb2 as pb
 from crio_server.services.explanation import explanation, node_explanation
 from crio_server.services.listing import ListCache
-from crio_server.services.stats import Source, StatsMethods
+from crio_server.services.metrics import MetricsMethods
+from crio_server.services.stats import Source
 
 RUNTIME_NAME = "crio"
 API_VERSION = "v1"
@@ -108,7 +109,7 @@ def sandbox_info(record: SandboxRecord, network_fault: str) -> dict[str, Any]:
     }
 
 
-class RuntimeService(StatsMethods):
+class RuntimeService(MetricsMethods):
     """Pods and containers.
 
     Args:

@@ -17,7 +17,8 @@ from crio_core.stats import (
     usage_of_v2,
 )
 
-FIGURES = tuple(one.name for one in fields(Usage) if one.name not in ("at_ns", "wall_ns"))
+PRESSURES = ("cpu_pressure", "memory_pressure", "io_pressure")
+FIGURES = tuple(one.name for one in fields(Usage) if one.name not in ("at_ns", "wall_ns", *PRESSURES))
 COUNTS = st.none() | st.integers(0, 2**40)
 USAGES = st.builds(Usage, at_ns=st.just(1), wall_ns=st.just(2), **dict.fromkeys(FIGURES, COUNTS))
 
