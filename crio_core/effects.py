@@ -138,6 +138,8 @@ class MountRootfs:
     layers: tuple[str, ...]
     volumes: tuple[ImageVolume, ...]
     devices: tuple[Device, ...]
+    cdi_devices: tuple[str, ...]
+    """Qualified names of devices that a vendor's specification describes."""
     all_devices: bool
     """Whether the container is privileged and is to see every device of the host."""
     seccomp_path: str

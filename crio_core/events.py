@@ -7,6 +7,7 @@ for what is reported; the two never mix.
 from collections.abc import Mapping
 from dataclasses import field
 
+from crio_core.oci.cdi import ContainerEdits
 from crio_core.oci.facts import HostDevice, RootfsFacts
 from crio_core.records import Failure, Pin
 from crio_core.requests import Request
@@ -89,6 +90,8 @@ class RootfsMounted:
     """Where each image volume is on the host, by its path in the container."""
     node_name: str = ""
     """What the node is called now."""
+    edits: ContainerEdits = ContainerEdits()
+    """What the CDI devices that were asked for add to the spec."""
     apparmor: bool = True
     """Whether the AppArmor profile can be had; if not, and it is the runtime's own default, there is none."""
 

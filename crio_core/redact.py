@@ -20,6 +20,7 @@ from crio_core import requests as rq
 from crio_core.cri import AuthConfig, ContainerConfig, ImageSpec, KeyValue, PodSandboxConfig
 from crio_core.errors import LocalError
 from crio_core.lifecycle.session import Session
+from crio_core.oci.cdi import ContainerEdits
 from crio_core.oci.facts import SpecDefaults
 from crio_core.records import ContainerRecord, ImageRecord, SandboxRecord, decode, encode
 
@@ -181,6 +182,7 @@ _HIDERS: Mapping[type, Callable[[Any, Mask], object]] = {
     SpecDefaults: lambda value, mask: replace(
         value, default_env=tuple(_pair(entry, mask) for entry in value.default_env)
     ),
+    ContainerEdits: lambda value, mask: replace(value, env=tuple(_pair(entry, mask) for entry in value.env)),
     ImageSpec: _annotated,
     PodSandboxConfig: _annotated,
     ContainerConfig: _annotated,

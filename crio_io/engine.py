@@ -101,6 +101,7 @@ class Engine:
         elif facts.selinux:
             log.warning("selinux: files and volumes of containers are not labelled: an enforcing node denies them")
         self._executor.monitors.update(monitors)
+        self._executor.cdi.directories = options.cdi_spec_dirs
         self.images.reload(options.registries)
         settings = settings_of(options, self._executor.layout, facts)
         self.driver.node.reload(settings)

@@ -68,6 +68,7 @@ class EngineOptions:
     attach_dir: str = ""
     log_directory: str = ""
     additional_devices: tuple[Device, ...] = ()
+    cdi_spec_dirs: tuple[str, ...] = ("/etc/cdi", "/var/run/cdi")
     image_volumes: bool = True
     selinux: bool = False
     defaults: SpecDefaults = SpecDefaults()

@@ -20,6 +20,7 @@ from crio_core import events as ev
 from crio_core.cni import Attachment, PodNetwork, bandwidth_from_annotations, stored_network
 from crio_core.errors import LocalError
 from crio_core.layout import Layout
+from crio_core.oci.cdi import ContainerEdits
 from crio_core.oci.facts import RootfsFacts
 from crio_core.oci.resolv import hostname_text, resolv_conf
 from crio_core.records import Pin, encode
@@ -27,6 +28,7 @@ from crio_core.values import dataclass
 from crio_io import devices, idmap, mounts, namespaces, rootfs, sandbox_files
 from crio_io.apparmor import AppArmor
 from crio_io.bundle import make_host_path, make_mount_sources, remove_bundle, write_bundle
+from crio_io.cdi import CdiDevices
 from crio_io.cni import CniRunner
 from crio_io.exits import ExitWatcher
 from crio_io.images import ImageStore
@@ -59,6 +61,7 @@ class HostExecutor:
         sweeper: Removes what no record owns.
         streams: Brings the connections of clients.
         apparmor: The profiles of the kernel.
+        cdi: Devices that vendors' specifications describe.
         looks: How many pods are looked at at the same time when a server starts.
     """
 
@@ -72,6 +75,7 @@ class HostExecutor:
     sweeper: Sweeper
     streams: Streams = field(default_factory=Streams)
     apparmor: AppArmor = field(default_factory=AppArmor)
+    cdi: CdiDevices = field(default_factory=CdiDevices)
     looks: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(LOOKS_MAX))
 
     async def run(self, order: fx.Order) -> ev.Outcome:
@@ -247,6 +251,7 @@ class HostExecutor:
             image_mounts=await self.images.mount_volumes(order.container_id, order.volumes, order.users)
             if order.volumes
             else (),
+            edits=await self.cdi.edits(order.cdi_devices) if order.cdi_devices else ContainerEdits(),
             apparmor=apparmor,
             node_name=os.uname().nodename,
         )

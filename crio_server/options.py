@@ -46,6 +46,7 @@ def engine_options(config: Config) -> EngineOptions:
         attach_dir=config.container_attach_socket_dir,
         log_directory=config.log_dir,
         additional_devices=tuple(_device(item) for item in config.additional_devices),
+        cdi_spec_dirs=config.cdi_spec_dirs,
         image_volumes=config.image_volumes == "mkdir",
         selinux=config.selinux,
         defaults=_defaults(config),

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from crio_core.cri import ContainerConfig, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig, Signal
 from crio_core.errors import Code, OperationError, invalid
 from crio_core.node.settings import Handler, Settings
+from crio_core.oci import cdi
 from crio_core.oci.cgroups import parent_directory
 from crio_core.oci.facts import HostFacts
 from crio_core.oci.namespaces import mappings
@@ -19,8 +20,6 @@ PORT_MAX = 65535
 LIST_ITEMS_MAX = 10_000
 IMAGE_MOUNTS_MAX = 256
 
-_CDI = "cdi.k8s.io/"
-"""What keys of annotations begin with that ask for CDI devices."""
 _OPTIONS = "config.linux.security_context.namespace_options"
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?", re.ASCII)
 _SIGNALS = frozenset(Signal)
@@ -148,18 +147,6 @@ def within(config: ContainerConfig, pod: PodSandboxConfig) -> None:
             raise invalid(f"{field}.namespace_options.{name}", "NODE", f"{mode.name}, as its pod has it")
 
 
-def _no_cdi_device(config: ContainerConfig) -> None:
-    """Refuse devices of the Container Device Interface: without what it was promised a program would fail later, or
-    silently work without it.
-    """
-    asked = [(f"config.CDI_devices[{index}]", one.name) for index, one in enumerate(config.CDI_devices)]
-    asked += [(f"config.annotations[{key}]", word) for key, word in config.annotations.items() if key.startswith(_CDI)]
-    if asked:
-        field, value = asked[0]
-        message = f"{field}: {value[:200]!r} is a CDI device, and this runtime cannot give those: expected none"
-        raise OperationError(Code.FAILED_PRECONDITION, "CDI_NOT_AVAILABLE", message)
-
-
 def container(config: ContainerConfig) -> None:
     """Check what CreateContainer was told, as far as that needs nothing but the request.
 
@@ -167,7 +154,7 @@ def container(config: ContainerConfig) -> None:
         OperationError: INVALID_ARGUMENT; FAILED_PRECONDITION for what no container can have here.
     """
     _name("config.metadata.name", config.metadata.name)
-    _no_cdi_device(config)
+    cdi.asked(config)
     if not config.image.image:
         raise invalid("config.image.image", "", "an image reference or id")
     if config.log_path.startswith("/") or ".." in config.log_path.split("/") or "\0" in config.log_path:

@@ -16,7 +16,7 @@ from crio_core.lifecycle.container import SpecBuilt
 from crio_core.lifecycle.sandbox import HOSTNAME_CHARS, sandbox_request
 from crio_core.node.settings import Handler, Settings
 from crio_core.node.state import State
-from crio_core.oci import signals
+from crio_core.oci import cdi, signals
 from crio_core.oci.facts import SpecDefaults
 from crio_core.oci.mounts import image_volumes
 from crio_core.oci.plan import ContainerPlan, InfraPlan
@@ -89,6 +89,7 @@ def mount_rootfs(state: State, container: ContainerRecord) -> fx.MountRootfs:
         layers=container.layers,
         volumes=container.volumes,
         devices=(*state.settings.additional_devices, *config.devices),
+        cdi_devices=cdi.asked(config),
         all_devices=context.privileged and not handler.privileged_without_host_devices,
         seccomp_path=seccomp.localhost_ref.removeprefix("localhost/") if localhost else "",
         apparmor_profile=wanted_apparmor_profile(apparmor, host, defaults, privileged=context.privileged),
@@ -143,7 +144,10 @@ def build(state: State, container: ContainerRecord, mounted: RootfsMounted) -> S
             process["cwd"],
             *(image_volumes(image_config(image)) if state.settings.image_volumes else ()),
         ),
-        mount_targets=tuple(mount.container_path for mount in config.mounts),
+        mount_targets=(
+            *(mount.container_path for mount in config.mounts),
+            *(mount.containerPath for mount in mounted.edits.mounts),
+        ),
         log_path=container.log_path,
         terminal=config.tty,
         stdin=config.stdin,
@@ -252,6 +256,7 @@ def _plan(
         mapped_mounts=_mapped_mounts(state, container, config),
         devices=mounted.devices,
         host_devices=mounted.host_devices,
+        edits=mounted.edits,
         without_host_devices=_handler(state, container).privileged_without_host_devices,
         seccomp_profile=orjson.loads(mounted.seccomp_profile) if mounted.seccomp_profile else None,
         image_name=container.image,

@@ -7,6 +7,7 @@ from typing import Any
 
 from crio_core.cri import ContainerConfig, NamespaceMode, PodSandboxConfig
 from crio_core.image.config import ImageConfig
+from crio_core.oci.cdi import ContainerEdits
 from crio_core.oci.facts import HostDevice, HostFacts, RootfsFacts, SpecDefaults
 from crio_core.values import dataclass
 
@@ -31,6 +32,7 @@ class ContainerPlan:
         without_host_devices: A privileged container has no more devices than another (a runtime handler's option).
         seccomp_profile: The parsed file of a Localhost profile.
         mapped_mounts: Host paths in place of those mounts of the request whose ids are mapped, by their container path.
+        edits: What the request's CDI devices add.
         image_name: The image as the caller named it, for annotations.
     """
 
@@ -53,6 +55,7 @@ class ContainerPlan:
     without_host_devices: bool = False
     seccomp_profile: Mapping[str, Any] | None = None
     mapped_mounts: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    edits: ContainerEdits = ContainerEdits()
     image_name: str = ""
     is_sandbox: bool = False
 

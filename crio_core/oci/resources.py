@@ -192,12 +192,16 @@ def device_rules(given: tuple[HostDevice, ...], *, everything: bool) -> list[dic
         if minor is not None:
             rule["minor"] = minor
         rules.append(rule)
-    rules.extend(
+    return rules + access_rules(given)
+
+
+def access_rules(given: tuple[HostDevice, ...]) -> list[dict[str, Any]]:
+    """What the devices cgroup must allow for these nodes."""
+    return [
         {"allow": True, "type": node.kind, "major": node.major, "minor": node.minor, "access": node.permissions}
         for node in given
         if node.kind != "p"
-    )
-    return rules
+    ]
 
 
 def device_nodes(given: tuple[HostDevice, ...]) -> list[dict[str, Any]]:

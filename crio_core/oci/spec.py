@@ -18,6 +18,7 @@ from crio_core.cri import (
 from crio_core.errors import LocalError, invalid
 from crio_core.oci.annotations import annotations
 from crio_core.oci.capabilities import capability_sets
+from crio_core.oci.cdi import edit
 from crio_core.oci.cgroups import cgroups_path
 from crio_core.oci.mounts import masked_paths, mounts, readonly_paths, rootfs_propagation
 from crio_core.oci.namespaces import id_mappings, namespaces, shares_node_name
@@ -61,6 +62,7 @@ def container_spec(plan: ContainerPlan) -> Json:
     }
     if plan.hostname and not shares_node_name(plan):
         spec["hostname"] = check_hostname(plan.hostname)
+    edit(spec, plan.edits, everything=plan.all_devices)
     return spec
 
 

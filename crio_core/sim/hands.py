@@ -12,6 +12,7 @@ import orjson
 from crio_core import effects as fx
 from crio_core import events as ev
 from crio_core.errors import Code, LocalError, OperationError
+from crio_core.oci import cdi
 from crio_core.oci.annotations import SANDBOX_ANNOTATION
 from crio_core.oci.facts import RootfsFacts
 from crio_core.records import Pin, encode
@@ -240,6 +241,7 @@ class Hands:
     def _mount(self, order: fx.MountRootfs) -> Steps:
         world = self._world
         yield
+        cdi.resolve(order.cdi_devices, ())  # A simulated node has none.
         self._need_space("writable layer")
         layers = (*order.layers, *(layer for volume in order.volumes for layer in volume.layers))
         missing = [layer for layer in layers if layer not in world.layers]

@@ -43,7 +43,7 @@ _VALUES = {
     "crio": "storage_driver storage_option imagestore version_file_persist file_locking_path clean_shutdown_file",
     "crio.api": ("host_ip grpc_max_send_msg_size grpc_max_recv_msg_size"),
     "crio.runtime": (
-        "hooks_dir hooks_dir_path default_mounts default_mounts_file allowed_devices cdi_spec_dirs "
+        "hooks_dir hooks_dir_path default_mounts default_mounts_file allowed_devices "
         "decryption_keys_path privileged_seccomp_profile seccomp_baseline_profile blockio_config_file "
         "irqbalance_config_file irqbalance_config_restore_file rdt_config_file bind_mount_prefix uid_mappings "
         "gid_mappings minimum_mappable_uid minimum_mappable_gid log_filter pinns_path workloads "

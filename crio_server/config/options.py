@@ -190,6 +190,15 @@ class Config:
     additional_devices: tuple[str, ...] = option(
         (), _RUNTIME, _DEVICES, "Devices that every container gets.", live=True
     )
+    cdi_spec_dirs: tuple[str, ...] = option(
+        ("/etc/cdi", "/var/run/cdi"),
+        _RUNTIME,
+        _DIRECTORIES,
+        "Directories of specifications of CDI devices; one in a later directory comes before one in an earlier.",
+        flags="--cdi-spec-dirs",
+        env="CONTAINER_CDI_SPEC_DIRS",
+        live=True,
+    )
     seccomp_profile: str = option(
         "",
         _RUNTIME,

@@ -173,9 +173,15 @@ def pulled() -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def shared_crio(shared_site: Site, pulled: tuple[str, ...]) -> Iterator[Crio]:
+def server_flags() -> tuple[str, ...]:
+    """Flags of the module's server besides those of all; a module may say others."""
+    return ()
+
+
+@pytest.fixture(scope="module")
+def shared_crio(shared_site: Site, pulled: tuple[str, ...], server_flags: tuple[str, ...]) -> Iterator[Crio]:
     """A server for all tests of a module."""
-    with Crio(shared_site) as crio:
+    with Crio(shared_site, *server_flags) as crio:
         for name in pulled:
             crio.pull(getattr(crio.images, name))
         crio.note_baseline()

@@ -48,6 +48,7 @@ OTHER: dict[str, Any] = {
     "insecure_registries": ("registry.example",),
     "registries": ("registry.example",),
     "plugin_dirs": ("/plugins",),
+    "cdi_spec_dirs": ("/specifications",),
     "cni_default_network": "mine",
     "cgroup_manager": "systemd",
     "image_volumes": "ignore",
