@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import socket
-import stat
 import sys
 import threading
 import time
@@ -20,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from crio_core.errors import Code, OperationError
+from crio_core.errors import OperationError
 from crio_io.engine import Engine, open_engine
 from crio_io.engine_options import layout_of
 from crio_io.mounts import in_thread, running_steps
@@ -31,18 +30,19 @@ from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
 from crio_server.lean import REST_S, settle
 from crio_server.listener import SocketServer
+from crio_server.metrics import EffectTimes, ServerMetrics
 from crio_server.options import engine_options, listener_options
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService, user_namespaces_of
 from crio_server.services.transfer import ImagesBase, Transfer
+from crio_server.sockets import bound_port, bound_socket
 from crio_server.status import StatusPages
+from crio_server.tally import tallies
 from crio_server.versions import write_versions
 
 log = logging.getLogger("crio")
 
-SOCKET_MODE = 0o660
-BACKLOG = 128
 STOP_S = 5.0
 """How long calls that are under way may take at the end before they are cut off."""
 END_S = 16.0
@@ -109,38 +109,6 @@ def _end_at_once() -> None:
     os._exit(0)
 
 
-def bound_socket(path: str) -> socket.socket:
-    """A listening unix socket of mode 0660 at `path`; a stale one is replaced, a live one is not.
-
-    Raises:
-        OperationError: Another server answers there, or something that is no socket is in the way.
-    """
-    Path(path).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with suppress(FileNotFoundError):
-        if not stat.S_ISSOCK(os.lstat(path).st_mode):
-            raise OperationError(Code.FAILED_PRECONDITION, "SOCKET_TAKEN", f"listen: {path!r} exists and is no socket")
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1)
-            try:
-                probe.connect(path)
-            except (ConnectionRefusedError, FileNotFoundError):
-                Path(path).unlink(missing_ok=True)
-            else:
-                raise OperationError(
-                    Code.FAILED_PRECONDITION, "SOCKET_TAKEN", f"listen: another server is serving at {path!r}"
-                )
-    listening = socket.socket(socket.AF_UNIX)
-    # The mode is set before anybody can connect, whatever the umask is.
-    before = os.umask(0o777 & ~SOCKET_MODE)
-    try:
-        listening.bind(path)
-    finally:
-        os.umask(before)
-    listening.listen(BACKLOG)
-    listening.setblocking(False)
-    return listening
-
-
 class _Serving:
     """One run of the server."""
 
@@ -153,6 +121,8 @@ class _Serving:
         self._hung_up = False
         self._engine: Engine | None = None
         self._ended = asyncio.Event()
+        self._calls = tallies()
+        self._times = EffectTimes()
 
     async def run(self) -> None:
         """Bind, open the engine, serve, and end in the opposite order."""
@@ -162,24 +132,34 @@ class _Serving:
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         loop.add_signal_handler(signal.SIGUSR1, self._dump)
         listening = bound_socket(self._config.listen)
+        metrics = None
         try:
+            if self._config.enable_metrics:
+                metrics = bound_port(self._config.metrics_host, self._config.metrics_port)
             options = replace(engine_options(self._config), version=VERSION, record=self._record)
             async with open_engine(options) as engine:
                 self._engine = engine
+                engine.driver.listeners.append(self._times.note)
                 streams = StreamListener(listener_options(self._config), engine.driver, engine.streams)
                 async with streams.serving():
-                    await self._serve(engine, listening, streams.url)
+                    await self._serve(engine, listening, streams.url, metrics)
         finally:
             Path(self._config.listen).unlink(missing_ok=True)
             listening.close()
+            if metrics is not None:
+                metrics.close()
 
-    async def _serve(self, engine: Engine, listening: socket.socket, stream_url: str) -> None:
+    async def _serve(
+        self, engine: Engine, listening: socket.socket, stream_url: str, metrics: socket.socket | None
+    ) -> None:
         try:
             write_versions(self._config.version_file, self._config.root)
         except OSError as error:
             log.warning("crio wipe will take this for a rebooted machine: %s", error)
-        server = SocketServer(self._services(engine, stream_url), self._pages(engine))
+        pages = self._pages(engine)
+        server = SocketServer(self._services(engine, stream_url), pages)
         await server.start(sock=listening)
+        metrics_server = await _serve_metrics(metrics, pages) if metrics is not None else None
         asyncio.get_running_loop().call_later(REST_S, settle)
         log.info("crio %s serves at %s (pid %d), streams at %s", VERSION, self._config.listen, os.getpid(), stream_url)
         await self._ended.wait()
@@ -188,6 +168,8 @@ class _Serving:
         last_resort.daemon = True
         last_resort.start()
         server.close()
+        if metrics_server is not None:
+            metrics_server.close()
         with suppress(TimeoutError):
             await asyncio.wait_for(server.wait_closed(), STOP_S)
 
@@ -213,9 +195,14 @@ class _Serving:
             Servable(
                 RuntimeServiceBase,
                 RuntimeService(engine.driver, facts, engine.network.refresh, engine.stats, engine.feed),
+                self._calls,
             ),
-            Servable(ImagesBase, Transfer(engine)),
-            Servable(ImageServiceBase, ImageService(engine.driver, engine.vault, usage, engine.stats.layers)),
+            Servable(ImagesBase, Transfer(engine), self._calls),
+            Servable(
+                ImageServiceBase,
+                ImageService(engine.driver, engine.vault, usage, engine.stats.layers),
+                self._calls,
+            ),
         ]
 
     def _pages(self, engine: Engine) -> StatusPages:
@@ -226,6 +213,7 @@ class _Serving:
             storage_root=str(engine.images.store.root),
             cgroup_driver=self._config.cgroup_manager,
             rootfs=lambda container_id: str(layout.rootfs(container_id)),
+            metrics=ServerMetrics(engine.driver, VERSION, self._calls, self._times, engine.network.plugins.series).page,
         )
 
     def _verbose(self) -> Mapping[str, Any]:
@@ -325,3 +313,14 @@ class _Serving:
             return
         self._config = config
         logging.getLogger().setLevel(_LEVELS[self._config.log_level])
+
+
+async def _serve_metrics(listening: socket.socket, pages: StatusPages) -> asyncio.Server:
+    """Serve the page of metrics, and nothing else."""
+    from crio_server.http1 import HttpServer  # Only here: as in `listener.py`.
+
+    http = HttpServer(pages.metrics_alone)
+    server = await asyncio.get_running_loop().create_server(http.protocol, sock=listening)
+    host, port = listening.getsockname()[:2]
+    log.info("metrics at http://%s/metrics", f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+    return server

@@ -44,11 +44,14 @@ from crio_server.config import Config, ConfigWarning
 from crio_server.config.render import to_toml
 from crio_server.cri.v1.api_grpc import ImageServiceBase, RuntimeServiceBase
 from crio_server.listener import SocketServer
-from crio_server.serve import STOP_S, bound_socket, set_up_logging
+from crio_server.metrics import EffectTimes, ServerMetrics
+from crio_server.serve import STOP_S, set_up_logging
 from crio_server.services.image import ImageService
 from crio_server.services.rpc import Servable
 from crio_server.services.runtime import NodeFacts, RuntimeService, user_namespaces_of
+from crio_server.sockets import bound_socket
 from crio_server.status import StatusPages
+from crio_server.tally import Tallies, tallies
 
 log = logging.getLogger("crio")
 
@@ -295,7 +298,7 @@ def simulation_of(config: Config, profile: Profile) -> Simulation:
     )
 
 
-def services_of(live: LiveSimulation, config: Config, profile: Profile, feed: Feed) -> list[Servable]:
+def services_of(live: LiveSimulation, config: Config, profile: Profile, feed: Feed, calls: Tallies) -> list[Servable]:
     """The CRI services of a simulated node."""
 
     def verbose() -> Mapping[str, Any]:
@@ -322,12 +325,12 @@ def services_of(live: LiveSimulation, config: Config, profile: Profile, feed: Fe
     )
     figures = SimulatedUsage(live.sim)
     return [
-        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, figures, feed)),
-        Servable(ImageServiceBase, ImageService(live, Vault(), image_usage, figures.layers)),
+        Servable(RuntimeServiceBase, RuntimeService(live, facts, refresh_network, figures, feed), calls),
+        Servable(ImageServiceBase, ImageService(live, Vault(), image_usage, figures.layers), calls),
     ]
 
 
-def pages_of(live: LiveSimulation, config: Config) -> StatusPages:
+def pages_of(live: LiveSimulation, config: Config, metrics: ServerMetrics) -> StatusPages:
     """What a simulated node answers over HTTP."""
     return StatusPages(
         driver=live,
@@ -335,6 +338,7 @@ def pages_of(live: LiveSimulation, config: Config) -> StatusPages:
         storage_root=FILESYSTEM,
         cgroup_driver=config.cgroup_manager,
         rootfs=lambda container_id: str(SETTINGS.layout.rootfs(container_id)),
+        metrics=metrics.page,
     )
 
 
@@ -350,8 +354,9 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
     try:
         sim = simulation_of(config, profile)
         live = LiveSimulation(sim)
-        feed = Feed(live.ask)
-        listeners: list[Listener] = [LogWriter().note, feed.note]
+        feed, times, calls = Feed(live.ask), EffectTimes(), tallies()
+        metrics = ServerMetrics(live, VERSION, calls, times, plugins=tuple)
+        listeners: list[Listener] = [LogWriter().note, feed.note, times.note]
 
         def note(event: ev.Event, effects: tuple[fx.Effect, ...]) -> None:
             for listener in listeners:
@@ -359,7 +364,7 @@ async def serving(config: Config, profile: Profile) -> AsyncIterator[LiveSimulat
 
         sim.on_event = note
         async with live.running(), _recording(sim, profile.record, listeners):
-            server = SocketServer(services_of(live, config, profile, feed), pages_of(live, config))
+            server = SocketServer(services_of(live, config, profile, feed, calls), pages_of(live, config, metrics))
             await server.start(sock=listening)
             yield live
             server.close()

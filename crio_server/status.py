@@ -1,7 +1,7 @@
 """What can be asked over HTTP on the server's socket: paths, and what they are answered.
 
 `/info`, `/config` and `/containers/ID` have the paths and the members that CRI-O's clients know, such as cAdvisor.
-`/images/progress` tells of pulls as they go on, one JSON object a line:
+`/metrics` is for Prometheus. `/images/progress` tells of pulls as they go on, one JSON object a line:
 
     {"image": REF, "state": "resolving" | "fetching" | "recording"}
     {"image": REF, "digest": ..., "diffId": ..., "step": ..., "receivedBytes": ..., "totalBytes": ..., ...}
@@ -25,6 +25,7 @@ from crio_io.driver import Caller
 from crio_server.errors import status_of
 from crio_server.services.explanation import pulls_of
 
+PATHS = "/info, /config, /containers/ID, /images/progress, /metrics"
 LOOK_S = 0.25
 JSON = "application/json"
 LINES = "application/x-ndjson"
@@ -64,6 +65,7 @@ class StatusPages:
         storage_root: Where images are.
         cgroup_driver: `systemd` or `cgroupfs`.
         rootfs: Where the root filesystem of a container is, by its id.
+        metrics: The content type and the text of the page for Prometheus.
     """
 
     driver: Caller
@@ -71,6 +73,7 @@ class StatusPages:
     storage_root: str
     cgroup_driver: str
     rootfs: Callable[[str], str]
+    metrics: Callable[[], tuple[str, bytes]]
 
     async def __call__(self, path: str, query: Mapping[str, str]) -> Answer:
         """Answer a question; what goes wrong becomes an answer too."""
@@ -82,13 +85,20 @@ class StatusPages:
                     return Answer(content_type=TOML, body=self.config().encode())
                 case ["containers", container_id] if container_id:
                     return Answer(body=_json(await self._container(container_id)))
+                case ["metrics"]:
+                    content_type, body = self.metrics()
+                    return Answer(content_type=content_type, body=body)
                 case ["images", "progress"]:
                     return await self._progress(query.get("image", ""))
                 case _:
-                    return failed(404, f"there is no {path[:200]}: /info, /config, /containers/ID, /images/progress")
+                    return failed(404, f"there is no {path[:200]}: {PATHS}")
         except Exception as error:
             code = error.code if isinstance(error, OperationError) else Code.INTERNAL
             return failed(_STATUSES.get(code, 500), status_of(error)[1])
+
+    async def metrics_alone(self, path: str, query: Mapping[str, str]) -> Answer:
+        """Answer who may know how the server does, and nothing of what it runs."""
+        return await self(path, query) if path == "/metrics" else failed(404, f"there is no {path[:200]}: /metrics")
 
     def _info(self) -> Mapping[str, Any]:
         whole = [{"container_id": 0, "host_id": 0, "size": 2**32 - 1}]

@@ -17,6 +17,7 @@ This relies on what is private in h2 4 and grpclib 0.4 (their books); `tests/pro
 frames to the libraries alone and compares what a client sees and what the books say.
 """
 
+import time
 from asyncio import BaseTransport, Transport
 from collections.abc import Iterable, Mapping
 from inspect import iscoroutine
@@ -243,6 +244,7 @@ class UnaryProtocol(H2Protocol):
 
     def _answered(self, call: _Call, known: AtOnce) -> bool:
         """Ask the method and send its answer; False if the libraries have to, and nothing was done."""
+        began_s = time.monotonic()
         h2, payload = self._h2, call.payload
         length = int.from_bytes(payload[1:MESSAGE_HEAD_BYTES], "big")
         if payload[:1] != b"\0" or length != len(payload) - MESSAGE_HEAD_BYTES:
@@ -270,6 +272,7 @@ class UnaryProtocol(H2Protocol):
         self._answered_now += 1
         self._writer.write_now(frames)
         self.connection.data_send_process()
+        known.tally.observe(time.monotonic() - began_s)
         return True
 
     def _take_in(self, size: int) -> int:

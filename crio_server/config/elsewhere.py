@@ -29,7 +29,6 @@ class Missing:
 
 _SWITCHES = {
     "crio": "file_locking internal_repair",
-    "crio.metrics": "enable_metrics",
     "crio.runtime": (
         "no_pivot log_to_journald add_inheritable_capabilities device_ownership_from_security_context blockio_reload "
         "enable_criu_support enable_pod_events hostnetwork_disable_selinux disable_hostport_mapping "
@@ -53,7 +52,7 @@ _VALUES = {
     "crio.image": (
         "default_transport namespaced_auth_dir big_files_temporary_dir pause_image_auth_file short_name_mode"
     ),
-    "crio.metrics": "metrics_host metrics_port metrics_socket metrics_cert metrics_key metrics_collectors",
+    "crio.metrics": "metrics_socket metrics_cert metrics_key metrics_collectors",
     "crio.tracing": "tracing_endpoint tracing_sampling_rate_per_million",
     "crio.stats": "stats_collection_period collection_period included_pod_metrics",
     "crio.nri": (

@@ -60,6 +60,7 @@ _API = "crio.api"
 _RUNTIME = "crio.runtime"
 _IMAGE = "crio.image"
 _NETWORK = "crio.network"
+_METRICS = "crio.metrics"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,6 +401,31 @@ class Config:
     )
     cni_default_network: str = option(
         "", _NETWORK, Text(), "Name of the CNI network of pods. Empty: the first valid one by file name.", live=True
+    )
+
+    enable_metrics: bool = option(
+        False,
+        _METRICS,
+        Switch(),
+        "Serve metrics for Prometheus over TCP. They are always at /metrics on the CRI's socket.",
+        flags="--enable-metrics",
+        env="CONTAINER_ENABLE_METRICS",
+    )
+    metrics_host: str = option(
+        "127.0.0.1",
+        _METRICS,
+        Text(),
+        "Address or name at which metrics are served. Empty: every address of the node.",
+        flags="--metrics-host",
+        env="CONTAINER_METRICS_HOST",
+    )
+    metrics_port: int = option(
+        9090,
+        _METRICS,
+        Integer(0, 65535),
+        "Port at which metrics are served; 0 for any that is free, which the log tells.",
+        flags="--metrics-port",
+        env="CONTAINER_METRICS_PORT",
     )
 
     runtimes: tuple[RuntimeHandler, ...] = (RuntimeHandler(name="runc"),)

@@ -18,6 +18,9 @@ from crio_server.serve import set_up_logging
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 READ_BY = {
+    "enable_metrics": "crio_server/serve.py",
+    "metrics_host": "crio_server/serve.py",
+    "metrics_port": "crio_server/serve.py",
     "listen": "crio_server/serve.py",
     "version_file": "crio_server/serve.py",
     "internal_wipe": "crio_server/commands/wipe.py",
@@ -48,6 +51,7 @@ OTHER: dict[str, Any] = {
     "insecure_registries": ("registry.example",),
     "registries": ("registry.example",),
     "plugin_dirs": ("/plugins",),
+    "metrics_host": "::1",
     "cdi_spec_dirs": ("/specifications",),
     "cni_default_network": "mine",
     "cgroup_manager": "systemd",

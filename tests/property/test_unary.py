@@ -40,6 +40,7 @@ from crio_server.cri.v1.api_grpc import RuntimeServiceBase
 from crio_server.listener import SocketServer
 from crio_server.services.rpc import CachedCodec, Servable
 from crio_server.status import Answer
+from crio_server.tally import tallies
 from crio_server.unary import BLOCK_BYTES_MAX, BLOCKS_MAX, HEAD_BYTES, STREAMS_REMEMBERED, HeaderBlocks
 
 T = TypeVar("T")
@@ -150,7 +151,7 @@ class _Pair:
 
     def __init__(self, *, short: bool, window: int = 4 * 2**20) -> None:
         self.service = _Service()
-        services = [Servable(RuntimeServiceBase, self.service)]
+        services = [Servable(RuntimeServiceBase, self.service, tallies())]
         server: Server = SocketServer(services, _no_pages) if short else Server(services, codec=CachedCodec())
         size = Configuration(http2_connection_window_size=window, http2_stream_window_size=window)
         server._config = size.__for_server__()
