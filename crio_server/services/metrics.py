@@ -9,7 +9,7 @@ from itertools import chain
 
 from crio_core import cri
 from crio_core import requests as rq
-from crio_core.counters import Counters, Disk
+from crio_core.counters import Counters
 from crio_core.records import ContainerRecord, SandboxRecord, decode_request
 from crio_core.replies import Containers, Sandboxes
 from crio_core.stats import NS_PER_S, Interface, LayerUsage, Pressure, Usage
@@ -68,23 +68,23 @@ def _waited(name: str, *, everyone: bool) -> Callable[[Seen], Iterable[Value]]:
     return read
 
 
-def _disks(figure: Callable[[Disk], int]) -> Callable[[Seen], Iterable[Value]]:
-    return lambda seen: [((one.device,), figure(one)) for one in (seen.counters.disks if seen.counters else ())]
+def _disks(name: str) -> Callable[[Seen], Iterable[Value]]:
+    return lambda seen: [((one.device,), getattr(one, name)) for one in (seen.counters.disks if seen.counters else ())]
 
 
-def _interfaces(figure: Callable[[Interface], int]) -> Callable[[Seen], Iterable[Value]]:
-    return lambda seen: [((one.name,), figure(one)) for one in seen.interfaces]
+def _interfaces(name: str) -> Callable[[Seen], Iterable[Value]]:
+    return lambda seen: [((one.name,), getattr(one, name)) for one in seen.interfaces]
 
 
-def _written(figure: Callable[[LayerUsage], int]) -> Callable[[Seen], Iterable[Value]]:
-    return lambda seen: [((seen.filesystem,), figure(seen.layer))] if seen.layer is not None else ()
+def _written(seen: Seen) -> Iterable[Value]:
+    return (((seen.filesystem,), seen.layer.used_bytes if seen.layer is not None else None),)
 
 
-def _spec(figure: Callable[[cri.LinuxContainerResources], int]) -> Callable[[Seen], Iterable[Value]]:
+def _spec(name: str) -> Callable[[Seen], Iterable[Value]]:
     def read(seen: Seen) -> Iterable[Value]:
         if seen.record is None:
             return ()
-        asked = figure(decode_request(cri.ContainerConfig, seen.record.request).linux.resources)
+        asked = getattr(decode_request(cri.ContainerConfig, seen.record.request).linux.resources, name)
         return (((), asked if asked > 0 else None),)
 
     return read
@@ -127,62 +127,33 @@ FAMILIES = (
     _counter("memory_failures_total", "Page faults.", _faults, ("failure_type", "scope")),
     _counter("oom_events_total", "Processes killed for want of memory.", _counted("oom_kills")),
     _gauge("processes", "Processes and threads.", _usage("processes")),
-    _counter(
-        "pressure_cpu_waiting_seconds_total", "A task waited for a processor.", _waited("cpu_pressure", everyone=False)
+    *(
+        _counter(
+            f"pressure_{kind}_{word}_seconds_total", f"{who} for {what}.", _waited(f"{kind}_pressure", everyone=every)
+        )
+        for kind, what in (("cpu", "a processor"), ("memory", "memory"), ("io", "a disk"))
+        for word, who, every in (("waiting", "A task waited", False), ("stalled", "All tasks waited", True))
     ),
-    _counter(
-        "pressure_cpu_stalled_seconds_total",
-        "All tasks waited for a processor.",
-        _waited("cpu_pressure", everyone=True),
-    ),
-    _counter(
-        "pressure_memory_waiting_seconds_total", "A task waited for memory.", _waited("memory_pressure", everyone=False)
-    ),
-    _counter(
-        "pressure_memory_stalled_seconds_total",
-        "All tasks waited for memory.",
-        _waited("memory_pressure", everyone=True),
-    ),
-    _counter("pressure_io_waiting_seconds_total", "A task waited for a disk.", _waited("io_pressure", everyone=False)),
-    _counter(
-        "pressure_io_stalled_seconds_total", "All tasks waited for a disk.", _waited("io_pressure", everyone=True)
-    ),
-    _counter("fs_reads_bytes_total", "Bytes read, by major:minor.", _disks(lambda one: one.read_bytes), ("device",)),
-    _counter("fs_writes_bytes_total", "Bytes written.", _disks(lambda one: one.written_bytes), ("device",)),
-    _counter("fs_reads_total", "Reads.", _disks(lambda one: one.reads), ("device",)),
-    _counter("fs_writes_total", "Writes.", _disks(lambda one: one.writes), ("device",)),
-    _gauge("fs_usage_bytes", "Bytes in the writable layer.", _written(lambda one: one.used_bytes), ("device",)),
+    _counter("fs_reads_bytes_total", "Bytes read, by major:minor.", _disks("read_bytes"), ("device",)),
+    _counter("fs_writes_bytes_total", "Bytes written.", _disks("written_bytes"), ("device",)),
+    _counter("fs_reads_total", "Reads.", _disks("reads"), ("device",)),
+    _counter("fs_writes_total", "Writes.", _disks("writes"), ("device",)),
+    _gauge("fs_usage_bytes", "Bytes in the writable layer.", _written, ("device",)),
     _gauge("start_time_seconds", "When it was started, since 1970.", _started),
     _gauge("last_seen", "When it was looked at, since 1970.", _usage("wall_ns", NS_PER_S)),
-    _gauge("spec_cpu_period", "Period of the quota, in microseconds.", _spec(lambda one: one.cpu_period)),
-    _gauge("spec_cpu_quota", "Processor time in a period, in microseconds.", _spec(lambda one: one.cpu_quota)),
-    _gauge("spec_cpu_shares", "Share of the processors among others.", _spec(lambda one: one.cpu_shares)),
-    _gauge("spec_memory_limit_bytes", "Limit of memory.", _spec(lambda one: one.memory_limit_in_bytes)),
-    _counter("network_receive_bytes_total", "Bytes received.", _interfaces(lambda one: one.rx_bytes), ("interface",)),
-    _counter(
-        "network_receive_packets_total", "Packets received.", _interfaces(lambda one: one.rx_packets), ("interface",)
-    ),
-    _counter(
-        "network_receive_errors_total", "Errors at receiving.", _interfaces(lambda one: one.rx_errors), ("interface",)
-    ),
-    _counter(
-        "network_receive_packets_dropped_total",
-        "Received and dropped.",
-        _interfaces(lambda one: one.rx_dropped),
-        ("interface",),
-    ),
-    _counter("network_transmit_bytes_total", "Bytes sent.", _interfaces(lambda one: one.tx_bytes), ("interface",)),
-    _counter(
-        "network_transmit_packets_total", "Packets sent.", _interfaces(lambda one: one.tx_packets), ("interface",)
-    ),
-    _counter(
-        "network_transmit_errors_total", "Errors at sending.", _interfaces(lambda one: one.tx_errors), ("interface",)
-    ),
-    _counter(
-        "network_transmit_packets_dropped_total",
-        "Dropped and not sent.",
-        _interfaces(lambda one: one.tx_dropped),
-        ("interface",),
+    _gauge("spec_cpu_period", "Period of the quota, in microseconds.", _spec("cpu_period")),
+    _gauge("spec_cpu_quota", "Processor time in a period, in microseconds.", _spec("cpu_quota")),
+    _gauge("spec_cpu_shares", "Share of the processors among others.", _spec("cpu_shares")),
+    _gauge("spec_memory_limit_bytes", "Limit of memory.", _spec("memory_limit_in_bytes")),
+    *(
+        _counter(f"network_{verb}_{what}_total", text, _interfaces(f"{way}_{name}"), ("interface",))
+        for verb, way in (("receive", "rx"), ("transmit", "tx"))
+        for what, name, text in (
+            ("bytes", "bytes", "Bytes that the pod's interface carried."),
+            ("packets", "packets", "Packets."),
+            ("errors", "errors", "Packets with errors."),
+            ("packets_dropped", "dropped", "Packets that were dropped."),
+        )
     ),
 )
 
