@@ -11,9 +11,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, BinaryIO, Protocol, cast
 
 from crio_core.errors import Code, OperationError
+from crio_core.image.tar import SPECIAL_BYTES_MAX
 from crio_core.values import dataclass
 from crio_io.openat2 import IN_ROOT, open_regular
 from crio_io.storage.layer_tree import LayerRefusedError
@@ -118,7 +119,7 @@ class _Archive:
             compression = next((name for magic, name in _MAGIC.items() if _head(file).startswith(magic)), "")
             if compression:
                 file = stack.enter_context(_decompressed(path, file, compression, scratch, limits))
-            with tarfile.open(fileobj=file, mode="r:") as archive:
+            with tarfile.open(fileobj=cast(IO[bytes], _Headers(path, file)), mode="r:") as archive:
                 for member in archive:
                     if len(self._members) >= MEMBERS_MAX:
                         raise unreadable(path, f"it has more than {MEMBERS_MAX} members")
@@ -143,6 +144,20 @@ class _Archive:
 
     def close(self) -> None:
         self._opened.close()
+
+
+class _Headers:
+    """An archive as tarfile looks for its members: block by block, and extension headers whole, however long."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if size > SPECIAL_BYTES_MAX:
+            raise unreadable(self._path, f"an extension header has {size} bytes, at most {SPECIAL_BYTES_MAX} are read")
+        return self._file.read(size)
 
 
 class _Compressed:

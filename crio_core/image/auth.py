@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import field
 from types import MappingProxyType
+from typing import Any
 from urllib.parse import urlencode, urlsplit
 
 from crio_core.cri import AuthConfig
@@ -110,6 +111,8 @@ class AuthFile:
     auths: Mapping[str, Credentials] = field(default_factory=lambda: _NO_AUTHS, repr=False)
     helpers: Mapping[str, str] = field(default_factory=lambda: _NO_PARAMETERS)
     store: str = ""
+    faults: Mapping[str, OperationError] = field(default_factory=lambda: MappingProxyType({}))
+    """Of the entries that cannot be read, by host: whoever pulls from there is told."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +166,8 @@ def credentials_from_cri(auth: AuthConfig, domain: str) -> Credentials:
 def parse_auth_file(content: bytes) -> AuthFile:
     """Read an auth file: keys are hosts or namespaces, without scheme.
 
-    Docker writes an empty entry for what a helper keeps: that is none, and hides no wider namespace's.
+    Docker writes an empty entry for what a helper keeps: that is none, and hides no wider namespace's. An entry that
+    cannot be read is left out: it is no reason to pull nothing from all other registries.
 
     Raises:
         OperationError: INVALID_ARGUMENT, without any of the content.
@@ -176,27 +180,39 @@ def parse_auth_file(content: bytes) -> AuthFile:
         raise invalid("auth file", "its content", "JSON") from error
     if not isinstance(document, dict):
         raise invalid("auth file", "its content", "an object")
-    auths, helpers, store = document.get("auths", {}), document.get("credHelpers", {}), document.get("credsStore", "")
+    auths, helpers, store = (document.get(name) or empty for name, empty in _MEMBERS)
     if not isinstance(auths, dict) or not isinstance(helpers, dict) or not isinstance(store, str):
         raise invalid("auth file: auths, credHelpers, credsStore", "its content", "two objects and a string")
     if any(not isinstance(name, str) for name in helpers.values()):
         raise invalid("auth file: credHelpers", "its content", "string values")
-    found = {}
+    found, faults = {}, {}
     for key, entry in auths.items():
-        if not isinstance(entry, dict):
-            raise invalid("auth file: auths", key, "an object for every key")
-        encoded, token = entry.get("auth") or "", entry.get("identitytoken") or ""
-        if not isinstance(encoded, str) or not isinstance(token, str):
-            raise invalid("auth file: auths", key, "string values")
-        username, password = _decode_basic(encoded, f"auth file: auths.{key}") if encoded else ("", "")
-        one = Credentials(username=username, password=password, identity_token=token)
+        try:
+            one = _credentials(key, entry)
+        except OperationError as error:
+            faults[_key_host(key)] = error
+            continue
         if not one.is_anonymous:
             found[_normalise_key(key)] = one
     return AuthFile(
         auths=MappingProxyType(found),
         helpers=MappingProxyType({_key_host(host): name for host, name in helpers.items()}),
         store=store,
+        faults=MappingProxyType(faults),
     )
+
+
+_MEMBERS: tuple[tuple[str, Any], ...] = (("auths", {}), ("credHelpers", {}), ("credsStore", ""))
+
+
+def _credentials(key: str, entry: Any) -> Credentials:
+    if not isinstance(entry, dict):
+        raise invalid("auth file: auths", key, "an object for every key")
+    encoded, token = entry.get("auth") or "", entry.get("identitytoken") or ""
+    if not isinstance(encoded, str) or not isinstance(token, str):
+        raise invalid("auth file: auths", key, "string values")
+    username, password = _decode_basic(encoded.strip(), f"auth file: auths.{key}") if encoded else ("", "")
+    return Credentials(username=username, password=password, identity_token=token)
 
 
 def find_credentials(auths: Mapping[str, Credentials], host: str, repository: str) -> Credentials:
@@ -249,7 +265,10 @@ def plan_token(
         OperationError: UNAUTHENTICATED, reason TOKEN_REALM_REFUSED.
     """
     realm = challenge.parameters.get("realm", "")
-    parts = urlsplit(realm)
+    try:
+        parts = urlsplit(realm)
+    except ValueError as error:
+        raise _realm_refused(host, realm, "is no address") from error
     if parts.scheme not in ("https", "http") or not parts.hostname or parts.username is not None:
         raise _realm_refused(host, realm, "is not an HTTP address")
     if parts.scheme == "http" and not (insecure and parts.hostname == host_name(host)):
@@ -283,12 +302,16 @@ def parse_token(body: bytes) -> tuple[str, int]:
     except (ValueError, RecursionError) as error:
         raise OperationError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "token server did not answer with JSON") from error
     token = (document.get("token") or document.get("access_token")) if isinstance(document, dict) else None
-    if not isinstance(token, str) or not 0 < len(token) <= TOKEN_CHARS_MAX or not token.isprintable() or " " in token:
+    if not isinstance(token, str) or not 0 < len(token) <= TOKEN_CHARS_MAX or not _can_be_sent(token):
         raise OperationError(Code.UNAUTHENTICATED, "TOKEN_INVALID", "token server answered without a usable token")
     life_s = document.get("expires_in")
     if not isinstance(life_s, int) or isinstance(life_s, bool) or life_s < TOKEN_LIFE_DEFAULT_S:
         life_s = TOKEN_LIFE_DEFAULT_S
     return token, min(life_s, TOKEN_LIFE_MAX_S)
+
+
+def _can_be_sent(token: str) -> bool:
+    return token.isascii() and token.isprintable() and " " not in token
 
 
 def _realm_refused(host: str, realm: str, why: str) -> OperationError:

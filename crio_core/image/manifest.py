@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import orjson
+
 from crio_core.errors import Code, OperationError
 from crio_core.image.config import CONFIG_BYTES_MAX, LAYERS_MAX
 from crio_core.image.digest import Digest, parse_digest
@@ -102,6 +104,7 @@ def parse_document(body: bytes, content_type: str = "") -> Manifest | Index:
     if len(body) > MANIFEST_BYTES_MAX:
         raise refuse("MANIFEST_TOO_LARGE", f"manifest has {len(body)} bytes, at most {MANIFEST_BYTES_MAX} are read")
     try:
+        orjson.loads(body)  # Stricter than `json`: UTF-8 alone, and no halves of surrogate pairs.
         document = json.loads(body, object_pairs_hook=_unique_members)
     except (ValueError, RecursionError) as error:
         raise refuse("MANIFEST_INVALID", f"manifest is not JSON: {error}"[:300]) from error

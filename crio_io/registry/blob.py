@@ -173,8 +173,8 @@ class Fetcher:
                         raise self._wrong(source, f"sends more than the {self._layer.size_bytes} bytes of the blob")
                     if pending_bytes >= BATCH_BYTES:
                         flush_start_s = time.monotonic()
-                        await self._write(pending, source)
-                        pending, pending_bytes = [], 0
+                        batch, pending, pending_bytes = pending, [], 0
+                        await self._write(batch, source)
                         window_start_s += time.monotonic() - flush_start_s  # the disk's time is not the network's
                     elapsed_s = time.monotonic() - window_start_s
                     if elapsed_s >= self._rates.window_s:
@@ -248,14 +248,12 @@ class Fetcher:
             self._written_bytes += len(data)
 
     def _append(self, data: bytes) -> None:
-        self._hash.update(data)
         view = memoryview(data)
-        position = self._written_bytes
         while view:
-            count = os.pwrite(self._fd, view, position)
-            position += count
+            count = os.pwrite(self._fd, view, self._written_bytes)
+            self._hash.update(view[:count])  # Only what is written: the disk may be full after half of it.
+            self._written_bytes += count
             view = view[count:]
-        self._written_bytes = position
 
     def _wrong(self, source: Candidate, what: str) -> RegistryError:
         return RegistryError(reason="SIZE_MISMATCH", message=f"{source.host}: blob {self._layer.digest}: {what}")

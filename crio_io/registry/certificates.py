@@ -31,6 +31,12 @@ def certificates_of(certs_dirs: tuple[Path, ...], host: str) -> Certificates:
     return Certificates()
 
 
+def authorities_stamp() -> int:
+    """What tells one version of the system's file of authorities from another; a directory of them is read as it is."""
+    path = ssl.get_default_verify_paths().cafile
+    return Path(path).stat().st_mtime_ns if path else 0
+
+
 def tls_context(certificates: Certificates, insecure: bool) -> ssl.SSLContext:
     """How to speak TLS with a host that has these certificates; blocking.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from crio_core.cri import AuthConfig
-from crio_core.image.auth import Auth, AuthFile, Credentials, parse_auth_file
+from crio_core.image.auth import Auth, AuthFile, Credentials, canonical_host, parse_auth_file
 from crio_core.image.helpers import Question, parse_answer, questions
 from crio_core.image.resolved import Candidate
 from crio_io import spawn
@@ -37,12 +37,15 @@ class CredentialSources:
             helpers: `credential-helpers` of registries.conf.
 
         Raises:
-            OperationError: The file cannot be read, or a helper failed (CREDENTIAL_HELPER_FAILED, TIMEOUT,
-                EXECUTABLE_NOT_FOUND).
+            OperationError: The file, or its entry of one of these hosts, cannot be read, or a helper failed
+                (CREDENTIAL_HELPER_FAILED, TIMEOUT, EXECUTABLE_NOT_FOUND).
         """
         file = AuthFile()
         if auth_file:
             file = parse_auth_file(await in_thread(f"read auth file {auth_file}", read_bounded, Path(auth_file)))
+        for place in places:
+            if (fault := file.faults.get(canonical_host(place.host))) is not None:
+                raise fault
         auth = Auth(cri=request, auths=file.auths)
         helped = {}
         for place in places:

@@ -24,7 +24,7 @@ from crio_core.image.auth import Challenge, Credentials, parse_challenges, parse
 from crio_core.image.reference import host_name
 from crio_core.image.resolved import Candidate
 from crio_io.mounts import in_thread
-from crio_io.registry.certificates import certificates_of, tls_context
+from crio_io.registry.certificates import Certificates, authorities_stamp, certificates_of, tls_context
 from crio_io.registry.retry import RegistryError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ TOKEN_S = 30.0
 REDIRECTS_MAX = 5
 HOSTS_MAX = 16
 RETIRED_S = 3600.0
+RETIRED_MAX = 64
 CONNECTIONS_PER_HOST_MAX = 64
 """More than transfers there can be, so that a document never waits for a layer."""
 KEEPALIVE_S = 15.0
@@ -65,6 +66,9 @@ class Transport:
         self.read_timeout_s = read_timeout_s
         self._clients: OrderedDict[tuple[str, bool], tuple[object, httpx.AsyncClient]] = OrderedDict()
         """By host and whether TLS need not be verified; each with what it was made from."""
+        self._plain_contexts: dict[bool, tuple[int, ssl.SSLContext]] = {}
+        """Shared by the hosts without certificates of their own, as each takes most of a megabyte; with what tells one
+        version of the system's authorities from another."""
         self._retired: list[tuple[float, httpx.AsyncClient]] = []
         self._schemes: OrderedDict[tuple[str, bool], str] = OrderedDict()
         self._tokens: OrderedDict[tuple[tuple[str, str, bool], Credentials], tuple[str, float]] = OrderedDict()
@@ -134,7 +138,7 @@ class Transport:
             url = httpx.URL(f"{scheme}://{candidate.host}/v2/{candidate.repository}/{path}")
             try:
                 response = await self._send_one(client, url, headers, authorization)
-            except httpx.ConnectError:
+            except (httpx.ConnectError, httpx.ConnectTimeout):  # A firewall may drop what nobody listens to.
                 if scheme == schemes[-1]:
                     self._schemes.pop(place, None)
                     raise
@@ -175,10 +179,18 @@ class Transport:
     async def _send_one(
         self, client: "httpx.AsyncClient", url: "httpx.URL", headers: Mapping[str, str], authorization: str
     ) -> "httpx.Response":
+        import httpx
+
         sent = {"accept-encoding": "identity", **headers}
         if authorization:
             sent["authorization"] = authorization
-        return await client.send(client.build_request("GET", url, headers=sent), stream=True)
+        request = client.build_request("GET", url, headers=sent)
+        try:
+            # httpx waits for the next byte, and so for ever for headers that come byte by byte.
+            with anyio.fail_after(CONNECT_S + self.read_timeout_s):
+                return await client.send(request, stream=True)
+        except TimeoutError as error:
+            raise httpx.ReadTimeout("headers take too long", request=request) from error
 
     def _authorization(self, candidate: Candidate, credentials: Credentials) -> str:
         """What to send before any challenge: a token that is still good, or nothing."""
@@ -247,6 +259,8 @@ class Transport:
         return f"Bearer {token}", life_s
 
     async def _client(self, host: str, insecure: bool) -> "httpx.AsyncClient":
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
         import httpx
 
         async with self._clients_lock:
@@ -256,13 +270,15 @@ class Transport:
             if key in self._clients and self._clients[key][0] == (certificates, read_timeout_s):
                 self._clients.move_to_end(key)
                 return self._clients[key][1]
-            context = await in_thread(f"TLS settings of {host}", tls_context, certificates, insecure)
+            context = await in_thread(f"TLS settings of {host}", self._context, certificates, insecure)
             client = httpx.AsyncClient(
                 verify=context,
                 follow_redirects=False,
                 timeout=httpx.Timeout(read_timeout_s, connect=CONNECT_S, pool=None),
                 limits=httpx.Limits(max_connections=CONNECTIONS_PER_HOST_MAX, keepalive_expiry=KEEPALIVE_S),
                 headers={"user-agent": USER_AGENT},
+                # Without memory: a session that one pull began with credentials is not the next pull's.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
             )
             if key in self._clients:
                 self._retire(self._clients.pop(key)[1])
@@ -272,13 +288,24 @@ class Transport:
             await self._close_retired(time.monotonic())
             return client
 
+    def _context(self, certificates: Certificates, insecure: bool) -> ssl.SSLContext:
+        if certificates.files:
+            return tls_context(certificates, insecure)
+        stamp, known = authorities_stamp(), self._plain_contexts.get(insecure)
+        if known is None or known[0] != stamp:
+            known = self._plain_contexts[insecure] = (stamp, tls_context(certificates, insecure))
+        return known[1]
+
     def _retire(self, client: "httpx.AsyncClient") -> None:
         """Use a client no more; a transfer that does has time to end, and is gone on with by another client then."""
         self._retired.append((time.monotonic() + RETIRED_S, client))
 
     async def _close_retired(self, now_s: float) -> None:
-        due = [client for close_s, client in self._retired if close_s <= now_s]
-        self._retired = [one for one in self._retired if one[0] > now_s]
+        """Close those whose time is over, and the oldest of too many: redirects may name any number of hosts."""
+        spared = self._retired[-RETIRED_MAX:]
+        due = [client for close_s, client in self._retired[:-RETIRED_MAX]]
+        due += [client for close_s, client in spared if close_s <= now_s]
+        self._retired = [one for one in spared if one[0] > now_s]
         for client in due:
             await client.aclose()
 

@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Collection
 from itertools import count
 from pathlib import Path
 
@@ -77,14 +78,18 @@ class Rooms:
                     removed.append(f"{room}/{place.name}")
         return (*removed, *self.trim_blobs(blobs_max_age_s))
 
-    def trim_blobs(self, max_age_s: float, bytes_max: int | None = None) -> tuple[str, ...]:
+    def trim_blobs(
+        self, max_age_s: float, bytes_max: int | None = None, spared: Collection[Path] = ()
+    ) -> tuple[str, ...]:
         """Delete blobs that nobody has written to for so long, and then the oldest until they take no more than that.
 
-        One that was written to within `BLOB_IDLE_S` is on its way, and stays.
+        One that was written to within `BLOB_IDLE_S` is on its way, and stays; so do those that are spared.
         """
         now_s = time.time()
         found = []
         for place in (self._root / "ingest").iterdir():
+            if place in spared:
+                continue
             try:
                 stat = place.stat()
             except FileNotFoundError:  # a pull has just ended

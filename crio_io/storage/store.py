@@ -64,6 +64,8 @@ class Store:
         self.root = root.absolute()
         self.layers = self.root / "layers"
         self._limits = limits or Limits()
+        self._awaited: set[Path] = set()
+        """Blobs that are being unpacked, or wait for it."""
         self._infos: dict[Digest, LayerInfo] = {}
         self._unpackings: dict[Digest, Unpacking] = {}
         self._template = Template()
@@ -114,13 +116,13 @@ class Store:
     async def trim_blobs(self, max_age_s: float, bytes_max: int) -> tuple[str, ...]:
         """Delete blobs that nobody has written to for so long, and then the oldest until they take no more than that.
 
-        One that was written to within `BLOB_IDLE_S` is on its way, and stays. Returns what was deleted; what cannot be
-        is logged, and does not keep the rest.
+        One that was written to within `BLOB_IDLE_S` is on its way, and stays; so does one that waits to be unpacked.
+        Returns what was deleted; what cannot be is logged, and does not keep the rest.
 
         Raises:
             OSError: The directory of the blobs cannot be read.
         """
-        return await in_thread("trim blobs", self._rooms.trim_blobs, max_age_s, bytes_max)
+        return await in_thread("trim blobs", self._rooms.trim_blobs, max_age_s, bytes_max, frozenset(self._awaited))
 
     # Layers
 
@@ -135,6 +137,7 @@ class Store:
             await self.forget_blob(layer)
             return info
         unpacking = self._unpackings.get(layer.diff_id)  # before anything waits: a cancellation must find it
+        self._awaited.add(self.blob_path(layer))
         try:
             async with self._slots:  # not held while waiting for the disk: one sync then serves many layers
                 if unpacking is None:
@@ -148,6 +151,7 @@ class Store:
         except OSError as error:
             raise disk_failed(f"layer {layer.diff_id}", error) from error
         finally:
+            self._awaited.discard(self.blob_path(layer))
             if unpacking is not None:
                 await self._give_up(unpacking)
 
@@ -170,11 +174,13 @@ class Store:
             OperationError: As `apply_layer`.
         """
         unpacking: Unpacking | None = None
+        self._awaited.add(self.blob_path(layer))
         try:
             async with self._slots:
                 unpacking = await self._begin(layer)
                 await unpacking.result()
         finally:
+            self._awaited.discard(self.blob_path(layer))
             if unpacking is not None:
                 await self._give_up(unpacking)
             with anyio.CancelScope(shield=True):

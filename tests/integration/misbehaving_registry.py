@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 import ssl
 import threading
 from collections.abc import Callable, Mapping
@@ -25,6 +26,12 @@ class Handler(BaseHTTPRequestHandler):
     @property
     def registry(self) -> "MisbehavingRegistry":
         return self.server.registry  # type: ignore[attr-defined,no-any-return]
+
+    def handle(self) -> None:
+        if self.registry.mute_to_tls and self.connection.recv(1, socket.MSG_PEEK) == b"\x16":
+            self.rfile.read()  # Until the client gives up.
+        else:
+            super().handle()
 
     def do_GET(self) -> None:
         registry = self.registry
@@ -72,10 +79,14 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class MisbehavingRegistry:
-    """An HTTP server on loopback with the content of one image; use it as a context manager."""
+    """An HTTP server on loopback with the content of one image; use it as a context manager.
 
-    def __init__(self, *answers: Answer, tls: tuple[Path, Path] | None = None) -> None:
+    With `mute_to_tls` it says nothing to a client that begins with TLS.
+    """
+
+    def __init__(self, *answers: Answer, tls: tuple[Path, Path] | None = None, mute_to_tls: bool = False) -> None:
         self.answers = answers
+        self.mute_to_tls = mute_to_tls
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.content: dict[str, tuple[bytes, str]] = {}
         self.sent_bytes = 0

@@ -241,3 +241,13 @@ def test_archive_that_is_a_fifo_or_of_an_unknown_kind_is_refused_at_once(tmp_pat
         out.write(bytes(20_000_000))
     assert "decompresses to more than" in read_docker(tmp_path / "bomb.tar.gz", tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["bomb.tar.gz", "fifo", "image.tar.xz"]
+
+
+def test_a_huge_extension_header_of_an_archive_is_refused_unread(tmp_path: Path) -> None:
+    """A few kilobytes, compressed, would take gigabytes of the server's memory."""
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 1 << 32
+    path = tmp_path / "image.tar"
+    path.write_bytes(header.tobuf())
+    os.truncate(path, 1 << 32)
+    assert f"an extension header has {1 << 32} bytes" in read_docker(path, tmp_path)

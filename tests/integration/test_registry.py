@@ -1,6 +1,7 @@
 """Pulls from real and from misbehaving registries: what arrives is right, and what is wrong has a name."""
 
 import base64
+import errno
 import gc
 import json
 import os
@@ -23,6 +24,7 @@ from crio_core.image.platform import Platform, platform_of_machine
 from crio_core.image.reference import parse_reference
 from crio_core.image.registries import RegistriesConfig, candidates
 from crio_core.image.resolved import Candidate, ResolvedImage
+from crio_io.registry import transport
 from crio_io.registry.client import Progress, Rates, RegistryClient
 from crio_io.registry.slots import Slots
 from crio_io.storage.layer_info import layer_name
@@ -568,3 +570,103 @@ async def test_r12_killed_server_leaves_no_process_and_its_blob_is_gone_on_with(
         assert slow.sent_bytes - before_bytes < len(BIG.blob) * 0.9
         await client.aclose()
         await again.aclose()
+
+
+def endless_headers(handler: Handler) -> bool:
+    """Blobs have headers that never end, a few bytes at a time."""
+    if BIG.digest not in handler.path:
+        return False
+    handler.send(b"HTTP/1.1 200 OK\r\n")
+    while not handler.close_connection and not handler.registry.stopped.wait(0.05):
+        handler.send(b"x: y\r\n")
+    handler.close_connection = True
+    return True
+
+
+async def test_r13_headers_that_never_end_hold_no_slot(
+    client: RegistryClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """R13: some bytes always come, none of them the blob's; 38 of these would have stopped every download."""
+    monkeypatch.setattr(transport, "CONNECT_S", 0.1)
+    with MisbehavingRegistry(endless_headers) as bad, MisbehavingRegistry() as good:
+        reference = bad.put("a", BIG)
+        assert await reason_of(client, store, places(reference)) == "REGISTRY_TIMEOUT"
+        await pull(client, store, places(good.put("a", BIG), bad.host))
+
+
+async def test_a_session_that_credentials_began_is_not_the_next_pulls(client: RegistryClient, store: Store) -> None:
+    """A registry that sets a cookie would serve a private image to whoever pulls next, with or without credentials."""
+
+    def with_sessions(handler: Handler) -> bool:
+        if "session=" in handler.headers.get("cookie", ""):
+            return False
+        if handler.headers.get("authorization") == BASIC:
+            body, kind = handler.registry.content[handler.path]
+            handler.reply(200, body, {"content-type": kind, "set-cookie": "session=secret; Path=/"})
+        else:
+            handler.reply(401, b"", {"www-authenticate": 'Basic realm="x"'})
+        return True
+
+    with MisbehavingRegistry(with_sessions) as private:
+        reference = private.put("a", SMALL)
+        await client.resolve(places(reference), PLATFORM, AUTH)
+        assert await reason_of(client, store, places(reference)) == "REGISTRY_UNAUTHORIZED"
+
+
+async def test_a_full_disk_in_the_midst_of_a_write_spoils_nothing(
+    client: RegistryClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of a batch is on the disk: what is hashed is what is there, and the next source is asked for the rest."""
+    real, calls = os.pwrite, iter(range(100))
+
+    def half_then_full(fd: int, data: Any, offset: int) -> int:
+        match next(calls):
+            case 0:
+                return real(fd, data[: len(data) // 2], offset)
+            case 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            case _:
+                return real(fd, data, offset)
+
+    with MisbehavingRegistry() as good, MisbehavingRegistry() as mirror:
+        good.put("a", BIG)
+        mirror.content = good.content
+        image = await client.resolve(places(good.put("a", BIG), mirror.host), PLATFORM)
+        monkeypatch.setattr(os, "pwrite", half_then_full)
+        await client.fetch_blob(image.sources, image.layers[0], store, lambda _: None)
+        asked = [headers.get("range", "") for path, headers in good.requests if BIG.digest in path]
+        assert len(asked) == 1 and asked[0].startswith("bytes=")
+
+
+async def test_an_insecure_registry_whose_tls_port_says_nothing_is_asked_by_http(
+    client: RegistryClient, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall drops what nobody listens to; a plain server may wait for the rest of what it takes for a request."""
+    monkeypatch.setattr(transport, "CONNECT_S", 0.5)
+    with MisbehavingRegistry(mute_to_tls=True) as plain:
+        await pull(client, store, places(plain.put("a", SMALL)))
+
+
+async def test_hosts_that_redirects_name_are_not_kept_without_end(client: RegistryClient) -> None:
+    """Each layer may lead to five more of them; their TLS settings are shared, and only so many are kept."""
+    transports = client._transport
+    made = [await transports._client(f"h{number}.example", insecure=False) for number in range(100)]
+    assert len({id(one._transport._pool._ssl_context) for one in made}) == 1  # type: ignore[attr-defined]
+    assert len(transports._retired) == transport.RETIRED_MAX
+    assert [one.is_closed for one in made] == [True] * (100 - transport.RETIRED_MAX - transport.HOSTS_MAX) + [False] * (
+        transport.RETIRED_MAX + transport.HOSTS_MAX
+    )
+
+
+@pytest.mark.parametrize("challenge", ['Bearer realm="https://[",service="x"', 'Bearer realm="http://h:99999999/"'])
+async def test_a_mirror_with_a_senseless_challenge_is_passed_over(
+    client: RegistryClient, store: Store, challenge: str
+) -> None:
+    """What it says is its own trouble."""
+
+    def senseless(handler: Handler) -> bool:
+        handler.reply(401, b"", {"www-authenticate": challenge})
+        return True
+
+    with MisbehavingRegistry(senseless) as bad, MisbehavingRegistry() as good:
+        await pull(client, store, places(good.put("a", SMALL), bad.host))

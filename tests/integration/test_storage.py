@@ -19,9 +19,10 @@ from crio_io.layer_check import why_damaged
 from crio_io.mounts import is_mounted, unmount
 from crio_io.storage.layer_info import layer_name
 from crio_io.storage.overlay import OPTIONS_BYTES_MAX, VOLATILE, Lower, lowerdir, mount_writable
-from crio_io.storage.store import Store, Usage
+from crio_io.storage.store import UNPACKINGS_MAX, Store, Usage
 from tests.integration.registry_fixture import Layer, archive, busybox_archive, pack
 from tests.integration.storage_fixture import apply, descriptor, member, picture, refused, tar_of
+from tests.integration.waiting import wait_meanwhile
 
 pytestmark = [pytest.mark.integration, pytest.mark.anyio]
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="unpacking changes owners and mounts: needs root")
@@ -415,6 +416,29 @@ async def test_r12_sweep_beside_pulls_takes_only_what_an_earlier_server_left(tmp
     (tmp_path / "unpacking" / "begun").mkdir()
     assert await store.sweep(blobs_max_age_s=3600) == ("unpacking/left",)
     assert os.listdir(tmp_path / "unpacking") == ["begun"]
+
+
+async def test_r30_blob_that_waits_to_be_unpacked_is_not_left_over(store: Store) -> None:
+    """R30: on a slow disk the layers before it take longer than a blob may lie idle; it is whole, and awaited."""
+    layer = pack(archive({"f": b"content"}))
+    wanted = descriptor(layer)
+    path = store.blob_path(wanted)
+    path.write_bytes(layer.blob)
+    old_s = time.time() - 7200
+    os.utime(path, (old_s, old_s))
+    async with anyio.create_task_group() as group:
+        others = [object() for _ in range(UNPACKINGS_MAX)]
+        for other in others:
+            await store._slots.acquire_on_behalf_of(other)
+        group.start_soon(store.apply_layer, wanted)
+        await wait_meanwhile("a layer that waits", lambda: path in store._awaited)
+        assert await store.trim_blobs(3600, 0) == ()
+        for other in others:
+            store._slots.release_on_behalf_of(other)
+    assert store.has_layer(wanted.diff_id)
+    path.write_bytes(layer.blob)
+    os.utime(path, (old_s, old_s))
+    assert await store.trim_blobs(3600, 0) == (f"ingest/{path.name}",)
 
 
 async def test_r30_partial_blobs_are_bounded_by_age_and_by_size(store: Store) -> None:

@@ -198,6 +198,19 @@ def test_config_with_a_member_of_the_wrong_kind_is_refused(document: object) -> 
         parse_image_config(body(document))
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8"])
+def test_text_that_no_answer_can_carry_is_refused_when_it_comes(encoding: str) -> None:
+    """Half of a surrogate pair, or another encoding: later it would fail where nobody knows what it is about."""
+    user = "a" if encoding == "utf-16" else "\ud800"
+    config = json.dumps({**IMAGE_CONFIG, "config": {"User": user}}).encode(encoding)
+    with pytest.raises(OperationError) as caught:
+        parse_image_config(config)
+    assert caught.value.reason == "IMAGE_CONFIG_INVALID"
+    platform = {"os": "linux", "architecture": user}
+    index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [{"platform": platform}]}
+    assert refused(json.dumps(index).encode(encoding)) == "MANIFEST_INVALID"
+
+
 def test_layers_and_diff_ids_must_match_and_the_machine_too() -> None:
     """An image for another machine, or with layers that its configuration does not know, is not started."""
     manifest = parse_document(body(MANIFEST))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from crio_core.cri import AuthConfig
-from crio_core.errors import OperationError
+from crio_core.errors import Code, OperationError
 from crio_core.image.auth import (
     ANONYMOUS,
     Auth,
@@ -155,6 +155,24 @@ def test_empty_entry_of_an_auth_file_hides_nothing() -> None:
     document["auths"]["r.example/team"] = {}
     auths = parse_auth_file(json.dumps(document).encode()).auths
     assert find_credentials(auths, "r.example", "team/app").username == "host"
+
+
+@pytest.mark.parametrize("entry", [{"auth": "bm9jb2xvbg=="}, {"auth": "%"}, {"auth": 7}, "text"])
+def test_an_entry_that_cannot_be_read_is_the_trouble_of_its_own_registry(entry: object) -> None:
+    """One that somebody mistyped years ago is no reason to pull nothing from all others."""
+    document = json.loads(auth_file({"r.example": "host"}))
+    document["auths"]["https://old.example/team"] = entry
+    file = parse_auth_file(json.dumps(document).encode())
+    assert file.auths.keys() == {"r.example"}
+    assert [(host, fault.code) for host, fault in file.faults.items()] == [("old.example", Code.INVALID_ARGUMENT)]
+
+
+def test_an_entry_with_a_newline_and_members_that_are_null_are_read() -> None:
+    """What base64(1) and generators of such files write."""
+    encoded = base64.encodebytes(b"user:p").decode()
+    document = {"auths": {"r.example": {"auth": encoded}}, "credHelpers": None, "credsStore": None}
+    assert parse_auth_file(json.dumps(document).encode()).auths["r.example"].password == "p"
+    assert not parse_auth_file(b'{"auths": null}').auths
 
 
 def test_credential_helper_of_a_host_comes_first_and_the_store_last() -> None:
@@ -327,3 +345,14 @@ def test_token_that_would_break_a_header_is_refused(token: object) -> None:
     """Header injection by a token server."""
     with pytest.raises(OperationError):
         parse_token(json.dumps({"token": token}).encode())
+
+
+def test_a_realm_and_a_token_that_nothing_can_be_done_with_are_refused_by_their_names() -> None:
+    """The token goes into a header, and the realm is read as an address."""
+    challenge = Challenge(scheme="bearer", parameters={"realm": "https://["})
+    with pytest.raises(OperationError) as refused:
+        plan_token(challenge, "r.example", "a", ANONYMOUS, insecure=False)
+    assert refused.value.reason == "TOKEN_REALM_REFUSED"
+    with pytest.raises(OperationError) as refused:
+        parse_token('{"token": "tokén"}'.encode())
+    assert refused.value.reason == "TOKEN_INVALID"
