@@ -81,13 +81,14 @@ def layer_compression(media_type: str) -> str:
     Raises:
         OperationError: for layers that are elsewhere (foreign), encrypted, or of an unknown kind.
     """
+    shown = repr(media_type[:200])
     if "nondistributable" in media_type or "foreign" in media_type:
-        raise refuse("FOREIGN_LAYER", f"layer of type {media_type!r} is kept outside the registry and is not fetched")
+        raise refuse("FOREIGN_LAYER", f"layer of type {shown} is kept outside the registry and is not fetched")
     if media_type.endswith("+encrypted"):
-        raise refuse("ENCRYPTED_LAYER", f"layer of type {media_type!r} is encrypted")
+        raise refuse("ENCRYPTED_LAYER", f"layer of type {shown} is encrypted")
     found = _LAYER_COMPRESSION.get(media_type)
     if found is None:
-        raise refuse("LAYER_TYPE_UNKNOWN", f"layer of type {media_type[:200]!r} is not a root filesystem layer")
+        raise refuse("LAYER_TYPE_UNKNOWN", f"layer of type {shown} is not a root filesystem layer")
     return found
 
 
