@@ -20,6 +20,12 @@ CHUNK_BYTES = 512 * 1024
 DEPTH_MAX = 256
 LINKS_FOLLOWED_MAX = 40
 IMPLIED_MAX = 100_000
+IMPLIED_BYTES_MAX = 4 * 1024 * 1024
+"""Of the paths of directories that are left out; whoever stores the layer has them in memory as long as it does."""
+REMEMBERED_BYTES_MAX = 64 * 1024 * 1024
+"""Of the paths of directories and whiteouts, which are remembered until the layer is whole."""
+PATH_BYTES_MAX = 4096
+"""What the kernel takes at most (PATH_MAX)."""
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 _WHITEOUT = b".wh."
 _OPAQUE_MARK = b".wh..wh..opq"
@@ -46,7 +52,9 @@ class Tree:
         self.entries = 0
         self.replaced = False
         self.implied: dict[bytes, None] = {b".": None}
-        self._directory_times: dict[bytes, tuple[int, int]] = {}
+        self._implied_bytes = self._remembered_bytes = 0
+        self._directory_times: dict[bytes, tuple[int, tuple[int, int]]] = {}
+        """The inode that a directory had, and its times."""
         self._whiteouts: set[bytes] = set()
         # Through links a short name leads deep, so it is by inodes that it is known how deep a directory is.
         self._depths = {os.stat(".").st_ino: 0}
@@ -56,6 +64,12 @@ class Tree:
         self.entries += 1
         if self.entries > self._entries_max:
             raise LayerRefusedError("TOO_MANY_ENTRIES", f"the layer has more than {self._entries_max} entries")
+
+    def _remember(self, path: bytes) -> None:
+        self._remembered_bytes += len(path)
+        if self._remembered_bytes > REMEMBERED_BYTES_MAX:
+            message = f"the paths of directories and whiteouts have more than {REMEMBERED_BYTES_MAX} bytes"
+            raise LayerRefusedError("ARCHIVE_INVALID", message)
 
     def file_path(self, entry: tar.Entry) -> bytes:
         """Where a regular file's content will be; empty for what says something else, such as a whiteout."""
@@ -95,12 +109,14 @@ class Tree:
 
     def finish(self) -> None:
         """Set what later entries would have disturbed: the times of directories."""
-        for path, times in self._directory_times.items():
+        for path, (inode, times) in self._directory_times.items():
+            # A later entry may have replaced it, or what it is in, also by a link to another directory or to itself.
             try:
-                if stat.S_ISDIR(os.lstat(path).st_mode):
+                if os.lstat(path).st_ino == inode:
                     os.utime(path, ns=times, follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # a later entry replaced the directory
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
 
     def _make_directory(self, path: bytes) -> None:
         try:
@@ -147,7 +163,8 @@ class Tree:
         for name, value in entry.xattrs:
             set_xattr(path, name, value)
         if entry.kind == tar.DIRECTORY:
-            self._directory_times[path] = times_of(entry)
+            self._remember(path)
+            self._directory_times[path] = os.lstat(path).st_ino, times_of(entry)
         else:
             os.utime(path, ns=times_of(entry), follow_symlinks=False)
 
@@ -186,8 +203,9 @@ class Tree:
                 self.count()
                 self._mkdir(here, 0o755)
                 self.implied[here] = None
-                if len(self.implied) > IMPLIED_MAX:
-                    message = f"more than {IMPLIED_MAX} directories are left out"
+                self._implied_bytes += len(here)
+                if len(self.implied) > IMPLIED_MAX or self._implied_bytes > IMPLIED_BYTES_MAX:
+                    message = f"more than {IMPLIED_MAX} directories are left out, or their paths have too many bytes"
                     raise LayerRefusedError("ARCHIVE_INVALID", message) from None
             else:
                 if stat.S_ISLNK(mode):
@@ -224,6 +242,7 @@ class Tree:
             return  # below a file of this layer, which hides all that was there: umoci says it twice
         except FileNotFoundError:
             self._retry(path, lambda: os.mknod(path, stat.S_IFCHR, os.makedev(0, 0)))
+            self._remember(path)
             self._whiteouts.add(path)
             return
         if stat.S_ISDIR(mode):
@@ -263,6 +282,8 @@ def clean(name: bytes) -> bytes:
             parts.append(part)
     if len(parts) > DEPTH_MAX:
         raise LayerRefusedError("ARCHIVE_INVALID", f"an entry is more than {DEPTH_MAX} directories deep")
+    if len(name) > PATH_BYTES_MAX:
+        raise LayerRefusedError("ARCHIVE_INVALID", f"{shown(name)} has {len(name)} bytes, at most {PATH_BYTES_MAX}")
     return b"/".join(parts) or b"."
 
 
@@ -281,12 +302,21 @@ def set_xattr(path: bytes, name: bytes, value: bytes, fd: int | None = None) -> 
         else:
             os.setxattr(fd, name, value)
     except OSError as error:
+        if _does_not_fit(error):
+            message = f"{shown(name)} of {shown(path)} has {len(value)} bytes, which this file system cannot store"
+            raise LayerRefusedError("XATTR_UNSUPPORTED", message) from error
         if error.errno not in (errno.ENOTSUP, errno.EPERM):  # links and devices cannot have them
             raise
         if fd is not None and name == b"security.capability":
             # A program without its capabilities would fail later, and far from the reason.
             message = f"the capabilities of {shown(path)} cannot be stored: {error.strerror}"
             raise LayerRefusedError("CAPABILITIES_UNSUPPORTED", message) from error
+
+
+def _does_not_fit(error: OSError) -> bool:
+    """Whether an attribute is too big for a file system, some of which say that they are full."""
+    room = os.statvfs(".")
+    return error.errno == errno.E2BIG or (error.errno == errno.ENOSPC and room.f_bavail > 0 and room.f_favail > 0)
 
 
 def times_of(entry: tar.Entry) -> tuple[int, int]:

@@ -215,6 +215,7 @@ class Unpacking:
             "LAYER_TOO_LARGE": Code.RESOURCE_EXHAUSTED,
             "DIFF_ID_MISMATCH": Code.DATA_LOSS,
             "CAPABILITIES_UNSUPPORTED": Code.FAILED_PRECONDITION,
+            "XATTR_UNSUPPORTED": Code.FAILED_PRECONDITION,
             "UNPACK_FAILED": Code.INTERNAL,
             "ABORTED": Code.INTERNAL,
         }.get(reason, Code.INVALID_ARGUMENT)

@@ -441,6 +441,20 @@ async def test_r30_blob_that_waits_to_be_unpacked_is_not_left_over(store: Store)
     assert await store.trim_blobs(3600, 0) == (f"ingest/{path.name}",)
 
 
+@pytest.mark.parametrize(("kind", "link"), [(tarfile.REGTYPE, ""), (tarfile.SYMTYPE, "a"), (tarfile.SYMTYPE, "other")])
+async def test_directories_that_became_something_else_leave_no_trace(store: Store, kind: bytes, link: str) -> None:
+    """A file, a link to itself, a link to another: nothing is done to what is not there, or behind the link."""
+    layer = tar_of(
+        (member("other/b", tarfile.DIRTYPE, mtime=1000), b""),
+        (member("a", tarfile.DIRTYPE, mtime=2000), b""),
+        (member("a/b", tarfile.DIRTYPE, mtime=3000), b""),
+        (member("a", kind, link), b""),
+    )
+    path = await apply(store, pack(layer, "none"))
+    assert sorted(os.listdir(path)) == ["a", "other"]
+    assert (path / "other/b").stat().st_mtime == 1000
+
+
 async def test_r30_partial_blobs_are_bounded_by_age_and_by_size(store: Store) -> None:
     """R30: each failed pull may leave half a layer; the oldest go, and what is being written to stays."""
     now_s = time.time()

@@ -1,5 +1,6 @@
 """The store and hostile layers: what an image says leads nowhere, costs no more than it is worth, and is named."""
 
+import io
 import lzma
 import os
 import shutil
@@ -9,6 +10,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ import anyio.to_thread
 import pytest
 
 from crio_core.errors import Code, OperationError
+from crio_core.image import tar
 from crio_core.image.digest import parse_digest
 from crio_io.openat2 import openat2
+from crio_io.storage import layer_tree
 from crio_io.storage.layer_tree import CHUNK_BYTES
 from crio_io.storage.overlay import VOLATILE
 from crio_io.storage.store import Store
@@ -495,3 +499,41 @@ async def test_cve_2021_20291_xz_is_not_even_begun(store: Store) -> None:
     ):
         layer = Layer(blob=lzma.compress(plain), diff_id=pack(plain).diff_id, media_type=media_type)
         assert await refused(store, layer) == reason
+
+
+@pytest.mark.parametrize(("bound", "kind"), [("IMPLIED_BYTES_MAX", "f"), ("REMEMBERED_BYTES_MAX", "directory")])
+async def test_paths_that_are_remembered_are_bounded_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: str, kind: str
+) -> None:
+    """Half a megabyte of archive, compressed, made 50 MB of names that stayed in the server's memory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(layer_tree, bound, 1000)
+    made = tarfile.DIRTYPE if kind == "directory" else tarfile.REGTYPE
+    deep = [member(f"{'a' * 100}/{at}/{'b' * 100}" + "/f" * (kind == "f"), made) for at in range(10)]
+    stream = io.BytesIO(tar_of(*((one, b"") for one in deep)))
+    reader = tar.TarReader(stream.read, lambda size: memoryview(stream.read(size)))
+    tree = layer_tree.Tree(entries_max=1000, file_bytes_max=1000)
+
+    def unpack() -> None:
+        while (entry := reader.next()) is not None:
+            tree.add(entry, reader)
+
+    with pytest.raises(layer_tree.LayerRefusedError, match="bytes") as refused_by:
+        unpack()
+    assert refused_by.value.reason == "ARCHIVE_INVALID"
+    assert 2 <= len(os.listdir(tmp_path / ("a" * 100))) <= 6
+
+
+async def test_a_path_that_no_kernel_takes_is_refused_as_such(store: Store) -> None:
+    """It is the archive that is wrong, and trying again changes nothing."""
+    assert await refused(store, pack(tar_of((member("./" * 40_000 + "f"), b"x")))) == "ARCHIVE_INVALID"
+
+
+async def test_an_attribute_that_the_file_system_cannot_store_is_named(store: Store, tmp_path: Path) -> None:
+    """ext4 says that there is no space, of a disk with plenty: nobody frees any, and the pull is tried for ever."""
+    value = "y" * 60_000
+    layer = pack(tar_of((member("f", pax_headers={"SCHILY.xattr.user.x": value}), b"x")))
+    with suppress(OSError):
+        os.setxattr(tmp_path, "user.x", value.encode())
+        pytest.skip("this file system stores attributes of 60 kB")
+    assert await refused(store, layer) == "XATTR_UNSUPPORTED"
