@@ -66,7 +66,7 @@ class Listening:
 
     def tell(self, happening: Happening) -> None:
         """Put it behind what was not taken yet."""
-        if len(self._queue) < QUEUE_MAX:
+        if not self._missed and len(self._queue) < QUEUE_MAX:
             self._queue.append(happening)
         else:
             self._missed = True

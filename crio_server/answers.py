@@ -94,5 +94,9 @@ def send_answer(stream: Stream[Any, Any], body: bytes) -> bool:
 
 
 def may_send(h2: H2Connection, size: int) -> bool:
-    """Whether the connection lets us send `size` bytes of data now."""
-    return size <= h2.outbound_flow_control_window and h2.state_machine.state is ConnectionState.SERVER_OPEN
+    """Whether the connection lets us send `size` bytes of data now, and no header block has to come from h2 first."""
+    return (
+        size <= h2.outbound_flow_control_window
+        and h2.state_machine.state is ConnectionState.SERVER_OPEN
+        and not h2.encoder.table_size_changes  # The peer wants to be told in the next block (RFC 7541, 4.2).
+    )

@@ -75,7 +75,7 @@ class _Connection:
             with suppress(h11.LocalProtocolError, TimeoutError, OSError):
                 await self._send(failed(error.error_status_hint, str(error)), head_only=False)
         except (TimeoutError, OSError):
-            pass  # It left, or is too slow to be waited for.
+            self._writer.transport.abort()  # It left, or is too slow to be waited for, also with what is not sent yet.
         except h11.LocalProtocolError:
             log.exception("an answer over HTTP broke the protocol")
         finally:

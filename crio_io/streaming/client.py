@@ -9,7 +9,7 @@ from crio_core.requests import Streams
 from crio_core.streaming.protocol import Left, ProtocolError
 from crio_core.streaming.remotecommand import Command, CommandEvent, Input, InputEnded, Ready, Resized, Stream, Wants
 from crio_core.streaming.status import Ended, Failed
-from crio_io.streaming.streams import Connection
+from crio_io.streaming.streams import ANSWERS_BYTES_MAX, Connection
 
 CREATION_S = 30.0
 """How long a client may take to open the streams that it owes; as in a kubelet."""
@@ -50,6 +50,8 @@ class CommandClient:
         self._writing: anyio.CancelScope | None = None
         self._flushing: anyio.CancelScope | None = None
         self._hung_up = False
+        self._answered_bytes = 0
+        """Of what the client has said lately that is only to be answered, while what was sent before is not taken."""
         self.gone = False
         """Nothing that is sent arrives any more."""
 
@@ -73,7 +75,10 @@ class CommandClient:
             events = self._command.receive(data)
         except ProtocolError:
             return [Left()]
-        if not self._sending.locked():  # Whoever is sending sends this too, and may have to wait for the client.
+        # Whoever is sending sends an answer too, and may have to wait for the client; one that has very many answers
+        # made, and takes none, is not read any more.
+        self._answered_bytes = self._answered_bytes + len(data) if self._sending.locked() and not events else 0
+        if not self._sending.locked() or self._answered_bytes > ANSWERS_BYTES_MAX:
             await self._flush()
         return events if data or events else [Left()]
 
@@ -121,8 +126,13 @@ class CommandClient:
     async def _flush(self) -> None:
         async with self._sending:
             while not self.gone and (data := self._command.take()):
-                with anyio.CancelScope() as self._flushing:
-                    self.gone = not await self._connection.send(data)
+                sent = False
+                try:
+                    with anyio.CancelScope() as self._flushing:
+                        sent = await self._connection.send(data)
+                finally:
+                    # After one that was cut off, whatever came next would be taken for the rest of it.
+                    self.gone = not sent
 
     def leave(self) -> None:
         """The client has left: nothing is sent to it any more, and nobody waits until it takes what is."""

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BACKLOG = 128
+KEEPALIVE_S = 30
 CONNECTIONS_MAX = 1000
 """Connections at the same time; one more is closed at once."""
 SILENT_MAX = 128
@@ -164,6 +165,9 @@ class StreamListener:
         sock = SocketStream(accepted)
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        # Of a client that is gone with something unsent nothing else ever tells, while nobody reads its connection.
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
         try:
             await self._serve_connection(sock)
         except (anyio.EndOfStream, anyio.BrokenResourceError, ssl.SSLError):

@@ -19,7 +19,7 @@ from crio_io import mounts
 from crio_io.libc import checked, libc
 from crio_io.own_thread import in_own_thread
 from crio_io.streaming.sockets import SocketStream
-from crio_io.streaming.streams import Connection, Ending
+from crio_io.streaming.streams import ANSWERS_BYTES_MAX, Connection, Ending
 
 CONNECT_S = 30.0
 """How long a connection inside a pod may take to be made."""
@@ -28,6 +28,8 @@ CONNECTIONS_MAX = 1024
 WAITING_BYTES_MAX = 1024 * 1024
 """What a client may have sent to a port that does not take it; with more, the client has to wait."""
 READ_BYTES = 65536
+HUNG_UP_S = 5.0
+"""How long what a client said before it hung up may wait for ports to take it."""
 CLONE_NEWNET = 0x40000000
 LOOPBACK = ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1"))
 
@@ -115,7 +117,14 @@ class PortForwarder:
         self._order = order
         self._forwarding = Forwarding(connection.protocol, order.ports)
         self._ports: dict[int, _Port] = {}
-        self._sending = anyio.Lock()
+        self._wanted = anyio.Event()
+        """Set when the writer is to look whether there is something to send."""
+        self._turned = anyio.Event()
+        self._begun = self._done = 0
+        """Turns of the writer: how many it has begun, and how many it has done."""
+        self._gone = False
+        self._answered_bytes = 0
+        """Of what the client has said lately that is only to be answered, while the writer waits for it."""
 
     async def run(self, ending: Ending) -> None:
         """Forward until the client leaves, or until it is told to end."""
@@ -127,7 +136,14 @@ class PortForwarder:
                 await self._flush()
                 tasks.cancel_scope.cancel()
 
+            async def notice() -> None:
+                await self._connection.hung_up()
+                await anyio.sleep(HUNG_UP_S)
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(self._write)
             tasks.start_soon(obey)
+            tasks.start_soon(notice)
             events = self._forwarding.start()
             await self._flush()
             while await self._pass_on(tasks, events):
@@ -140,15 +156,32 @@ class PortForwarder:
             events = self._forwarding.receive(data)
         except ProtocolError:
             return [Left()]
-        if not self._sending.locked():  # Whoever is sending sends this too, and may have to wait for the client.
+        # The writer may have to wait for the client; one that has very many answers made, and takes none, is not read.
+        self._answered_bytes = self._answered_bytes + len(data) if self._begun > self._done and not events else 0
+        self._wanted.set()
+        if self._answered_bytes > ANSWERS_BYTES_MAX:
             await self._flush()
         return events if data or events else [Left()]
 
+    async def _write(self) -> None:
+        """Send what there is, turn by turn. Nobody else does: a frame that was cut off would swallow the next."""
+        while not self._gone:
+            wanted = self._wanted = anyio.Event()
+            self._begun += 1
+            data = self._forwarding.take()
+            self._gone = bool(data) and not await self._connection.send(data)
+            self._done = self._begun
+            self._turned.set()
+            self._turned = anyio.Event()
+            if not data:
+                await wanted.wait()
+
     async def _flush(self) -> None:
-        async with self._sending:
-            while data := self._forwarding.take():
-                if not await self._connection.send(data):
-                    return
+        """Wait until what there is now has been sent."""
+        turn = self._begun + 1
+        self._wanted.set()
+        while self._done < turn and not self._gone:
+            await self._turned.wait()
 
     async def _pass_on(self, tasks: TaskGroup, events: list[ForwardingEvent]) -> bool:
         """Do what the client wants; False when it has left."""
@@ -239,7 +272,8 @@ class PortForwarder:
             while True:
                 moved = found.moved
                 if found.waiting:
-                    data = found.waiting.pop(0)
+                    data = b"".join(found.waiting)
+                    found.waiting.clear()
                     await stream.send(data)
                     found.waiting_bytes -= len(data)
                     found.move()

@@ -1,7 +1,10 @@
 """A connected socket as a byte stream, on any event loop: what was sent, the kernel has; nothing is queued here."""
 
+import fcntl
 import select
 import socket
+import sys
+import termios
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,6 +70,12 @@ class SocketStream(ByteStream):
             self._sock.shutdown(socket.SHUT_WR)
         except OSError as error:
             raise anyio.BrokenResourceError from error
+
+    def unsent_bytes(self) -> int:
+        """What the peer's kernel has not taken yet."""
+        found = bytearray(4)
+        fcntl.ioctl(self._sock, termios.TIOCOUTQ, found)
+        return int.from_bytes(found, sys.byteorder)
 
     async def hung_up(self) -> None:
         """Wait until the peer has ended its side or is lost, also while nobody reads what it sent before."""

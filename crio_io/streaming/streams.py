@@ -25,8 +25,12 @@ END_S = 8.0
 """How long a stream may take to end after it was told to; the core waits a little longer."""
 LINGER_S = 2.0
 """How long a client may take to hang up after it was sent everything."""
+LINGER_MOST_S = 60.0
+"""The same for one that says something now and then, or is slow to take what was sent."""
 LINGER_BYTES_MAX = 16 * 1024 * 1024
 READ_BYTES = 65536
+ANSWERS_BYTES_MAX = 64 * 1024
+"""What a client may say that is only to be answered, such as pings, while it takes nothing of what it is sent."""
 
 
 class Connection:
@@ -83,11 +87,19 @@ class Connection:
         await self._socket.hung_up()
 
     async def end(self) -> None:
-        """Wait for the client to hang up, so that it gets all that was sent; what it still says is not read."""
+        """Wait for the client to hang up, so that it gets all that was sent; what it still says is not read.
+
+        Closing with something unread would make the kernel forget what is still on its way.
+        """
         left = LINGER_BYTES_MAX
-        with anyio.move_on_after(LINGER_S):
-            while left > 0 and (data := await self.receive()):
-                left -= len(data)
+        with anyio.move_on_after(LINGER_MOST_S):
+            while left > 0:
+                with anyio.move_on_after(LINGER_S) as patience:
+                    data = await self.receive()
+                if not patience.cancelled_caught:
+                    left = left - len(data) if data else 0
+                elif not self._socket.unsent_bytes():
+                    return
 
 
 class Ending:

@@ -7,8 +7,14 @@ from typing import Any
 import anyio
 import pytest
 
+from crio_core import effects as fx
+from crio_core import requests as rq
 from crio_core.errors import Code, OperationError
 from crio_core.streaming.protocol import Protocol, Wire
+from crio_core.streaming.remotecommand import Stream
+from crio_core.streaming.status import Exited
+from crio_io.streaming.client import CommandClient
+from crio_io.streaming.ports import PortForwarder
 from crio_io.streaming.sockets import SocketStream
 from crio_io.streaming.streams import Connection, Ending, Streams
 
@@ -176,3 +182,62 @@ def _read_all(sock: socket.socket) -> int:
     while data := sock.recv(1024 * 1024):
         size += len(data)
     return size
+
+
+class Slow:
+    """A client that takes nothing until it is told to."""
+
+    protocol = Protocol(wire=Wire.WEBSOCKET, name="v4.channel.k8s.io")
+
+    def __init__(self) -> None:
+        self.taken: list[bytes] = []
+        self.takes = anyio.Event()
+
+    async def send(self, data: bytes) -> bool:
+        await self.takes.wait()
+        self.taken.append(data)
+        return True
+
+    async def end(self) -> None:
+        self.taken.append(b"end")
+
+
+class Bytes:
+    """What there is to send."""
+
+    def __init__(self) -> None:
+        self.waiting = b""
+
+    def take(self) -> bytes:
+        data, self.waiting = self.waiting, b""
+        return data
+
+
+async def test_connection_that_is_dropped_cuts_no_frame_of_another() -> None:
+    """Its task is cancelled while it waits; what is being sent has also the data of the others, and is sent whole."""
+    slow, there = Slow(), Bytes()
+    order = fx.ServePorts(session_id="s", sandbox_id="p", netns=None, ports=())
+    forwarder = PortForwarder(slow, order)  # type: ignore[arg-type]
+    forwarder._forwarding = there  # type: ignore[assignment]
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(forwarder._write)
+        there.waiting = b"one frame"
+        with anyio.move_on_after(0.05) as dropped:
+            await forwarder._flush()
+        assert dropped.cancelled_caught
+        there.waiting = b", another frame"
+        slow.takes.set()
+        await forwarder._flush()
+        assert b"".join(slow.taken) == b"one frame, another frame"
+        tasks.cancel_scope.cancel()
+
+
+async def test_client_whose_output_was_cut_off_is_sent_no_status_behind_it() -> None:
+    """It would take the status for the rest of the output, and print it."""
+    slow = Slow()
+    client = CommandClient(slow, rq.Streams(stdout=True))  # type: ignore[arg-type]
+    with anyio.move_on_after(0.05):
+        await client.send(Stream.STDOUT, b"output")
+    slow.takes.set()
+    await client.finish(Exited(code=0))
+    assert client.gone and slow.taken == []

@@ -165,6 +165,9 @@ def test_who_does_not_keep_up_is_told_so_and_holds_up_nobody() -> None:
     assert heard == 4 * pods
 
     assert len(_taken(quick)) == 0 and len(slow._queue) == QUEUE_MAX
+    slow._queue.popleft()
+    sim.ask(rq.RemovePodSandbox(sandbox_id=run_pod(sim)))
+    assert len(slow._queue) == QUEUE_MAX - 1, "what follows a gap is not told"
     slow._queue.clear()
     with pytest.raises(OperationError, match="list again") as raised:
         _taken(slow)
