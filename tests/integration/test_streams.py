@@ -1,10 +1,12 @@
 """Where connections meet their orders, and the sockets under them, on every loop that can host an engine."""
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from crio_core import effects as fx
@@ -13,6 +15,7 @@ from crio_core.errors import Code, OperationError
 from crio_core.streaming.protocol import Protocol, Wire
 from crio_core.streaming.remotecommand import Stream
 from crio_core.streaming.status import Exited
+from crio_io.streaming import streams
 from crio_io.streaming.client import CommandClient
 from crio_io.streaming.ports import PortForwarder
 from crio_io.streaming.sockets import SocketStream
@@ -241,3 +244,29 @@ async def test_client_whose_output_was_cut_off_is_sent_no_status_behind_it() -> 
     slow.takes.set()
     await client.finish(Exited(code=0))
     assert client.gone and slow.taken == []
+
+
+async def test_client_that_reads_slowly_and_says_something_gets_the_end(
+    pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing with something unread makes a reset of it, and what was on its way is lost: output, and the exit code."""
+    monkeypatch.setattr(streams, "LINGER_S", 0.1)
+    accepted, client = pair
+    accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 14)
+    got = 0
+
+    def read_slowly() -> None:
+        nonlocal got
+        while data := client.recv(1 << 14):
+            got += len(data)
+            client.sendall(b"ping")
+            time.sleep(0.01)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, read_slowly)
+        served = connection(accepted)
+        await served.send(bytes(1 << 20))
+        await served.end()
+        accepted.close()
+    assert got == 1 << 20
