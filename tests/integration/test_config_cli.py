@@ -84,6 +84,7 @@ def test_commented_default_is_printed_even_when_the_files_are_broken(conf: Path)
         "runtime": {},
         "image": {},
         "network": {},
+        "metrics": {},
     }
 
 
